@@ -1,0 +1,1 @@
+"""Plumbing shared by all processes: configuration, logs, metrics, supervision. Knows no parts."""
