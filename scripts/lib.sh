@@ -1,0 +1,81 @@
+# Sourced by scripts/fsd, scripts/test, scripts/check and scripts/bench: the one way to a working environment.
+# Sets FSD_ROOT (the checkout). Call `ensure_venv [EXTRAS]`; afterwards "$FSD_PY" is the environment's Python.
+# shellcheck shell=bash
+
+FSD_ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+FSD_VENV=${FSD_VENV:-$FSD_ROOT/.venv}
+FSD_PY=$FSD_VENV/bin/python
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "fsd: $*"; exit 1; }
+
+# apt_install PACKAGE…: installs Debian packages where that is allowed (root, or sudo that asks nothing). Non-zero, with one line, otherwise.
+apt_install() {
+    local as=()
+    command -v apt-get >/dev/null 2>&1 || { say "fsd: this system has no apt-get; please install: $*"; return 1; }
+    if [ "$(id -u)" -ne 0 ]; then
+        sudo -n true 2>/dev/null || { say "fsd: not allowed to install packages; please run: apt-get install $*"; return 1; }
+        as=(sudo -n)
+    fi
+    local env=(env DEBIAN_FRONTEND=noninteractive) log
+    log=$(mktemp)
+    # The package lists of a fresh image are missing or old, so a first failure is answered by one update.
+    if "${as[@]}" "${env[@]}" apt-get install -y -q --no-install-recommends "$@" >"$log" 2>&1 ||
+        { "${as[@]}" "${env[@]}" apt-get update -q >>"$log" 2>&1 &&
+            "${as[@]}" "${env[@]}" apt-get install -y -q --no-install-recommends "$@" >>"$log" 2>&1; }; then
+        rm -f "$log"
+        return 0
+    fi
+    tail -n 5 "$log" >&2
+    rm -f "$log"
+    say "fsd: apt-get could not install: $*"
+    return 1
+}
+
+# The interpreter a new environment is made from: $FSD_PYTHON, else python3; at least 3.11.
+_base_python() {
+    local python=${FSD_PYTHON:-python3}
+    command -v "$python" >/dev/null 2>&1 || apt_install python3 python3-venv || die "no Python: install Python 3.11 or newer"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        die "$("$python" -V 2>&1) is too old: fsd needs Python 3.11 or newer (FSD_PYTHON names another one)"
+    printf '%s\n' "$python"
+}
+
+_make_venv() {
+    local python
+    python=$(_base_python) || exit 1
+    # Debian keeps ensurepip in a package of its own, python3-venv; without it the first try leaves half an environment.
+    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        apt_install python3-venv || die "Python's venv module is missing: install python3-venv"
+    fi
+    rm -rf "$FSD_VENV"/{bin,lib,lib64,pyvenv.cfg} "$FSD_VENV"/.stamp-*
+    "$python" -m venv "$FSD_VENV" || die "could not make the virtual environment $FSD_VENV"
+}
+
+# _stamped EXTRAS: is the environment what setup.cfg asks for? (Any extras contain the base.)
+_stamped() {
+    local want stamp
+    [ -x "$FSD_PY" ] || return 1
+    want="$(sha256sum <"$FSD_ROOT/setup.cfg") $FSD_ROOT"
+    for stamp in "$FSD_VENV/.stamp-${1:-base}" ${1:-"$FSD_VENV"/.stamp-*}; do
+        [ -f "$stamp" ] && [ "$(<"$stamp")" = "$want" ] && return 0
+    done
+    return 1
+}
+
+# ensure_venv [EXTRAS]: a virtual environment with this checkout and its pinned dependencies (EXTRAS as in setup.cfg, comma separated).
+# One hash and one comparison when nothing changed. Safe to call from several processes at once; an interrupted set-up is done again.
+ensure_venv() {
+    local extras=${1:-}
+    _stamped "$extras" && return 0
+    mkdir -p "$FSD_VENV" || die "cannot make $FSD_VENV"
+    (
+        flock 9 || die "cannot lock $FSD_VENV/.lock"
+        _stamped "$extras" && exit 0
+        say "fsd: setting up $FSD_VENV${extras:+ ($extras)} …"
+        "$FSD_PY" -m pip --version >/dev/null 2>&1 || _make_venv
+        "$FSD_PY" -m pip install --quiet --disable-pip-version-check --editable "$FSD_ROOT${extras:+[$extras]}" >&2 ||
+            die "pip could not install the dependencies (see above)"
+        printf '%s\n' "$(sha256sum <"$FSD_ROOT/setup.cfg") $FSD_ROOT" >"$FSD_VENV/.stamp-${extras:-base}"
+    ) 9>"$FSD_VENV/.lock" || exit 1
+}
