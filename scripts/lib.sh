@@ -57,7 +57,7 @@ _stamped() {
     local want stamp
     [ -x "$FSD_PY" ] || return 1
     want="$(sha256sum <"$FSD_ROOT/setup.cfg") $FSD_ROOT"
-    for stamp in "$FSD_VENV/.stamp-${1:-base}" ${1:-"$FSD_VENV"/.stamp-*}; do
+    for stamp in "$FSD_VENV/.stamp-${1:-}"*; do
         [ -f "$stamp" ] && [ "$(<"$stamp")" = "$want" ] && return 0
     done
     return 1
@@ -76,6 +76,6 @@ ensure_venv() {
         "$FSD_PY" -m pip --version >/dev/null 2>&1 || _make_venv
         "$FSD_PY" -m pip install --quiet --disable-pip-version-check --editable "$FSD_ROOT${extras:+[$extras]}" >&2 ||
             die "pip could not install the dependencies (see above)"
-        printf '%s\n' "$(sha256sum <"$FSD_ROOT/setup.cfg") $FSD_ROOT" >"$FSD_VENV/.stamp-${extras:-base}"
+        printf '%s\n' "$(sha256sum <"$FSD_ROOT/setup.cfg") $FSD_ROOT" >"$FSD_VENV/.stamp-$extras"
     ) 9>"$FSD_VENV/.lock" || exit 1
 }
