@@ -1,0 +1,1 @@
+"""Who is asking: Basic credentials, their cache, slowed failures, trusted proxies."""

@@ -1,0 +1,1 @@
+"""The connection engine hosted by cheroot: strict parsing, deadlines, streaming bodies."""

@@ -1,0 +1,1 @@
+"""Pure protocol pieces: no sockets, no disk, no clock."""
