@@ -1,0 +1,204 @@
+"""Intents: what a change of several steps was going to do, written durably before its first step shows.
+
+A change takes a *ticket*: a random number that names its staged files and trash entries, and that is locked (an
+open-file-description lock on that byte of `<space>.owners`, fcntl(2)) while the change runs, in whatever process. A
+kill releases the lock. So replay can tell a change under way from one that was cut off, and takes over only the
+latter: by locking the number itself, so that of several processes starting at once only one does.
+
+Finished intents are deleted with the next one that is written, so finishing costs no fsync. Replaying a finished
+intent must therefore be harmless, for ever: each kind looks at what stands on disk, node by node, before it acts.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import struct
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from fsd.core.groupsync import Group
+
+if TYPE_CHECKING:
+    from fsd.core.space import Space
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS intent (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL)
+"""
+
+Body = dict[str, str | int | bool | None]
+"""Paths and bindings as hexadecimal text, because names are bytes."""
+
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, len, pid
+_NUMBER_BITS = 62  # the byte's offset must be a positive off_t
+
+
+class Intent(NamedTuple):
+    """One row."""
+
+    number: int
+    kind: str
+    body: Body
+
+
+def staged_name(number: int) -> bytes:
+    """The name of a ticket's entry in `.fsd/staging` and in the trash."""
+    return b"%016x" % number
+
+
+def number_of(name: bytes) -> int | None:
+    """The ticket's number in such a name; None if fsd did not make it."""
+    if len(name) < 16 or name[16:17] not in (b"", b"."):
+        return None
+    try:
+        return int(name[:16], 16)
+    except ValueError:
+        return None
+
+
+class Ticket:
+    """A change under way. Made by `Intents.begin`, which releases it at the end whatever happens."""
+
+    def __init__(self, owner: Intents, number: int) -> None:
+        self.number = number
+        self.name = staged_name(number)
+        self._owner = owner
+
+    def record(self, kind: str, body: Body) -> None:
+        """Write (or rewrite) the intent; durable when this returns. ENOSPC, EIO: nothing was written."""
+        self._owner.write(Intent(self.number, kind, body))
+
+    def finish(self) -> None:
+        """All steps are done and durable: the row may go whenever something else is written."""
+        self._owner.finished(self.number)
+
+
+class Intents:
+    """The intents of one space in this process. Thread-safe."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = weakref.ref(space)
+        self._path = space.state_dir / f"{space.record.hex}.owners"
+        self._guard = threading.Lock()
+        self._fd = -1
+        self._finished: set[int] = set()
+        self._writers = Group(self._write_all)
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    @contextmanager
+    def begin(self) -> Iterator[Ticket]:
+        """A ticket for one change. An error in the change leaves its intent to `replay`."""
+        number = secrets.randbits(_NUMBER_BITS)
+        fd = self._owners()
+        _set_lock(fd, fcntl.F_WRLCK, number)
+        try:
+            yield Ticket(self, number)
+        finally:
+            _set_lock(fd, fcntl.F_UNLCK, number)
+
+    @contextmanager
+    def take_over(self, number: int) -> Iterator[bool]:
+        """Own an abandoned number for a while; False if its change is under way somewhere, also in this process."""
+        # A description of its own: locks of one description never conflict with each other.
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                _set_lock(fd, fcntl.F_WRLCK, number)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(fd)
+
+    def pending(self) -> list[Intent]:
+        """Every intent that is written down, finished ones not yet deleted included."""
+        with self._open_space().state.read() as db:
+            rows = db.execute("SELECT number, kind, body FROM intent ORDER BY rowid").fetchall()
+        return [Intent(number, kind, json.loads(body)) for number, kind, body in rows]
+
+    def get(self, number: int) -> Intent | None:
+        """The intent with this number, if it is still written down."""
+        with self._open_space().state.read() as db:
+            row = db.execute("SELECT number, kind, body FROM intent WHERE number=?", (number,)).fetchone()
+        return Intent(row[0], row[1], json.loads(row[2])) if row else None
+
+    def delete(self, numbers: Sequence[int]) -> None:
+        """Delete intents now, durably."""
+        with self._open_space().state.write() as db:
+            db.executemany("DELETE FROM intent WHERE number=?", ((number,) for number in numbers))
+
+    def write(self, intent: Intent) -> None:
+        """Write an intent in a transaction shared with all threads that wait for one."""
+        self._writers.submit(intent)
+
+    def finished(self, number: int) -> None:
+        """Note that a number's row may be deleted."""
+        with self._guard:
+            self._finished.add(number)
+
+    def _write_all(self, batch: Sequence[Intent]) -> None:
+        with self._guard:
+            done, self._finished = self._finished, set()
+        try:
+            with self._open_space().state.write() as db:
+                db.executemany("DELETE FROM intent WHERE number=?", ((number,) for number in done))
+                db.executemany(
+                    "INSERT OR REPLACE INTO intent VALUES (?, ?, ?)",
+                    ((intent.number, intent.kind, json.dumps(intent.body)) for intent in batch),
+                )
+        except BaseException:
+            with self._guard:
+                self._finished |= done
+            raise
+
+    def _owners(self) -> int:
+        with self._guard:
+            if self._fd < 0:
+                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            return self._fd
+
+    def _open_space(self) -> Space:
+        space = self._space()
+        assert space is not None, "the caller holds the space while it changes it"
+        return space
+
+
+def _set_lock(fd: int, kind: int, number: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, number, 1, 0))
+
+
+_instances: weakref.WeakKeyDictionary[Space, Intents] = weakref.WeakKeyDictionary()
+_instances_guard = threading.Lock()
+
+
+def of(space: Space) -> Intents:
+    """This process's Intents of a space."""
+    with _instances_guard:
+        found = _instances.get(space)
+        if found is None:
+            found = _instances[space] = Intents(space)
+        return found
+
+
+def _forget_after_fork() -> None:
+    # The child must not share the parent's descriptions: its locks would be the parent's.
+    global _instances, _instances_guard
+    _inherited.append(_instances)
+    _instances = weakref.WeakKeyDictionary()
+    _instances_guard = threading.Lock()
+
+
+_inherited: list[object] = []
+os.register_at_fork(after_in_child=_forget_after_fork)
