@@ -1,0 +1,23 @@
+"""The ``OC-Checksum`` header, pure."""
+
+import re
+
+_LENGTHS = {"SHA1": 40, "MD5": 32, "ADLER32": 8, "SHA256": 64}
+_FORM = re.compile(r"\s*([A-Za-z0-9-]+):([0-9A-Fa-f]+)\s*\Z")
+
+
+def parse(header: str) -> tuple[str, str] | None:
+    """(algorithm, lower-case hex) of a checksum that is understood, None for one that is not.
+
+    ValueError when a known algorithm has the wrong number of digits.
+    """
+    match = _FORM.match(header)
+    if match is None:
+        return None
+    algorithm = match[1].upper().replace("-", "")
+    length = _LENGTHS.get(algorithm)
+    if length is None:
+        return None
+    if len(match[2]) != length:
+        raise ValueError(f"A {algorithm} checksum has {length} hexadecimal digits.")
+    return algorithm, match[2].lower()
