@@ -1,0 +1,1 @@
+"""Keeps the index true to the disk: sources of hints -> durable dirty set -> reconcile, and sweeps."""

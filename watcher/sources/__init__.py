@@ -1,0 +1,1 @@
+"""Where hints come from; sources do not know each other."""
