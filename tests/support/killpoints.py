@@ -1,0 +1,244 @@
+"""Stop an operation at each of its system calls: kill it there, or make that call fail.
+
+The operation runs in a forked child under ptrace(2). Calls that change nothing outside the process (reads, waits,
+memory) are passed over: a kill before one of them leaves what a kill before the next changing call leaves. The calls
+are counted from the moment `prepare` has returned. x86-64 only; `available()` says whether this host can do it.
+
+    for stop in kill_at_each(prepare, operate):     # a fresh child each time; the last run goes through unharmed
+        ...look at what is left...
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.restype = ctypes.c_long
+_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+
+_TRACEME, _GETREGS, _SETREGS, _SYSCALL, _DETACH, _SETOPTIONS = 0, 12, 13, 24, 17, 0x4200
+_O_TRACESYSGOOD, _O_EXITKILL = 1, 0x100000
+_SYSCALL_STOP = signal.SIGTRAP | 0x80
+_ORIG_RAX, _RAX, _RSI, _RDX = 15, 10, 13, 12
+
+CHANGING = {
+    1: "write", 18: "pwrite64", 20: "writev", 296: "pwritev", 26: "msync", 40: "sendfile", 326: "copy_file_range",
+    2: "open", 257: "openat", 437: "openat2", 85: "creat", 3: "close",
+    82: "rename", 264: "renameat", 316: "renameat2", 86: "link", 265: "linkat", 87: "unlink", 263: "unlinkat",
+    83: "mkdir", 258: "mkdirat", 84: "rmdir", 88: "symlink", 266: "symlinkat", 133: "mknod", 259: "mknodat",
+    90: "chmod", 91: "fchmod", 268: "fchmodat", 452: "fchmodat2", 92: "chown", 93: "fchown", 260: "fchownat",
+    76: "truncate", 77: "ftruncate", 285: "fallocate", 74: "fsync", 75: "fdatasync", 306: "syncfs",
+    188: "setxattr", 189: "lsetxattr", 190: "fsetxattr", 197: "removexattr", 198: "lremovexattr",
+    199: "fremovexattr", 280: "utimensat", 16: "ioctl", 73: "flock", 72: "fcntl",
+}  # fmt: skip
+"""Calls whose effect outlives the process or that others can see; `open` only when it creates, `fcntl` only locks."""
+
+FAILING = {
+    1, 18, 326, 2, 257, 82, 264, 316, 86, 265, 87, 263, 83, 258, 84, 88, 266, 133, 259, 91, 93, 77, 74, 75,
+    188, 189, 190, 199, 280,
+}  # fmt: skip
+"""Calls that a filesystem can refuse with ENOSPC, EIO or EACCES."""
+
+_CREATING = os.O_CREAT | os.O_TRUNC | (os.O_TMPFILE & ~os.O_DIRECTORY)
+_LOCKING = {6, 7, 37, 38}  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
+_FAILED, _OK = 66, 0
+
+
+class Stop(NamedTuple):
+    """How one run ended: before its `index`-th counted call (`call`), or through (`call` is None)."""
+
+    index: int
+    call: str | None
+    error: str | None
+    """What `operate` raised, if it came to an end with an error."""
+
+
+def available() -> bool:
+    """Whether this host lets us trace a child and is the architecture whose numbers are above."""
+    if platform.machine() != "x86_64" or sys.platform != "linux":
+        return False
+    return _run(lambda: None, lambda _ready: None, lambda _regs: False) is None
+
+
+def kill_at_each(
+    prepare: Callable[[], Any],
+    operate: Callable[[Any], object],
+    *,
+    fresh: Callable[[], object] | None = None,
+    first: int = 0,
+    step: int = 1,
+    every: bool = False,
+) -> Iterator[Stop]:
+    """Run the operation again and again, killed before call 0, 1, 2, ... and at last not at all.
+
+    `fresh` makes the world new in this process before each run. `every`: also before calls that change nothing.
+    """
+    index = first
+    while True:
+        if fresh is not None:
+            fresh()
+        stop = _counted(prepare, operate, index, set(CHANGING), None, every)
+        yield stop
+        if stop.call is None:
+            return
+        index += step
+
+
+def fail_at_each(
+    prepare: Callable[[], Any],
+    operate: Callable[[Any], object],
+    error: int,
+    *,
+    fresh: Callable[[], object] | None = None,
+) -> Iterator[Stop]:
+    """The same, but the call returns -`error` without having been made, and the operation goes on from there."""
+    index = 0
+    while True:
+        if fresh is not None:
+            fresh()
+        stop = _counted(prepare, operate, index, FAILING, error, False)
+        yield stop
+        if stop.call is None:
+            return
+        index += 1
+
+
+class _Counter:
+    """Decides at each call's entry; remembers at which one it struck."""
+
+    def __init__(self, index: int, wanted: set[int], every: bool) -> None:
+        self._left = index
+        self._wanted = wanted
+        self._every = every
+        self.struck: str | None = None
+
+    def __call__(self, regs: Any) -> bool:
+        if self.struck is not None:
+            return False
+        number = regs[_ORIG_RAX]
+        if not self._every and not (number in self._wanted and _has_effect(number, regs)):
+            return False
+        if self._left:
+            self._left -= 1
+            return False
+        self.struck = CHANGING.get(number, str(number))
+        return True
+
+
+def _has_effect(number: int, regs: Any) -> bool:
+    if number in (2, 257):
+        return bool(regs[_RSI if number == 2 else _RDX] & _CREATING)
+    if number == 437:
+        return False  # openat2 is used to look, never to create
+    if number == 72:
+        return regs[_RSI] in _LOCKING
+    return True
+
+
+def _counted(
+    prepare: Callable[[], Any],
+    operate: Callable[[Any], object],
+    index: int,
+    wanted: set[int],
+    error: int | None,
+    every: bool,
+) -> Stop:
+    counter = _Counter(index, wanted, every)
+    message = _run(prepare, operate, counter, error)
+    return Stop(index, counter.struck, message)
+
+
+def _run(
+    prepare: Callable[[], Any],
+    operate: Callable[[Any], object],
+    decide: Callable[[Any], bool],
+    error: int | None = None,
+) -> str | None:
+    """One child. Returns what `operate` raised, None if nothing or if it was killed."""
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(told)
+        _child(prepare, operate, tell)
+    os.close(tell)
+    try:
+        alive = _trace(pid, decide, error)
+    finally:
+        message = os.fdopen(told, "rb").read().decode(errors="replace")
+    return message if alive and message else None
+
+
+def _child(prepare: Callable[[], Any], operate: Callable[[Any], object], tell: int) -> None:
+    code = _OK
+    try:
+        _libc.ptrace(_TRACEME, 0, None, None)
+        ready = prepare()
+        message = ""
+        os.kill(os.getpid(), signal.SIGSTOP)  # from here on the parent counts
+        try:
+            operate(ready)
+        except OSError as failure:
+            message = f"{type(failure).__name__} {failure.errno} {failure}"
+        except BaseException:
+            message = "CRASH " + traceback.format_exc()
+        os.kill(os.getpid(), signal.SIGSTOP)  # and here it lets go
+        os.write(tell, message.encode())
+    except BaseException:
+        os.write(tell, ("CRASH " + traceback.format_exc()).encode())
+        code = _FAILED
+    finally:
+        os._exit(code)
+
+
+def _trace(pid: int, decide: Callable[[Any], bool], error: int | None) -> bool:
+    """Drive the child to its end. False if `decide` had it killed."""
+    _, status = os.waitpid(pid, 0)
+    if not os.WIFSTOPPED(status):
+        return True
+    _ptrace(_SETOPTIONS, pid, _O_TRACESYSGOOD | _O_EXITKILL)
+    regs = (ctypes.c_uint64 * 27)()
+    entering, inject, deliver = True, False, 0
+    while True:
+        _ptrace(_SYSCALL, pid, deliver)
+        deliver = 0
+        _, status = os.waitpid(pid, 0)
+        if not os.WIFSTOPPED(status):
+            return True
+        stopped_by = os.WSTOPSIG(status)
+        if stopped_by == signal.SIGSTOP:
+            _ptrace(_DETACH, pid, 0)
+            os.waitpid(pid, 0)
+            return True
+        if stopped_by != _SYSCALL_STOP:
+            deliver = stopped_by
+            continue
+        if entering:
+            _ptrace(_GETREGS, pid, ctypes.addressof(regs))
+            if decide(regs):
+                if error is None:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    return False
+                regs[_ORIG_RAX] = (1 << 64) - 1
+                _ptrace(_SETREGS, pid, ctypes.addressof(regs))
+                inject = True
+        elif inject:
+            _ptrace(_GETREGS, pid, ctypes.addressof(regs))
+            regs[_RAX] = (1 << 64) - (error or errno.EIO)
+            _ptrace(_SETREGS, pid, ctypes.addressof(regs))
+            inject = False
+        entering = not entering
+
+
+def _ptrace(request: int, pid: int, data: int) -> None:
+    if _libc.ptrace(request, pid, None, data) == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, f"ptrace {request}: {os.strerror(number)}")
