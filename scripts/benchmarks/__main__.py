@@ -1,0 +1,54 @@
+"""`scripts/bench [NAME…]`: run the named figures (or a group of them) and print one markdown table."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from scripts.benchmarks import dav, disk, main
+from scripts.benchmarks.table import Row, render
+
+GROUPS = {
+    "main": [
+        main.direct_write,
+        main.copy_and_remove,
+        disk.first_sweep,
+        main.large_directory,
+        dav.small_puts,
+        main.memory,
+        disk.index_and_blocks,
+        dav.syncs_per_put,
+    ],
+    "dav": [dav.small_puts, dav.listings, dav.syncs_per_put],
+}
+
+
+def run() -> int:
+    """Parse, run, print; exit 1 when a figure misses its goal, 2 on a name that doesn't exist."""
+    known = {figure.__name__: [figure] for group in GROUPS.values() for figure in group} | GROUPS
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("names", nargs="*", default=["main"], help=", ".join(known))
+    parser.add_argument("--base", type=Path, help="directory to work in (default: a temporary one)")
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in known]:
+        parser.error(f"no figure named {unknown[0]} (there are: {', '.join(known)})")
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="fsd-bench-", dir=options.base) as base:
+        for figure in dict.fromkeys(figure for name in options.names for figure in known[name]):
+            started = time.monotonic()
+            print(f"{figure.__name__} …", end=" ", file=sys.stderr, flush=True)
+            work = Path(base) / figure.__name__
+            work.mkdir()
+            rows += figure(work)
+            print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
+    print(f"\n{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}\n")
+    print(render(rows))
+    return 1 if any(row.met is False for row in rows) else 0
+
+
+sys.exit(run())

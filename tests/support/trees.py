@@ -1,0 +1,42 @@
+"""Trees that nobody made for us: what the system has installed, copied up to a number of files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+
+def documentation() -> Path:
+    """The operating system's own documentation; the Python library where an image was stripped of it."""
+    docs = Path("/usr/share/doc")
+    return docs if docs.is_dir() and any(docs.iterdir()) else python_library()
+
+
+def python_library() -> Path:
+    """The standard library of the running interpreter."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def copy_bounded(source: Path, target: Path, files: int) -> int:
+    """Copy `source` in name order, links as links, until `files` files are there; how many there are."""
+    copied = 0
+    target.mkdir(parents=True)
+    for directory, names, leaves in os.walk(source):
+        names.sort()
+        names[:] = [name for name in names if name != "site-packages"]
+        here = target / Path(directory).relative_to(source)
+        for name in list(names):
+            if os.path.islink(os.path.join(directory, name)):
+                os.symlink(os.readlink(os.path.join(directory, name)), here / name)
+                names.remove(name)
+            else:
+                (here / name).mkdir()
+        for leaf in sorted(leaves):
+            if copied >= files:
+                names.clear()
+                break
+            shutil.copy2(os.path.join(directory, leaf), here / leaf, follow_symlinks=False)
+            copied += 1
+    return copied
