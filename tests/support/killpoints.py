@@ -181,16 +181,17 @@ def _child(prepare: Callable[[], Any], operate: Callable[[Any], object], tell: i
     try:
         _libc.ptrace(_TRACEME, 0, None, None)
         ready = prepare()
-        message = ""
+        raised: BaseException | None = None
         os.kill(os.getpid(), signal.SIGSTOP)  # from here on the parent counts
         try:
             operate(ready)
-        except OSError as failure:
-            message = f"{type(failure).__name__} {failure.errno} {failure}"
-        except BaseException:
-            message = "CRASH " + traceback.format_exc()
+        except BaseException as caught:
+            raised = caught
         os.kill(os.getpid(), signal.SIGSTOP)  # and here it lets go
-        os.write(tell, message.encode())
+        if isinstance(raised, OSError):
+            os.write(tell, f"{type(raised).__name__} {raised.errno} {raised}".encode())
+        elif raised is not None:
+            raise raised
     except BaseException:
         os.write(tell, ("CRASH " + traceback.format_exc()).encode())
         code = _FAILED
