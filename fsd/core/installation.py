@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS users (
     display_name TEXT NOT NULL,
     email TEXT NOT NULL,
     role TEXT NOT NULL,
-    password TEXT NOT NULL,            -- argon2id, encoded; empty: cannot log in
+    password TEXT NOT NULL,            -- argon2id, encoded (empty: cannot log in)
     epoch INTEGER NOT NULL,            -- raised by whatever ends sessions and cached credentials
     disabled INTEGER NOT NULL DEFAULT 0,
     created INTEGER NOT NULL

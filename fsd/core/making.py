@@ -1,0 +1,352 @@
+"""How a directory becomes a space: created, adopted in place, or made for a user.
+
+Everything here runs alone (the registry's lock), so two adoptions of one directory can't both be the first. A crash
+between the directory's `.fsd` and the registry leaves a directory that the next try continues with the same id.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import time
+import unicodedata
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from fsd.core import roots
+from fsd.core.accounts import NAME_BYTES, User, check_account_name, fold
+from fsd.core.catalogue import Catalogue
+from fsd.core.errors import FsdError, NameRefused
+from fsd.core.grants import Acl, Member, Role, encode
+from fsd.core.hosts import within
+from fsd.core.names import check_new_name
+from fsd.core.space import SpaceRecord, initialise_root
+
+Label = Literal["now", "lazy", "none"]
+SpaceType = Literal["personal", "project"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """What the service gives to what it creates in a space; None: as the process and its umask make it."""
+
+    uid: int | None = None
+    gid: int | None = None
+    file_mode: int | None = None
+    dir_mode: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """How to deal with a directory that was a space before."""
+
+    as_copy: bool = False
+    replace: bool = False
+    accept_acl: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """The identity that a directory gets: `known` is the registered record it continues, if any."""
+
+    space_id: str
+    secret: bytes
+    acl: Acl
+    known: SpaceRecord | None = None
+
+
+class Maker(Catalogue):
+    """The part of the registry that adds spaces and users."""
+
+    def create(
+        self,
+        name: str,
+        *,
+        alias: str | None = None,
+        managers: Collection[User] = (),
+        quota: int | None = None,
+        label: Label = "now",
+        owner: Ownership | None = None,
+    ) -> SpaceRecord:
+        """A new, empty project space at `<data root>/projects/<alias>`.
+
+        Raises NameRefused, FileExistsError. A crash leaves at most an empty directory, which the next try takes.
+        """
+        check_space_name(name)
+        owner = owner or Ownership()
+        with self.installation.db.exclusive():
+            alias = self._free_alias(name, alias)
+            self._check_name_free(name)
+            path = self.installation.data_root + b"/projects/" + os.fsencode(alias)
+            _make_directory(path, owner.dir_mode)
+            claim = self._new_claim(managers, quota)
+            return self._register(
+                path, claim, name, alias, "project", label=label, owner=owner, own_root=True
+            )
+
+    def adopt(
+        self,
+        directory: bytes,
+        name: str,
+        *,
+        alias: str | None = None,
+        managers: Collection[User] = (),
+        quota: int | None = None,
+        label: Label = "now",
+        read_only: bool = False,
+        owner: Ownership | None = None,
+        how: Adoption | None = None,
+    ) -> SpaceRecord:
+        """Make an existing directory a project space in place. Returns at once whatever its size; moves nothing.
+
+        Raises NameRefused for directories that overlap with another space or the state directory, FileExistsError
+        for one that is a registered space already, FsdError for a foreign one whose grants were not accepted.
+        """
+        check_space_name(name)
+        how = how or Adoption()
+        place = roots.resolve_directory(directory)
+        with self.installation.db.exclusive():
+            identity = self._identity(place.path, how)
+            claim = self._claim(identity, how, managers, quota, read_only=read_only)
+            others = [
+                record for record in self.spaces() if claim.known is None or record.id != claim.space_id
+            ]
+            roots.check_apart(place, others, self.state_dir, self.installation.data_root)
+            alias = self._free_alias(name, alias, claim.space_id)
+            self._check_name_free(name, claim.space_id)
+            if how.as_copy and not read_only:
+                roots.reidentify(place.path, claim.space_id, claim.secret)
+            if claim.known is not None and claim.known.path != place.path:
+                # What the databases know is of another tree; without them this one begins a new incarnation.
+                roots.remove_state(self.state_dir, claim.known.hex, internals=False)
+            label = "none" if read_only else label
+            return self._register(
+                place.path, claim, name, alias, "project", label=label, owner=owner, read_only=read_only
+            )
+
+    def add_user(self, name: str, password: str | None, *, take_over: bool = False, **fields: Any) -> User:
+        """Make a user and their personal space `<data root>/users/<name>` (guests have none). See `Accounts.add`.
+
+        A directory of that name that is there already is only taken with `take_over`, else FileExistsError.
+        """
+        name = check_account_name(name)
+        has_space = fields.get("role", "user") != "guest"
+        if has_space and not take_over:
+            self._check_untouched(name)
+        user = self.accounts.add(name, password, **fields)
+        if has_space:
+            try:
+                self.ensure_personal(user)
+            except BaseException:
+                self.accounts.remove(name)
+                raise
+        return user
+
+    def ensure_personal(self, user: User) -> SpaceRecord:
+        """The personal space of a user, made now if it isn't there (after a crash between account and space)."""
+        with self.installation.db.exclusive():
+            return self._personal(user)
+
+    def _personal(self, user: User) -> SpaceRecord:
+        found = self.personal(user)
+        if found is not None:
+            return found
+        path = self.installation.data_root + b"/users/" + os.fsencode(user.name)
+        os.makedirs(path, mode=0o750, exist_ok=True)
+        place = roots.resolve_directory(path)
+        identity = roots.read_identity(place.path, self.installation.key)
+        known = None if identity is None else self._records().get(identity.space_id)
+        if known is not None and (known.owner is not None or known.path != place.path):
+            raise FileExistsError(errno.EEXIST, f"{os.fsdecode(path)} is the space of somebody else.")
+        others = [record for record in self.spaces() if known is None or record.id != known.id]
+        roots.check_apart(place, others, self.state_dir, self.installation.data_root)
+        claim = self._new_claim((), None)
+        if identity is not None:
+            acl = replace(
+                claim.acl, space=identity.space_id, number=identity.acl.number if identity.acl else 0
+            )
+            claim = _Claim(identity.space_id, identity.secret, acl, known)
+        return self._register(
+            place.path,
+            claim,
+            user.display_name,
+            user.name,
+            "personal",
+            label="now",
+            user=user,
+            own_root=identity is None,
+        )
+
+    def delete_user(self, name: str) -> User:
+        """Delete an account. Its files stay: the personal space becomes disabled."""
+        return self.accounts.remove(name)
+
+    def _check_untouched(self, name: str) -> None:
+        path = self.installation.data_root + b"/users/" + os.fsencode(name)
+        if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
+            raise FileExistsError(
+                errno.EEXIST,
+                f"{os.fsdecode(path)} is there already (the files of a deleted user?): "
+                "move it away, or give it to the new user with --take-over.",
+            )
+
+    def _identity(self, root: bytes, how: Adoption) -> roots.Identity | None:
+        try:
+            return roots.read_identity(root, self.installation.key)
+        except FsdError:
+            if not how.as_copy:
+                raise
+            return None
+
+    def _new_claim(self, managers: Collection[User], quota: int | None) -> _Claim:
+        space_id = f"{self.installation.storage_id}${secrets.token_hex(16)}"
+        members = tuple(Member("user", user.id, user.name, Role.MANAGER) for user in managers)
+        return _Claim(space_id, secrets.token_bytes(32), Acl(space_id, 0, members, quota))
+
+    def _claim(
+        self,
+        identity: roots.Identity | None,
+        how: Adoption,
+        managers: Collection[User],
+        quota: int | None,
+        *,
+        read_only: bool,
+    ) -> _Claim:
+        fresh = self._new_claim(managers, quota)
+        if identity is None:
+            return fresh
+        if read_only:
+            raise NameRefused(
+                "The directory was a space with its own internals; it cannot be adopted read-only."
+            )
+        if how.as_copy:
+            return fresh
+        known = self._records().get(identity.space_id)
+        if known is not None and known.state != "deleted" and not how.replace:
+            raise FileExistsError(
+                errno.EEXIST,
+                f"The directory says it is the space '{known.name}', which is registered at {os.fsdecode(known.path)}: "
+                "--as-copy makes it a new space, --replace puts it in that one's place.",
+            )
+        acl = fresh.acl
+        if known is not None:
+            acl = self.grants.acl(known)
+        elif identity.acl is not None and (identity.ours or how.accept_acl):
+            acl = self._translate(identity.acl)
+        elif not how.accept_acl:
+            count = len(identity.acl.members) if identity.acl else 0
+            raise FsdError(
+                f"The directory was a space of another server, with {count} members: --accept-acl takes it with them, "
+                "--as-copy makes it a new space."
+            )
+        acl = replace(acl, space=identity.space_id)
+        for member in fresh.acl.members:
+            if member.id not in {known_member.id for known_member in acl.members}:
+                acl = replace(acl, members=(*acl.members, member))
+        return _Claim(identity.space_id, identity.secret, acl, known)
+
+    def _translate(self, acl: Acl) -> Acl:
+        """Members of another server become ours of the same name; those we don't have keep their id and wait."""
+        groups = {fold(group.name): group for group in self.accounts.groups()}
+        members = []
+        for member in acl.members:
+            ours: Any = (
+                self.accounts.find(member.name) if member.kind == "user" else groups.get(fold(member.name))
+            )
+            members.append(member if ours is None else replace(member, id=ours.id, name=ours.name))
+        return replace(acl, members=tuple(members))
+
+    def _register(
+        self,
+        path: bytes,
+        claim: _Claim,
+        name: str,
+        alias: str,
+        kind: SpaceType,
+        *,
+        label: Label,
+        owner: Ownership | None = None,
+        read_only: bool = False,
+        user: User | None = None,
+        own_root: bool = False,
+    ) -> SpaceRecord:
+        owner = owner or Ownership()
+        ident = claim.space_id.partition("$")[2]
+        internals = os.fsencode(self.state_dir / f"{ident}.fsd") if read_only else None
+        uid, gid = (owner.uid, owner.gid) if own_root else (None, None)
+        binding = initialise_root(path, claim.space_id, claim.secret, uid, gid, internals=internals)
+        if label != "none" and not roots.takes_xattrs(internals or path + b"/.fsd"):
+            label = "none"
+        text = encode(replace(claim.acl, number=claim.acl.number + 1), self.installation.key)
+        roots.write_acl(internals or path + b"/.fsd", text)
+        data_root = self.installation.data_root
+        stored = path[len(data_root) + 1 :] if within(path, data_root) else path
+        with self.installation.write() as db:
+            values = (
+                *(
+                    claim.space_id,
+                    name,
+                    alias,
+                    kind,
+                    stored,
+                    user.id if user else None,
+                    label,
+                    read_only,
+                    "active",
+                ),
+                *(owner.uid, owner.gid, owner.file_mode, owner.dir_mode, binding, int(time.time()), text),
+            )
+            db.execute(f"INSERT OR REPLACE INTO spaces VALUES ({', '.join('?' * len(values))})", values)
+        return self.get(claim.space_id)
+
+    def _free_alias(self, name: str, alias: str | None, own: str = "") -> str:
+        taken = {
+            fold(record.alias) for record in self.spaces() if record.type == "project" and record.id != own
+        }
+        if alias is not None:
+            alias = check_account_name(alias, "alias")
+            if fold(alias) in taken:
+                raise FileExistsError(errno.EEXIST, f"There is a space with the alias '{alias}' already.")
+            return alias
+        stem = slug(name)
+        candidates = (stem if turn == 1 else f"{stem}-{turn}" for turn in range(1, len(taken) + 2))
+        return next(candidate for candidate in candidates if fold(candidate) not in taken)
+
+    def _check_name_free(self, name: str, own: str = "") -> None:
+        for record in self.spaces():
+            if record.type == "project" and record.id != own and fold(record.name) == fold(name):
+                raise FileExistsError(errno.EEXIST, f"There is a space named '{record.name}' already.")
+
+
+def check_space_name(name: str) -> None:
+    """NameRefused unless the name could be a directory's: spaces are listed by their names in `/dav/home`."""
+    try:
+        check_new_name(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise NameRefused("The name of the space is not valid text.") from None
+    if name != name.strip():
+        raise NameRefused("The name of a space must not begin or end with blanks.")
+
+
+def slug(name: str) -> str:
+    """An alias for a name: lower case, letters and digits joined by single dashes."""
+    text = re.sub(r"[^\w.]+|_+", "-", unicodedata.normalize("NFC", name).lower()).strip("-.")
+    text = text.encode()[: NAME_BYTES - 8].decode(errors="ignore").strip("-.")
+    return text if text and text[0].isalnum() and all(c.isalnum() or c in "-." for c in text) else "space"
+
+
+def _make_directory(path: bytes, mode: int | None) -> None:
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    try:
+        os.mkdir(path, 0o750)
+    except FileExistsError:
+        if not os.path.isdir(path) or os.path.islink(path) or os.listdir(path):
+            shown = os.fsdecode(path)
+            raise FileExistsError(
+                errno.EEXIST, f"{shown} exists already; 'fsd space adopt' takes it as it is."
+            ) from None
+    if mode is not None:
+        os.chmod(path, mode)
