@@ -1,0 +1,115 @@
+"""Who is it? The rules of identity for an entry whose node is new at its place. Facts in, verdict out: no disk, no
+database.
+
+In order: the node is known by its binding (moved, or a further link); a remembered binding; a proven label; a label
+whose owner is gone and whose place or owner agrees (a restore); the id of what stood under this name a moment ago
+(save-by-rename); the derived id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from fsd.core.index import DIRECTORY, FILE, READY, NodeRow
+from fsd.core.observe import Seen
+
+Source = Literal["place", "limbo", "recent"]
+
+
+class Donor(NamedTuple):
+    """A row whose id a node without an identity of its own may take over, and where it was found."""
+
+    row: NodeRow
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known about a seen entry. `known` are rows of the same node that are no longer where they were;
+    `linked` tells that another name of it is still there. `claimed` is the row that owns the label's id, with
+    whether it is alive; `buried` that a tombstone for the label's id agrees on place or owner."""
+
+    seen: Seen
+    explicit: bool
+    known: Sequence[NodeRow]
+    linked: bool
+    remembered: tuple[bytes, int] | None
+    claimed: NodeRow | None
+    claimed_alive: bool
+    claimed_agrees: bool
+    buried_rev: int | None
+    donor: Donor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`row`: an existing row to use (moved or rebound). `inherit`: take the donor's id. `node_id`: a given id.
+    `link`: a further name of a hard-linked node. All empty: the derived id."""
+
+    row: NodeRow | None = None
+    inherit: Donor | None = None
+    node_id: bytes | None = None
+    rev: int = 0
+    link: bool = False
+    rebound: bool = False
+
+
+def identify(facts: Facts) -> Verdict:
+    """Decide; deterministic and total."""
+    seen, label = facts.seen, facts.seen.label
+    if facts.known:
+        moved = facts.known[0]
+        if _takes_over(facts) and not moved.flags & READY:
+            return Verdict(row=moved, inherit=facts.donor)
+        return Verdict(row=moved)
+    if facts.linked:
+        return Verdict(link=True, node_id=facts.remembered[0] if facts.remembered else None)
+    if facts.remembered is not None:
+        return Verdict(node_id=facts.remembered[0], rev=facts.remembered[1])
+    if label is not None:
+        if label.proven:
+            if facts.claimed is None:
+                return Verdict(node_id=label.id, rev=label.rev)
+            if not facts.claimed_alive:
+                return Verdict(row=facts.claimed, rev=max(label.rev, facts.claimed.rev), rebound=True)
+        elif facts.claimed is not None:
+            if not facts.claimed_alive and facts.claimed_agrees and facts.claimed.kind == seen.kind:
+                return Verdict(row=facts.claimed, rev=max(label.rev, facts.claimed.rev) + 1, rebound=True)
+        elif facts.buried_rev is not None:
+            return Verdict(node_id=label.id, rev=max(label.rev, facts.buried_rev) + 1)
+    if _takes_over(facts):
+        return Verdict(inherit=facts.donor)
+    return Verdict()
+
+
+def _takes_over(facts: Facts) -> bool:
+    """Save-by-rename applies to single-named regular files; fsd's own changes say themselves who is who."""
+    donor = facts.donor
+    if donor is None or facts.seen.kind != FILE or donor.row.kind != FILE or facts.seen.nlink > 1:
+        return False
+    return donor.source == "place" or not facts.explicit
+
+
+def content_rev(row: NodeRow, seen: Seen, *, renamed: bool = False) -> int:
+    """The rev of a node that was looked at again: rises unless a strictly rising mtime already changes the etag.
+
+    So (rev, mtime) only ever grows, and no two contents of a file share an etag, also with `touch -r`. A change of
+    ctime alone is metadata if name, links, mode, owner, attributes or our own label explain it.
+    """
+    ours = seen.label if seen.label is not None and seen.label.proven and seen.label.id == row.id else None
+    rev = max(row.rev, ours.rev if ours else 0)
+    if seen.kind == DIRECTORY or seen.kind != FILE:
+        return rev
+    if (row.size, row.mtime_ns) != (seen.size, seen.mtime_ns):
+        return rev if seen.mtime_ns > row.mtime_ns else rev + 1
+    if row.ctime_ns == seen.ctime_ns or renamed:
+        return rev
+    explained = (
+        (row.mode, row.uid, row.gid, row.nlink, row.xattrs)
+        != (seen.mode, seen.uid, seen.gid, seen.nlink, seen.xattrs)
+        or (ours is not None and not row.flags & 2)
+        or (ours is not None and ours.rev > row.rev)
+    )
+    return rev if explained else rev + 1

@@ -1,0 +1,431 @@
+"""The changes of one directory, made true in one transaction: rows, sums, counters, journal. Part of reconcile.
+
+Everything is read again inside the transaction; what the disk said is given. Identity is decided by classify.py.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
+
+from fsd.core import dirty, ids, index, journal
+from fsd.core.classify import Donor, Facts, Verdict, content_rev, identify
+from fsd.core.index import DIRECTORY, FILE, LABELLED, READY, SYMLINK, NodeRow
+from fsd.core.journal import Change
+from fsd.core.names import join
+from fsd.core.observe import Seen, still_at
+from fsd.core.totals import Deltas
+
+if TYPE_CHECKING:
+    from fsd.core.space import Space
+
+MEMORY_S = 10.0
+"""How long a vanished name or node is remembered: limbo, save-by-rename. Seconds."""
+QUIET_S = 35.0
+"""A node whose ctime is older counts as closed and quiet without asking (leases tell earlier). Seconds."""
+SETTLE_S = 5.0
+"""A closed node is labelled when it has been quiet for so long. Seconds."""
+
+
+class ToLabel(NamedTuple):
+    """A node whose label on disk has to say what its row says; `urgent` ones are not found again by derivation."""
+
+    n: int
+    name: bytes
+    urgent: bool
+
+
+@dataclass(slots=True)
+class Result:
+    """What a transaction did, for the work after it."""
+
+    changed: bool = False
+    visible: bool = False
+    new_dirs: list[bytes] = field(default_factory=list)
+    to_label: list[ToLabel] = field(default_factory=list)
+    unavailable: list[bytes] = field(default_factory=list)
+
+
+def place_key(parent_id: bytes, name: bytes) -> bytes:
+    """Names one place of a hard-linked node in the state database."""
+    return blake2b(parent_id + name, digest_size=8).digest()
+
+
+class Commit:
+    """Collects the changes of directory row `n` (at `path`) inside an open write transaction."""
+
+    def __init__(
+        self, space: Space, db: sqlite3.Connection, n: int, path: bytes, now: float, *, explicit: bool, sweep: bool,
+        first_look: bool,
+    ) -> None:  # fmt: skip
+        self.space, self.db, self.n, self.path, self.now = space, db, n, path, now
+        self._explicit, self._sweep, self._first_look = explicit, sweep, first_look
+        row = index.node(db, n)
+        parent = index.directory(db, n)
+        assert row is not None and parent is not None
+        self._id, self._dev = row.id, parent.dev
+        (self._epoch, self._born_ns) = db.execute("SELECT epoch, born_ns FROM head").fetchone()
+        self._bindings_exist = self._any_bindings()
+        self.deltas = Deltas()
+        self.changes: list[Change] = []
+        self.result = Result()
+        self._linked: set[bytes] = set()
+
+    def _any_bindings(self) -> bool:
+        with self.space.state.read() as db:
+            return db.execute("SELECT 1 FROM binding LIMIT 1").fetchone() is not None
+
+    # -- entries that are there -------------------------------------------------------------------------------
+
+    def put(self, seen: Seen) -> None:
+        """Make the row at `seen.name` say what was seen."""
+        row = index.at(self.db, self.n, seen.name)
+        if row is not None and row.binding == seen.binding and row.kind == seen.kind:
+            self._update(row, seen)
+            return
+        if row is not None and self._mount_is_gone(row, seen):
+            self.result.unavailable.append(seen.name)
+            return
+        facts = self._facts(row, seen)
+        verdict = identify(facts)
+        if facts.linked and seen.kind == DIRECTORY:
+            seen, verdict = self._opaque(seen), Verdict(link=True)
+        self._place(row, seen, verdict)
+        if seen.nlink > 1 and seen.kind != DIRECTORY:
+            self._linked.add(seen.binding)
+
+    def _mount_is_gone(self, row: NodeRow, seen: Seen) -> bool:
+        if row.kind != DIRECTORY or seen.kind != DIRECTORY or seen.dev != self._dev:
+            return False
+        old = index.directory(self.db, row.n)
+        return old is not None and bool(old.mounted)
+
+    @staticmethod
+    def _opaque(seen: Seen) -> Seen:
+        """A second appearance of a living directory (a bind mount inside the space) is shown, never descended."""
+        return seen._replace(
+            kind=index.OTHER, size=0, binding=blake2b(seen.binding, digest_size=16, person=b"mount").digest()
+        )
+
+    def _facts(self, row: NodeRow | None, seen: Seen) -> Facts:
+        known: list[NodeRow] = []
+        linked = False
+        for other in index.by_binding(self.db, seen.binding):
+            if other.parent is not None and self._alive(other):
+                linked = True
+            else:
+                known.append(other)
+        remembered = None
+        if self._bindings_exist and not known:
+            remembered = self.space.state.bound(seen.binding, place_key(self._id, seen.name))
+            if remembered and index.by_id(self.db, remembered[0]):
+                remembered = None
+        claimed, alive, agrees, buried = (
+            self._claim(seen) if seen.label and not known else (None, False, False, None)
+        )
+        donor = self._donor(row, seen) if seen.kind == FILE and not linked else None
+        return Facts(seen, self._explicit, known, linked, remembered, claimed, alive, agrees, buried, donor)
+
+    def _alive(self, row: NodeRow) -> bool:
+        """Whether a row's node is still at its place. Below a directory in limbo it can't be told: yes."""
+        path = index.path_of(self.db, row.n)
+        return True if path is None else still_at(self.space, path, row.binding)
+
+    def _claim(self, seen: Seen) -> tuple[NodeRow | None, bool, bool, int | None]:
+        label = seen.label
+        assert label is not None
+        owner = index.by_id(self.db, label.id)
+        if owner is None:
+            if label.proven:
+                return None, False, False, None
+            stone = self.space.state.tombstone(label.id)
+            agrees = stone is not None and (
+                (stone.parent, stone.name) == (self._id, seen.name) or stone.uid == seen.uid
+            )
+            return None, False, False, stone.rev if stone and agrees else None
+        alive = owner.parent is not None and self._alive(owner)
+        if label.proven:
+            return owner, alive, True, None
+        bound_to_it = ids.proof(self.space.secret, label.id, owner.binding) == label.proof
+        same_place = owner.parent == self.n and owner.name == seen.name
+        if owner.parent is None:
+            place = self.db.execute("SELECT parent, name FROM limbo WHERE n=?", (owner.n,)).fetchone()
+            same_place = place == (self.n, seen.name)
+        return owner, alive, bound_to_it and (same_place or owner.uid == seen.uid), None
+
+    def _donor(self, row: NodeRow | None, seen: Seen) -> Donor | None:
+        if row is not None:
+            return Donor(row, "place") if row.kind == FILE else None
+        oldest = self.now - MEMORY_S
+        place = (self.n, seen.name, oldest)
+        found = self.db.execute(
+            "SELECT n FROM limbo WHERE parent=? AND name=? AND since>=? ORDER BY since DESC", place
+        ).fetchone()
+        source = "limbo"
+        if found is None:
+            found = self.db.execute(
+                "SELECT n FROM recent WHERE parent=? AND name=? AND since>=?", place
+            ).fetchone()
+            source = "recent"
+        donor = index.node(self.db, found[0]) if found else None
+        if donor is None or donor.binding == seen.binding:
+            return None
+        return Donor(donor, "limbo" if source == "limbo" else "recent")
+
+    # -- carrying out a verdict -------------------------------------------------------------------------------
+
+    def _place(self, row: NodeRow | None, seen: Seen, verdict: Verdict) -> None:
+        if verdict.inherit is not None:
+            self._inherit(row, seen, verdict.row, verdict.inherit)
+            return
+        if row is not None and (verdict.row is None or verdict.row.n != row.n):
+            self.remove(row)
+        if verdict.row is not None:
+            rev = verdict.rev if verdict.rebound else content_rev(verdict.row, seen, renamed=True)
+            self._attach(verdict.row, seen, rev, rebound=verdict.rebound)
+            return
+        node_id, special = self._choose_id(seen, verdict)
+        self._insert(seen, node_id, verdict.rev, urgent=special)
+
+    def _choose_id(self, seen: Seen, verdict: Verdict) -> tuple[bytes, bool]:
+        """(a free id, whether it must be written on the node at once because derivation alone won't find it)."""
+        space = self.space
+        proven = seen.label is not None and seen.label.proven
+        if verdict.node_id is not None and index.by_id(self.db, verdict.node_id) is None:
+            return verdict.node_id, not (proven and seen.label and seen.label.id == verdict.node_id)
+        if verdict.link:
+            candidate = ids.link_id(space.key, seen.binding, self._id, seen.name)
+        else:
+            candidate = ids.derived_id(space.key, seen.binding)
+        turn = 0
+        while index.by_id(self.db, candidate) is not None:
+            turn += 1
+            candidate = ids.spare_id(space.key, seen.binding, turn)
+        return candidate, turn > 0 and not verdict.link
+
+    def _inherit(self, row: NodeRow | None, seen: Seen, moved: NodeRow | None, donor: Donor) -> None:
+        """`seen` takes the donor's id and its history; the donor's node, if it lives on as a backup, gets a spare."""
+        heir_id, rev = donor.row.id, donor.row.rev + 1
+        if donor.source == "recent":
+            turn = 1
+            spare = ids.derived_id(self.space.key, donor.row.binding)
+            while index.by_id(self.db, spare) is not None:
+                spare = ids.spare_id(self.space.key, donor.row.binding, turn)
+                turn += 1
+            self.db.execute(
+                "UPDATE node SET id=?, flags=flags & ~? WHERE n=?", (spare, LABELLED, donor.row.n)
+            )
+            self.db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (donor.row.n, self.now))
+            if donor.row.parent == self.n:
+                self.result.to_label.append(ToLabel(donor.row.n, donor.row.name, True))
+            self.db.execute("DELETE FROM recent WHERE parent=? AND name=?", (self.n, seen.name))
+        else:
+            self._drop(donor.row)
+        if row is not None and row.n != donor.row.n:
+            self.remove(row)
+        if moved is not None:
+            if moved.parent is not None:
+                self.deltas.add(moved.parent, -moved.size, -moved.size)
+            self.db.execute("DELETE FROM limbo WHERE n=?", (moved.n,))
+            self.db.execute("DELETE FROM node WHERE n=?", (moved.n,))
+        self._insert(seen, heir_id, rev, urgent=True, kind="changed")
+
+    def _insert(
+        self, seen: Seen, node_id: bytes, rev: int, *, urgent: bool, kind: journal.Kind = "created"
+    ) -> None:
+        n = index.take_rows(self.db, 1)
+        flags = self._flags(seen, node_id, rev)
+        self.db.execute(
+            f"INSERT INTO node VALUES ({'?,' * 16}?)", _values(n, node_id, self.n, seen, rev, flags)
+        )
+        total = seen.size
+        if seen.kind == DIRECTORY:
+            total = seen.assumed
+            counter = index.take_numbers(self.space, self.db, 1)
+            self.db.execute(
+                "INSERT INTO dir VALUES (?,0,?,?,?,0,?,?,?,?,0,0)",
+                (
+                    n,
+                    total,
+                    total,
+                    counter,
+                    seen.mtime_ns,
+                    seen.ctime_ns,
+                    seen.dev,
+                    int(seen.dev != self._dev),
+                ),
+            )
+            dirty.mark_row(self.db, n, None, self.now, sweep=self._sweep)
+            self.result.new_dirs.append(join(self.path, seen.name))
+        self._note_label(n, seen, flags, urgent)
+        if self._first_look:
+            # Entries older than the index are not news: whoever read the etag of this directory has seen them.
+            self.deltas.add(self.n, visible=seen.ctime_ns > self._born_ns)
+        else:
+            self.deltas.add(self.n, seen.size, total)
+            self.changes.append(Change(kind, node_id, seen.kind, self._id, seen.name))
+
+    def _attach(self, row: NodeRow, seen: Seen, rev: int, *, rebound: bool) -> None:
+        """Bring an existing row to this place; a directory brings its whole subtree."""
+        total = self._total(row)
+        if row.parent is None:
+            self.db.execute("DELETE FROM limbo WHERE n=?", (row.n,))
+        else:
+            self.deltas.add(row.parent, -row.size, -total)
+            remembered = row.parent == self.n and row.kind == FILE and row.flags & READY and not rebound
+            if remembered and not self._explicit and row.name != seen.name:
+                old = (self.n, row.name, row.n, self.now)
+                self.db.execute("INSERT OR REPLACE INTO recent VALUES (?, ?, ?, ?)", old)
+        flags = self._flags(seen, row.id, rev) | (0 if rebound else row.flags & READY)
+        self._rewrite(row.n, seen, rev, flags)
+        if row.kind == DIRECTORY:
+            self.db.execute(
+                "UPDATE dir SET mounted=?, dev=? WHERE n=?", (int(seen.dev != self._dev), seen.dev, row.n)
+            )
+            if rebound:
+                dirty.mark_row(self.db, row.n, None, self.now, sweep=self._sweep)
+            total = self._total(row)
+        else:
+            total = seen.size
+        self._note_label(row.n, seen, flags, rebound or rev != row.rev)
+        self.deltas.add(self.n, seen.size, total)
+        stayed = (row.parent, row.name) == (self.n, seen.name)
+        self.changes.append(Change("changed" if stayed else "moved", row.id, seen.kind, self._id, seen.name))
+
+    def _update(self, row: NodeRow, seen: Seen) -> None:
+        """The same node at the same place."""
+        if _same(row, seen):
+            return
+        rev = content_rev(row, seen)
+        flags = self._flags(seen, row.id, rev) | (row.flags & (READY | index.UNREADABLE))
+        self._rewrite(row.n, seen, rev, flags)
+        self._note_label(row.n, seen, flags, rev != row.rev)
+        visible = seen.kind != DIRECTORY and (row.size, row.mtime_ns, row.rev) != (
+            seen.size,
+            seen.mtime_ns,
+            rev,
+        )
+        if seen.kind == DIRECTORY:
+            self.db.execute(
+                "UPDATE dir SET mounted=?, dev=? WHERE n=?", (int(seen.dev != self._dev), seen.dev, row.n)
+            )
+        self.deltas.add(self.n, seen.size - row.size, seen.size - row.size, visible=visible)
+        self.changes.append(
+            Change("changed" if visible else "metadata", row.id, seen.kind, self._id, seen.name)
+        )
+        if (seen.nlink > 1 and seen.kind != DIRECTORY) or row.nlink > 1:
+            self._linked.add(seen.binding)
+
+    # -- entries that are gone --------------------------------------------------------------------------------
+
+    def remove(self, row: NodeRow) -> None:
+        """The entry is not there any more: into limbo; sizes and etags drop at once."""
+        fresh = index.node(self.db, row.n)
+        if fresh is None or fresh.parent != self.n:
+            return
+        self.db.execute("UPDATE node SET parent=NULL WHERE n=?", (row.n,))
+        self.db.execute(
+            "INSERT OR REPLACE INTO limbo VALUES (?, ?, ?, ?)", (row.n, self.n, row.name, self.now)
+        )
+        self.deltas.add(self.n, -fresh.size, -self._total(fresh))
+        self.changes.append(Change("deleted", row.id, row.kind, self._id, row.name))
+        if row.nlink > 1 and row.kind != DIRECTORY:
+            self._linked.add(row.binding)
+
+    def _drop(self, row: NodeRow) -> None:
+        """Delete a file's row whose id lives on in another row."""
+        if row.parent is not None:
+            self.deltas.add(row.parent, -row.size, -row.size)
+        self.db.execute("DELETE FROM limbo WHERE n=?", (row.n,))
+        self.db.execute("DELETE FROM pending WHERE n=?", (row.n,))
+        self.db.execute("DELETE FROM node WHERE n=?", (row.n,))
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def finish(self) -> Result:
+        """Apply sums and counters, write the journal."""
+        self._settle_links()
+        if self.deltas.touched():
+            self.result.changed = True
+            self.result.visible = self.deltas.visible()
+            first = index.take_numbers(self.space, self.db, max(1, len(self.changes)))
+            journal.append(self.db, first, self.changes, self.now)
+            self.deltas.apply(self.db, first + max(0, len(self.changes) - 1))
+        return self.result
+
+    def _settle_links(self) -> None:
+        """Remember which name of a hard-linked node has which id: the one label on the inode can't tell."""
+        rows: list[tuple[bytes, bytes, bytes, int]] = []
+        for binding in self._linked:
+            names = [row for row in index.by_binding(self.db, binding) if row.parent is not None]
+            for row in names:
+                parent = index.node(self.db, row.parent) if row.parent is not None else None
+                if parent is not None:
+                    rows.append((binding, place_key(parent.id, row.name), row.id, row.rev))
+            if len(names) == 1 and names[0].kind == FILE:
+                self.db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (names[0].n, self.now))
+        if rows:
+            self.space.state.bind(rows)
+
+    # -- small things -----------------------------------------------------------------------------------------
+
+    def _total(self, row: NodeRow) -> int:
+        if row.kind != DIRECTORY:
+            return row.size
+        found = index.directory(self.db, row.n)
+        return found.total if found else 0
+
+    def _flags(self, seen: Seen, node_id: bytes, rev: int) -> int:
+        label = seen.label
+        if label is not None and label.proven and label.id == node_id:
+            return READY | (LABELLED if label.rev == rev else 0)
+        return READY if self.now - seen.ctime_ns / 1e9 > QUIET_S else 0
+
+    def _note_label(self, n: int, seen: Seen, flags: int, urgent: bool) -> None:
+        if seen.kind not in (FILE, DIRECTORY):
+            if urgent and seen.kind in (SYMLINK, index.OTHER):
+                self._bind_plain(n)
+            return
+        if flags & LABELLED:
+            return
+        if self.space.record.label == "none":
+            if urgent:
+                self._bind_plain(n)
+            return
+        if urgent:
+            self.db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (n, self.now))
+            self.result.to_label.append(ToLabel(n, seen.name, True))
+        elif flags & READY:
+            self.result.to_label.append(ToLabel(n, seen.name, False))
+        else:
+            self.db.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, 0)", (n, self.now + SETTLE_S))
+
+    def _bind_plain(self, n: int) -> None:
+        row = index.node(self.db, n)
+        assert row is not None
+        self.space.state.bind([(row.binding, b"", row.id, row.rev)])
+
+    def _rewrite(self, n: int, seen: Seen, rev: int, flags: int) -> None:
+        self.db.execute(
+            "UPDATE node SET parent=?, name=?, kind=?, binding=?, ino=?, size=?, mtime_ns=?, ctime_ns=?, mode=?, uid=?,"
+            " gid=?, nlink=?, rev=?, flags=?, xattrs=? WHERE n=?",
+            (*_values(n, b"", self.n, seen, rev, flags)[2:], n),
+        )
+
+
+def _values(n: int, node_id: bytes, parent: int, seen: Seen, rev: int, flags: int) -> tuple[object, ...]:
+    return (n, node_id, parent, seen.name, seen.kind, seen.binding, seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns,
+            seen.mode, seen.uid, seen.gid, seen.nlink, rev, flags, seen.xattrs)  # fmt: skip
+
+
+def _same(row: NodeRow, seen: Seen) -> bool:
+    if row.kind == DIRECTORY:
+        return (row.mode, row.uid, row.gid, row.xattrs) == (seen.mode, seen.uid, seen.gid, seen.xattrs)
+    return (row.ino, row.size, row.mtime_ns, row.ctime_ns) == (
+        seen.ino,
+        seen.size,
+        seen.mtime_ns,
+        seen.ctime_ns,
+    )

@@ -1,0 +1,131 @@
+"""The durable dirty set: directories that may differ from their rows. A million hints for one are one row.
+
+A row names entries, or stands for the whole directory. Its stamp rises with each mark, so that a reconcile which
+began before a mark does not delete it. Sweeping is the same work at a lower rank (`sweep`).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from fsd.core import index
+
+if TYPE_CHECKING:
+    from fsd.core.space import Space
+
+MAX_NAMES = 256
+"""More named entries than this become the whole directory."""
+
+
+class Item(NamedTuple):
+    """A dirty directory; `path` is None when its place is unknown (in limbo); `since` in seconds since the epoch."""
+
+    n: int
+    path: bytes | None
+    names: frozenset[bytes] | None
+    stamp: int
+    since: float
+    sweep: bool
+
+
+class Counts(NamedTuple):
+    """Dirty directories by rank, and when the oldest hinted one was marked (seconds since the epoch)."""
+
+    hinted: int
+    sweep: int
+    oldest: float | None
+
+
+def mark_row(
+    db: sqlite3.Connection, n: int, names: Collection[bytes] | None, now: float, *, sweep: bool = False
+) -> None:
+    """Mark a directory's row within a transaction; merges with what is there."""
+    row = db.execute("SELECT names, stamp, sweep FROM dirty WHERE n=?", (n,)).fetchone()
+    if row is None:
+        db.execute("INSERT INTO dirty VALUES (?, ?, 1, ?, ?)", (n, _pack(names), now, int(sweep)))
+        return
+    merged = None if names is None or row[0] is None else _unpack(row[0]) | set(names)
+    db.execute(
+        "UPDATE dirty SET names=?, stamp=stamp+1, sweep=min(sweep, ?) WHERE n=?",
+        (_pack(merged), int(sweep), n),
+    )
+
+
+def mark(
+    space: Space, hints: Iterable[tuple[bytes, Collection[bytes] | None]], *, sweep: bool = False
+) -> None:
+    """Mark directories by path, in one transaction: (path, names or None for the whole directory).
+
+    A directory the index doesn't know marks the nearest known one above it, with the name that leads down.
+    """
+    now = time.time()
+    with space.index.write() as db:
+        for path, names in hints:
+            n, rest = _nearest(db, path)
+            mark_row(db, n, [rest] if rest is not None else names, now, sweep=sweep)
+
+
+def mark_tree(space: Space) -> None:
+    """Mark the whole space for a sweep: begins a new epoch, in which every directory is verified once."""
+    with space.index.write() as db:
+        db.execute("UPDATE head SET epoch=epoch+1")
+        db.execute("DELETE FROM dirty WHERE sweep=1")
+        mark_row(db, index.ROOT, None, time.time(), sweep=True)
+
+
+def pending(space: Space, limit: int, *, sweep: bool) -> list[Item]:
+    """The oldest dirty directories of one rank."""
+    query = "SELECT n, names, stamp, since, sweep FROM dirty WHERE sweep=? ORDER BY since LIMIT ?"
+    with space.index.read() as db:
+        rows = db.execute(query, (int(sweep), limit)).fetchall()
+        return [
+            Item(
+                n,
+                index.path_of(db, n),
+                None if names is None else frozenset(_unpack(names)),
+                stamp,
+                since,
+                bool(rank),
+            )
+            for n, names, stamp, since, rank in rows
+        ]
+
+
+def done(space: Space, items: Iterable[Item]) -> None:
+    """Delete rows that were handled without a commit of their own, unless they were marked again."""
+    rows = [(item.n, item.stamp) for item in items]
+    if rows:
+        with space.index.write() as db:
+            db.executemany("DELETE FROM dirty WHERE n=? AND stamp=?", rows)
+
+
+def counts(space: Space) -> Counts:
+    """How much is waiting."""
+    with space.index.read() as db:
+        hinted, oldest = db.execute("SELECT count(*), min(since) FROM dirty WHERE sweep=0").fetchone()
+        (sweep,) = db.execute("SELECT count(*) FROM dirty WHERE sweep=1").fetchone()
+    return Counts(hinted, sweep, oldest)
+
+
+def _nearest(db: sqlite3.Connection, path: bytes) -> tuple[int, bytes | None]:
+    """The row of the deepest known directory on a path, and the first unknown name below it."""
+    n = index.ROOT
+    for name in path.split(b"/") if path else ():
+        row = db.execute("SELECT n, kind FROM node WHERE parent=? AND name=?", (n, name)).fetchone()
+        if row is None or row[1] != index.DIRECTORY:
+            return n, name
+        n = row[0]
+    return n, None
+
+
+def _pack(names: Collection[bytes] | None) -> bytes | None:
+    if names is None or len(names) > MAX_NAMES:
+        return None
+    return b"/".join(sorted(names))
+
+
+def _unpack(packed: bytes) -> set[bytes]:
+    return set(packed.split(b"/"))

@@ -1,0 +1,250 @@
+"""`<space>.index.db`: a cache of the tree, rebuilt from it when lost. Deleting it is legal at any time.
+
+One row of `node` is one *entry*: a name in a directory. Several names of one file are several rows with one binding
+and ids of their own. Children hang on their parent's row, so renaming a directory of millions is one row. A row
+whose `parent` is NULL and that is not the root is in limbo: gone from its place, perhaps about to reappear.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from fsd.core import ids, labels
+from fsd.core.store import Database
+from fsd.core.syscalls import statx
+
+if TYPE_CHECKING:
+    from fsd.core.space import Space
+
+ROOT = 1
+FILE, DIRECTORY, SYMLINK, OTHER = 0, 1, 2, 3
+KIND_LETTERS = "fdlo"
+
+READY = 1
+"""Flag: the node was seen closed and quiet, or fsd wrote it; a save-by-rename no longer gives it another's id."""
+LABELLED = 2
+"""Flag: `user.fsd.id` on disk says what the row says."""
+UNREADABLE = 4
+"""Flag: the directory could not be listed; its size is what was known before."""
+
+SCHEMA = """
+CREATE TABLE head (
+    one INTEGER PRIMARY KEY CHECK (one = 1), next_n INTEGER NOT NULL, number INTEGER NOT NULL,
+    number_limit INTEGER NOT NULL, boot TEXT NOT NULL, epoch INTEGER NOT NULL,
+    complete INTEGER NOT NULL, incarnation BLOB NOT NULL, born_ns INTEGER NOT NULL,
+    swept_at REAL NOT NULL, token BLOB NOT NULL);
+CREATE TABLE node (
+    n INTEGER PRIMARY KEY, id BLOB NOT NULL, parent INTEGER, name BLOB NOT NULL,
+    kind INTEGER NOT NULL, binding BLOB NOT NULL, ino INTEGER NOT NULL, size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, mode INTEGER NOT NULL,
+    uid INTEGER NOT NULL, gid INTEGER NOT NULL, nlink INTEGER NOT NULL, rev INTEGER NOT NULL,
+    flags INTEGER NOT NULL, xattrs INTEGER NOT NULL);
+CREATE UNIQUE INDEX node_place ON node (parent, name);
+CREATE UNIQUE INDEX node_id ON node (id);
+CREATE INDEX node_binding ON node (binding);
+CREATE TABLE dir (
+    n INTEGER PRIMARY KEY, own INTEGER NOT NULL, total INTEGER NOT NULL, assumed INTEGER NOT NULL,
+    counter INTEGER NOT NULL, seq INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL, dev INTEGER NOT NULL, mounted INTEGER NOT NULL,
+    epoch INTEGER NOT NULL, published INTEGER NOT NULL);
+CREATE INDEX dir_unpublished ON dir (n) WHERE published <> counter;
+CREATE TABLE dirty (
+    n INTEGER PRIMARY KEY, names BLOB, stamp INTEGER NOT NULL, since REAL NOT NULL,
+    sweep INTEGER NOT NULL);
+CREATE INDEX dirty_order ON dirty (sweep, since);
+CREATE TABLE limbo (
+    n INTEGER PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL, since REAL NOT NULL);
+CREATE INDEX limbo_place ON limbo (parent, name);
+CREATE TABLE recent (
+    parent INTEGER NOT NULL, name BLOB NOT NULL, n INTEGER NOT NULL, since REAL NOT NULL,
+    PRIMARY KEY (parent, name)) WITHOUT ROWID;
+CREATE TABLE pending (
+    n INTEGER PRIMARY KEY, due REAL NOT NULL, force INTEGER NOT NULL);
+CREATE TABLE journal (
+    number INTEGER PRIMARY KEY, kind TEXT NOT NULL, node BLOB NOT NULL, node_kind INTEGER NOT NULL,
+    parent BLOB NOT NULL, name BLOB NOT NULL, at REAL NOT NULL);
+CREATE TABLE cursor (source TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID
+"""
+
+VERSION = 1
+
+
+class NodeRow(NamedTuple):
+    """A row of `node`, columns in order."""
+
+    n: int
+    id: bytes
+    parent: int | None
+    name: bytes
+    kind: int
+    binding: bytes
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    rev: int
+    flags: int
+    xattrs: int
+
+
+class DirRow(NamedTuple):
+    """A row of `dir`: own = sum of the listed files' sizes, total = own + children's totals + assumed; bytes."""
+
+    n: int
+    own: int
+    total: int
+    assumed: int
+    counter: int
+    seq: int
+    mtime_ns: int
+    ctime_ns: int
+    dev: int
+    mounted: int
+    epoch: int
+    published: int
+
+
+def boot_id() -> str:
+    """Changes with each boot of the machine; a commit that is older than it may have been lost."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+class Index(Database):
+    """The index database of one space. A new one holds the root, dirty in full."""
+
+    def __init__(self, path: Path, lock: Path, space: Space) -> None:
+        super().__init__(path, SCHEMA, version=VERSION, synchronous="NORMAL", lock=lock, rebuildable=True)
+        self._space = space
+
+    def created(self, db: sqlite3.Connection) -> None:
+        """Fill a new index with the root's row. Raises StorageUnavailable while the root can't be proven."""
+        space = self._space
+        now = time.time_ns()
+        first, behind = space.state.reserve(1)
+        db.execute(
+            "INSERT INTO head VALUES (1, 2, ?, ?, ?, 1, 0, ?, ?, 0, ?)",
+            (first + 1, behind, boot_id(), space.state.incarnation(), now, os.urandom(8)),
+        )
+        fd = space.root_fd()
+        found = statx(fd, b"")
+        binding = ids.node_binding(fd, b"", found)
+        assumed = published_size(fd, space.secret, binding)
+        row = (ROOT, space.key, None, b"", DIRECTORY, binding, found.ino, 0, found.mtime_ns, found.ctime_ns, found.mode,
+               found.uid, found.gid, found.nlink, 0, READY, 0)  # fmt: skip
+        db.execute(f"INSERT INTO node VALUES ({'?,' * 16}?)", row)
+        db.execute(
+            "INSERT INTO dir VALUES (?,0,?,?,?,0,?,?,?,0,0,0)",
+            (ROOT, assumed, assumed, first, found.mtime_ns, found.ctime_ns, found.dev),
+        )
+        db.execute("INSERT INTO dirty VALUES (?, NULL, 1, ?, 1)", (ROOT, now / 1e9))
+
+
+def published_size(fd: int, secret: bytes, binding: bytes) -> int:
+    """The tree size a directory carries itself, 0 if none."""
+    try:
+        raw = os.getxattr(fd, labels.TREE_ATTRIBUTE)
+    except OSError:
+        return 0
+    return labels.parse_tree(raw, secret, binding) or 0
+
+
+def node(db: sqlite3.Connection, n: int) -> NodeRow | None:
+    """The row with this number."""
+    row = db.execute("SELECT * FROM node WHERE n=?", (n,)).fetchone()
+    return NodeRow._make(row) if row else None
+
+
+def at(db: sqlite3.Connection, parent: int, name: bytes) -> NodeRow | None:
+    """The entry `name` of a directory's row."""
+    row = db.execute("SELECT * FROM node WHERE parent=? AND name=?", (parent, name)).fetchone()
+    return NodeRow._make(row) if row else None
+
+
+def by_id(db: sqlite3.Connection, node_id: bytes) -> NodeRow | None:
+    """The row that owns an id."""
+    row = db.execute("SELECT * FROM node WHERE id=?", (node_id,)).fetchone()
+    return NodeRow._make(row) if row else None
+
+
+def by_binding(db: sqlite3.Connection, binding: bytes) -> list[NodeRow]:
+    """All rows of one node on disk, those in limbo included."""
+    return [
+        NodeRow._make(row) for row in db.execute("SELECT * FROM node WHERE binding=? ORDER BY n", (binding,))
+    ]
+
+
+def children(db: sqlite3.Connection, parent: int, names: Sequence[bytes] | None = None) -> Iterator[NodeRow]:
+    """The entries of a directory: all, or the named ones."""
+    if names is None:
+        yield from map(NodeRow._make, db.execute("SELECT * FROM node WHERE parent=?", (parent,)))
+        return
+    for name in names:
+        row = db.execute("SELECT * FROM node WHERE parent=? AND name=?", (parent, name)).fetchone()
+        if row:
+            yield NodeRow._make(row)
+
+
+def directory(db: sqlite3.Connection, n: int) -> DirRow | None:
+    """The directory part of a row."""
+    row = db.execute("SELECT * FROM dir WHERE n=?", (n,)).fetchone()
+    return DirRow._make(row) if row else None
+
+
+def path_of(db: sqlite3.Connection, n: int) -> bytes | None:
+    """The path of a row below the root; None if it, or something above it, is in limbo."""
+    parts: list[bytes] = []
+    here: int | None = n
+    while here != ROOT:
+        row = db.execute("SELECT parent, name FROM node WHERE n=?", (here,)).fetchone()
+        if row is None or row[0] is None:
+            return None
+        parts.append(row[1])
+        here = row[0]
+    return b"/".join(reversed(parts))
+
+
+def find(db: sqlite3.Connection, path: bytes) -> NodeRow | None:
+    """The row at a path, as far as the index knows."""
+    n = ROOT
+    if path:
+        for name in path.split(b"/"):
+            row = db.execute("SELECT n FROM node WHERE parent=? AND name=?", (n, name)).fetchone()
+            if row is None:
+                return None
+            n = row[0]
+    return node(db, n)
+
+
+def take_numbers(space: Space, db: sqlite3.Connection, count: int) -> int:
+    """The first of `count` fresh journal numbers, within a write transaction."""
+    number, limit, boot = db.execute("SELECT number, number_limit, boot FROM head").fetchone()
+    # After a boot the index may have lost commits whose numbers were seen by clients: skip past all of them.
+    if number + count > limit or boot != _BOOT:
+        number, limit = space.state.reserve(limit)
+        db.execute("UPDATE head SET number_limit=?, boot=?", (limit, _BOOT))
+    db.execute("UPDATE head SET number=?", (number + count,))
+    first: int = number
+    return first
+
+
+def take_rows(db: sqlite3.Connection, count: int) -> int:
+    """The first of `count` fresh row numbers, within a write transaction."""
+    (first,) = db.execute("SELECT next_n FROM head").fetchone()
+    db.execute("UPDATE head SET next_n=?", (first + count,))
+    number: int = first
+    return number
+
+
+_BOOT = boot_id()

@@ -1,0 +1,287 @@
+"""The one mutator of the index: compare a directory on disk with its rows, and commit the difference.
+
+It is idempotent and knows no actions, so hints may be lost, doubled, late or reordered. Any process may call it at
+any time: the disk is read without a lock, then a short transaction commits if no other one was faster (`dir.seq`),
+else it starts again. After a few turns it observes under the writers' lock, so that it always ends.
+
+Crash: a transaction is committed or not; what was not committed is found by the next hint or sweep. A label that was
+not yet written is due in `pending`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Collection, Iterable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, NamedTuple
+
+from fsd.core import dirty, ids, index, relabel, totals
+from fsd.core.commit import Commit, Result, ToLabel
+from fsd.core.dirty import Item
+from fsd.core.errors import NotYetKnown, StorageUnavailable
+from fsd.core.index import DirRow, NodeRow
+from fsd.core.names import join, split
+from fsd.core.observe import Seen, look
+from fsd.core.scan import Scan, scan_all, scan_names
+from fsd.core.syscalls import Statx, statx
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from fsd.core.space import Space
+
+_TURNS = 12
+_TURNS_UNLOCKED = 3
+_CHUNK = 500
+"""Rows per transaction: others wait for the writers' lock meanwhile."""
+
+
+class Outcome(NamedTuple):
+    """`changed`: something was committed. `vanished_dir`: the directory isn't there (its parents were looked at).
+    `new_dirs`: paths of directories that were not known before; they are dirty now."""
+
+    changed: bool
+    vanished_dir: bool
+    new_dirs: list[bytes]
+
+
+class _Place(NamedTuple):
+    """An open directory and its row, proven to be the same node."""
+
+    fd: int
+    found: Statx
+    row: NodeRow
+    dir: DirRow
+
+
+def reconcile(
+    space: Space,
+    path: bytes,
+    names: Collection[bytes] | None = None,
+    *,
+    explicit: bool = False,
+    item: Item | None = None,
+) -> Outcome:
+    """Make the rows of the directory `path` equal to the disk: the entries `names`, or all.
+
+    `explicit`: fsd made the change itself, identities are certain. `item`: the dirty row this serves; it is deleted
+    with the commit unless it was marked again. Raises StorageUnavailable, OSError of the state disk.
+    """
+    for turn in range(_TURNS):
+        with space.index.exclusive() if turn >= _TURNS_UNLOCKED else nullcontext():
+            outcome = _attempt(space, path, None if names is None else frozenset(names), explicit, item)
+        if outcome is not None:
+            return outcome
+    raise NotYetKnown("The directory changes faster than it can be read; ask again in a moment.")
+
+
+def reconcile_item(space: Space, item: Item) -> Outcome:
+    """Serve one row of the dirty set."""
+    if item.path is None:
+        return Outcome(False, True, [])
+    return reconcile(space, item.path, item.names, item=item)
+
+
+def reconcile_moved(space: Space, src: bytes, dst: bytes) -> None:
+    """After a rename inside one space made by fsd: the new place first, so that the row moves with its id."""
+    new_parent, new_name = split(dst)
+    old_parent, old_name = split(src)
+    if new_parent == old_parent:
+        reconcile(space, new_parent, [new_name, old_name], explicit=True)
+        return
+    reconcile(space, new_parent, [new_name], explicit=True)
+    reconcile(space, old_parent, [old_name], explicit=True)
+
+
+def _attempt(
+    space: Space, path: bytes, names: frozenset[bytes] | None, explicit: bool, item: Item | None
+) -> Outcome | None:
+    """One turn; None when another writer was faster or the way down had to be made known first."""
+    try:
+        fd = space.open_dir(path)
+    except OSError as error:
+        return _not_opened(space, path, error, item)
+    try:
+        place = _locate(space, path, fd)
+        if place is None:
+            _make_known(space, path)
+            return None
+        scan = (
+            scan_names(space, fd, place.row.n, names)
+            if names is not None
+            else scan_all(space, fd, place.row.n)
+        )
+        if _nothing(place, scan, names) and not scan.to_label and not scan.stale_dirs:
+            if item is not None:
+                dirty.done(space, [item])
+            return Outcome(False, False, [])
+        seen = _look_closer(space, fd, scan.candidates)
+        if seen is None:
+            return None
+        result = _commit(space, path, place, scan, seen, explicit, item, full=names is None)
+        if result is None:
+            return None
+        due = result.to_label + scan.to_label
+        relabel.write_labels(space, fd, _wanted(due, item, explicit))
+        return Outcome(result.changed, False, result.new_dirs)
+    finally:
+        os.close(fd)
+
+
+def _wanted(due: list[ToLabel], item: Item | None, explicit: bool) -> list[ToLabel]:
+    """A reader's own reconcile writes only the labels that can't wait; the watcher writes the rest."""
+    return due if item is not None or explicit else [label for label in due if label.urgent]
+
+
+def _not_opened(space: Space, path: bytes, error: OSError, item: Item | None) -> Outcome | None:
+    if error.errno == errno.EACCES:
+        # Unreadable: its rows and sizes stay as they were known (invariant 7).
+        if item is not None:
+            dirty.done(space, [item])
+        return Outcome(False, False, [])
+    if isinstance(error, StorageUnavailable) or error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        raise error
+    if not path:
+        raise StorageUnavailable("The root of the space is gone.") from error
+    parent, name = split(path)
+    changed = reconcile(space, parent, [name]).changed
+    if item is not None:
+        with space.index.read() as db:
+            moved = index.path_of(db, item.n)
+        if moved == path:
+            return None
+    return Outcome(changed, True, [])
+
+
+def _locate(space: Space, path: bytes, fd: int) -> _Place | None:
+    """The row of the open directory, if the index knows the way to it as it is on disk."""
+    found = statx(fd, b"")
+    binding = ids.node_binding(fd, b"", found)
+    with space.index.read() as db:
+        row = index.find(db, path)
+        if row is None or row.binding != binding or row.kind != index.DIRECTORY:
+            return None
+        parts = index.directory(db, row.n)
+    return _Place(fd, found, row, parts) if parts is not None else None
+
+
+def _make_known(space: Space, path: bytes) -> None:
+    """Reconcile, by name, the first step of the way down where disk and index part."""
+    here = b""
+    n = index.ROOT
+    for name in path.split(b"/"):
+        parent_fd = space.open_dir(here)
+        try:
+            binding = ids.node_binding(parent_fd, name, statx(parent_fd, name))
+        finally:
+            os.close(parent_fd)
+        with space.index.read() as db:
+            row = index.at(db, n, name)
+        if row is None or row.binding != binding:
+            reconcile(space, here, [name])
+            with space.index.read() as db:
+                row = index.at(db, n, name)
+                old = index.directory(db, row.n) if row else None
+            if row is not None and row.binding != binding and old is not None and old.mounted:
+                raise StorageUnavailable("A filesystem that was mounted inside the space is not mounted now.")
+            return
+        n, here = row.n, join(here, name)
+
+
+def _nothing(place: _Place, scan: Scan, names: frozenset[bytes] | None) -> bool:
+    if scan.candidates or scan.vanished or not scan.steady:
+        return False
+    if names is not None:
+        return True
+    seen = (scan.found.mtime_ns, scan.found.ctime_ns)
+    known = (place.dir.mtime_ns, place.dir.ctime_ns)
+    return (
+        seen == known
+        and place.dir.epoch == scan.epoch
+        and scan.own == place.dir.own
+        and not place.dir.assumed
+    )
+
+
+def _look_closer(space: Space, fd: int, names: Iterable[bytes]) -> list[Seen] | None:
+    seen = []
+    for name in names:
+        try:
+            seen.append(look(space, fd, name))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            # This entry keeps its row, its neighbours are not affected (invariant 7).
+            if error.errno not in (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE):
+                raise
+    return seen
+
+
+def _commit(
+    space: Space,
+    path: bytes,
+    place: _Place,
+    scan: Scan,
+    seen: list[Seen],
+    explicit: bool,
+    item: Item | None,
+    *,
+    full: bool,
+) -> Result | None:
+    """Commit in chunks; None if `dir.seq` shows that another writer was faster."""
+    whole = Result()
+    expected = scan.seq
+    sweep = item.sweep if item is not None else place.dir.epoch == 0
+    first_look = full and place.dir.epoch == 0
+    for start in range(0, max(1, len(seen)), _CHUNK):
+        last = start + _CHUNK >= len(seen)
+        now = time.time()
+        with space.index.write() as db:
+            current = db.execute("SELECT seq FROM dir WHERE n=?", (place.row.n,)).fetchone()
+            if current is None or current[0] != expected or index.path_of(db, place.row.n) != path:
+                return None
+            work = Commit(
+                space, db, place.row.n, path, now, explicit=explicit, sweep=sweep, first_look=first_look
+            )
+            for entry in seen[start : start + _CHUNK]:
+                work.put(entry)
+            if last:
+                for row in scan.vanished:
+                    work.remove(row)
+                for n in scan.stale_dirs:
+                    dirty.mark_row(db, n, None, now, sweep=sweep)
+            result = work.finish()
+            if last and full:
+                _close_full(space, db, place.row.n, scan, result, path)
+            if last and item is not None and scan.steady:
+                db.execute("DELETE FROM dirty WHERE n=? AND stamp=?", (item.n, item.stamp))
+            (expected,) = db.execute("SELECT seq FROM dir WHERE n=?", (place.row.n,)).fetchone()
+        whole.changed |= result.changed
+        whole.new_dirs += result.new_dirs
+        whole.to_label += result.to_label
+    return whole
+
+
+def _close_full(
+    space: Space, db: sqlite3.Connection, n: int, scan: Scan, result: Result, path: bytes
+) -> None:
+    """After a full look the sums are absolute; a difference (first look, or drift) is carried up."""
+    old = index.directory(db, n)
+    assert old is not None
+    own, total = totals.recount(db, n)
+    if (own, total, 0) != (old.own, old.total, old.assumed):
+        totals.climb(db, n, total - old.total, None)
+        db.execute("UPDATE dir SET own=?, assumed=0, seq=seq+1 WHERE n=?", (own, n))
+        result.changed = True
+    if not scan.steady:
+        dirty.mark_row(db, n, None, time.time())
+        return
+    if old.epoch == 0 and scan.found.mtime_ns != old.mtime_ns and not result.visible:
+        # Something vanished between the first sight of the directory and the first look into it.
+        totals.climb(db, n, 0, index.take_numbers(space, db, 1))
+    db.execute(
+        "UPDATE dir SET mtime_ns=?, ctime_ns=?, dev=?, epoch=? WHERE n=?",
+        (scan.found.mtime_ns, scan.found.ctime_ns, scan.found.dev, scan.epoch, n),
+    )

@@ -1,0 +1,205 @@
+"""Writing labels and published tree sizes on nodes, and noting the ctime this causes, so that it wakes nobody."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from fsd.core import index, labels
+from fsd.core.commit import SETTLE_S, ToLabel
+from fsd.core.index import DIRECTORY, FILE, LABELLED, READY, NodeRow
+from fsd.core.names import split
+from fsd.core.syscalls import read_lease_possible
+
+if TYPE_CHECKING:
+    from fsd.core.space import Space
+
+_QUIET_WITHOUT_LEASE_S = 35.0
+_Update = tuple[int, int, int, int]
+"""(ctime_ns, flags to set, n, ctime_ns the row had)"""
+
+
+def write_labels(space: Space, fd: int, due: Iterable[ToLabel]) -> None:
+    """Label nodes of the open directory `fd` as their rows say; what changed meanwhile is left to the next look."""
+    if space.record.label == "none" or space.record.read_only:
+        return
+    updates: list[_Update] = []
+    unkept: list[NodeRow] = []
+    done: list[int] = []
+    with space.index.read() as db:
+        rows = [(index.node(db, label.n), label) for label in due]
+    for row, label in rows:
+        if row is None or row.kind not in (FILE, DIRECTORY) or row.flags & LABELLED or row.name != label.name:
+            continue
+        if row.nlink > 1 and row.kind == FILE and not label.urgent:
+            continue  # which of its names the label speaks for is settled in the state database
+        update = _label_one(space, fd, row)
+        if update is not None:
+            updates.append(update)
+            done.append(row.n)
+        elif label.urgent:
+            unkept.append(row)
+    _note(space, updates, done, unkept)
+
+
+def _label_one(space: Space, fd: int, row: NodeRow) -> _Update | None:
+    """Write one label; None if the node is not as its row says, or can't be labelled."""
+    path = b"/proc/self/fd/%d/%b" % (fd, row.name)
+    try:
+        before = os.stat(row.name, dir_fd=fd, follow_symlinks=False)
+        if before.st_ino != row.ino or (row.kind == FILE and before.st_ctime_ns != row.ctime_ns):
+            return None
+        value = labels.encode(space.secret, row.id, row.binding, row.rev)
+        if not labels.set_xattr(path, labels.ID_ATTRIBUTE, value):
+            return None
+        after = os.stat(row.name, dir_fd=fd, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EIO, errno.ESTALE):
+            return None
+        raise
+    if (after.st_ino, after.st_size, after.st_mtime_ns) != (
+        before.st_ino,
+        before.st_size,
+        before.st_mtime_ns,
+    ):
+        return None
+    return after.st_ctime_ns, LABELLED, row.n, row.ctime_ns if row.kind == FILE else before.st_ctime_ns
+
+
+def _note(space: Space, updates: list[_Update], done: list[int], unkept: list[NodeRow]) -> None:
+    if unkept:
+        space.state.bind([(row.binding, b"", row.id, row.rev) for row in unkept])
+        done = done + [row.n for row in unkept]
+    if not updates and not done:
+        return
+    with space.index.write() as db:
+        # A row that was looked at again meanwhile keeps what that look found: its ctime then includes our write.
+        db.executemany("UPDATE node SET ctime_ns=?, flags=flags|? WHERE n=? AND ctime_ns=?", updates)
+        db.executemany(
+            "UPDATE dir SET ctime_ns=? WHERE n=? AND ctime_ns=?", ((u[0], u[2], u[3]) for u in updates)
+        )
+        db.executemany("UPDATE node SET flags=flags|? WHERE n=? AND kind=1", ((u[1], u[2]) for u in updates))
+        db.executemany("DELETE FROM pending WHERE n=?", ((n,) for n in done))
+
+
+def label_due(space: Space, limit: int = 500) -> int:
+    """Label nodes that have become quiet, and those that must be labelled; the number of rows that were due.
+
+    Called every second by the watcher. A file that is open for writing stays unlabelled until it is closed.
+    """
+    now = time.time()
+    with space.index.read() as db:
+        query = "SELECT n, force FROM pending WHERE due<=? ORDER BY due LIMIT ?"
+        due = db.execute(query, (now, limit)).fetchall()
+        placed = _by_parent(db, due)
+    for path, members in placed.items():
+        _label_in(space, path, members, now)
+    with space.index.write() as db:
+        gone = [(n,) for n, _ in due if index.path_of(db, n) is None]
+        db.executemany("DELETE FROM pending WHERE n=? AND due<=" + repr(now), gone)
+    return len(due)
+
+
+def _by_parent(db: sqlite3.Connection, due: list[tuple[int, int]]) -> dict[bytes, list[tuple[NodeRow, bool]]]:
+    placed: dict[bytes, list[tuple[NodeRow, bool]]] = {}
+    for n, force in due:
+        path = index.path_of(db, n)
+        row = index.node(db, n)
+        if path and row is not None:
+            placed.setdefault(split(path)[0], []).append((row, bool(force)))
+    return placed
+
+
+def _label_in(space: Space, path: bytes, members: list[tuple[NodeRow, bool]], now: float) -> None:
+    later: list[tuple[float, int]] = []
+    ready: list[ToLabel] = []
+    try:
+        fd = space.open_dir(path)
+    except OSError:
+        later = [(now + SETTLE_S, row.n) for row, _ in members]
+    else:
+        try:
+            for row, force in members:
+                if force or _is_ready(fd, row, now):
+                    ready.append(ToLabel(row.n, row.name, force))
+                else:
+                    later.append((now + SETTLE_S, row.n))
+            write_labels(space, fd, ready)
+        finally:
+            os.close(fd)
+    names = {label.n for label in ready}
+    with space.index.write() as db:
+        db.executemany("UPDATE node SET flags=flags|? WHERE n=?", ((READY, n) for n in names))
+        db.executemany("UPDATE pending SET due=? WHERE n=?", later)
+        # What could not be labelled now is found READY and unlabelled by the next sweep.
+        db.executemany("DELETE FROM pending WHERE n=?", ((n,) for n in names))
+
+
+def _is_ready(fd: int, row: NodeRow, now: float) -> bool:
+    """Closed and quiet: a read lease can be taken, or nothing has happened for a long time (fcntl(2), F_SETLEASE)."""
+    if row.kind != FILE:
+        return True
+    quiet = now - row.ctime_ns / 1e9
+    if quiet < SETTLE_S:
+        return False
+    if quiet >= _QUIET_WITHOUT_LEASE_S:
+        return True
+    try:
+        file = os.open(row.name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    except OSError:
+        return False
+    try:
+        return read_lease_possible(file)
+    finally:
+        os.close(file)
+
+
+def publish_trees(space: Space, limit: int = 100) -> int:
+    """Write the totals of directories whose counter moved since the last time; the number written or given up.
+
+    Called about once a second, so a busy directory is written once a second at most.
+    """
+    if space.record.label == "none" or space.record.read_only:
+        return 0
+    with space.index.read() as db:
+        rows = db.execute(
+            "SELECT node.n, node.binding, dir.total, dir.counter FROM dir JOIN node ON node.n=dir.n"
+            " WHERE published<>counter AND epoch>0 LIMIT ?", (limit,)
+        ).fetchall()  # fmt: skip
+        paths = [index.path_of(db, row[0]) for row in rows]
+    published: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, int]] = []
+    for (n, binding, total, counter), path in zip(rows, paths, strict=True):
+        published.append((counter, n))
+        if path is not None:
+            times = _publish_one(
+                space, path, binding, labels.encode_tree(space.secret, binding, total, counter)
+            )
+            if times is not None:
+                seen.append((times[1], n, times[0]))
+    if published:
+        with space.index.write() as db:
+            db.executemany("UPDATE dir SET published=? WHERE n=?", published)
+            db.executemany("UPDATE dir SET ctime_ns=? WHERE n=? AND ctime_ns=?", seen)
+    return len(rows)
+
+
+def _publish_one(space: Space, path: bytes, binding: bytes, value: bytes) -> tuple[int, int] | None:
+    """Write one directory's total; (ctime before, ctime after) if it was written."""
+    try:
+        fd = space.open_dir(path)
+    except OSError:
+        return None
+    try:
+        before = os.fstat(fd).st_ctime_ns
+        if labels.parse_tree(value, space.secret, binding) is None or not labels.set_xattr(
+            fd, labels.TREE_ATTRIBUTE, value
+        ):
+            return None
+        return before, os.fstat(fd).st_ctime_ns
+    finally:
+        os.close(fd)

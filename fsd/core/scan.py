@@ -1,0 +1,163 @@
+"""Reading a directory and comparing it with its rows, cheaply: one lstat an entry, no lock, no write.
+
+What differs becomes a candidate for a closer look; what has gone is confirmed by name before it counts as gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from fsd.core import index
+from fsd.core.commit import ToLabel
+from fsd.core.index import DIRECTORY, FILE, LABELLED, READY, NodeRow
+from fsd.core.syscalls import Statx, statx
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from fsd.core.space import Space
+
+_LIST_AGAIN = 3
+
+
+class Scan(NamedTuple):
+    """The difference. `seq` and `epoch` are what the index said before the disk was read; `own` is the sum of the
+    rows' file sizes; `stale_dirs` are row numbers of unchanged children that have to be looked into; `steady` tells
+    whether the directory stood still while it was listed."""
+
+    seq: int
+    epoch: int
+    found: Statx
+    steady: bool
+    candidates: list[bytes]
+    vanished: list[NodeRow]
+    stale_dirs: list[int]
+    to_label: list[ToLabel]
+    own: int
+
+
+_ROWS = (
+    "SELECT node.*, dir.mtime_ns, dir.ctime_ns, dir.epoch FROM node LEFT JOIN dir ON dir.n = node.n"
+    " WHERE node.parent=?"
+)
+_INO, _SIZE, _MTIME, _CTIME, _FLAGS = 6, 7, 8, 9, 15
+_KIND, _DIR_MTIME, _DIR_CTIME, _DIR_EPOCH = 4, 17, 18, 19
+
+
+def scan_names(space: Space, fd: int, n: int, names: Iterable[bytes]) -> Scan:
+    """Compare the named entries. A name that can't be read keeps its row."""
+    with space.index.read() as db:
+        seq, epoch = _generation(db, n)
+        rows = {row.name: row for row in index.children(db, n, sorted(names))}
+    candidates: list[bytes] = []
+    vanished: list[NodeRow] = []
+    for name in sorted(names):
+        row = rows.get(name)
+        try:
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            if row is not None:
+                vanished.append(row)
+            continue
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+                continue
+            if error.errno in (errno.EIO, errno.EACCES, errno.ESTALE):
+                continue
+            raise
+        if space.is_hidden(found):
+            if row is not None:
+                vanished.append(row)
+        elif row is None or row.kind == DIRECTORY or _differs(row, found):
+            candidates.append(name)
+    return Scan(seq, epoch, statx(fd, b""), True, candidates, vanished, [], [], 0)
+
+
+def _differs(row: tuple[int, ...] | NodeRow, found: os.stat_result) -> bool:
+    return (
+        row[_INO] != found.st_ino
+        or row[_CTIME] != found.st_ctime_ns
+        or row[_MTIME] != found.st_mtime_ns
+        or (row[_SIZE] != found.st_size and stat.S_ISREG(found.st_mode))
+    )
+
+
+def scan_all(space: Space, fd: int, n: int) -> Scan:
+    """Compare the whole directory. An entry that can't be read keeps its row; a listing that fails is an error."""
+    with space.index.read() as db:
+        seq, epoch = _generation(db, n)
+        rows = {row[3]: row for row in db.execute(_ROWS, (n,))}
+    for _ in range(_LIST_AGAIN):
+        before = statx(fd, b"")
+        scan = _compare(space, fd, dict(rows), seq, epoch, before)
+        after = statx(fd, b"")
+        if (before.mtime_ns, before.ctime_ns) == (after.mtime_ns, after.ctime_ns):
+            return scan
+    return scan._replace(steady=False)
+
+
+def _generation(db: sqlite3.Connection, n: int) -> tuple[int, int]:
+    seq, epoch = db.execute("SELECT dir.seq, head.epoch FROM dir, head WHERE dir.n=?", (n,)).fetchone()
+    return seq, epoch
+
+
+def _compare(
+    space: Space, fd: int, rows: dict[bytes, tuple[int, ...]], seq: int, epoch: int, found: Statx
+) -> Scan:
+    candidates: list[bytes] = []
+    stale: list[int] = []
+    to_label: list[ToLabel] = []
+    own = 0
+    labelling = space.record.label == "now"
+    hidden_ino = space.fsd_ident[1]
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            row = rows.pop(name, None)
+            try:
+                st = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                if row is not None:
+                    rows[name] = row
+                continue
+            except OSError:
+                if row is not None:
+                    own += row[_SIZE]
+                continue
+            if st.st_ino == hidden_ino and space.is_hidden(st):
+                if row is not None:
+                    rows[name] = row
+                continue
+            if row is None:
+                candidates.append(name)
+                continue
+            own += row[_SIZE]
+            if row[_KIND] == DIRECTORY:
+                if row[_INO] != st.st_ino or not stat.S_ISDIR(st.st_mode):
+                    candidates.append(name)
+                elif (row[_DIR_MTIME], row[_DIR_CTIME]) != (st.st_mtime_ns, st.st_ctime_ns):
+                    candidates.append(name)
+                    stale.append(row[0])
+                elif row[_DIR_EPOCH] != epoch:
+                    stale.append(row[0])
+            elif _differs(row, st):
+                candidates.append(name)
+            if labelling and row[_FLAGS] & (READY | LABELLED) == READY and row[_KIND] in (FILE, DIRECTORY):
+                to_label.append(ToLabel(row[0], name, False))
+    vanished = [NodeRow._make(row[:17]) for name, row in rows.items() if _is_gone(space, fd, name)]
+    return Scan(seq, epoch, found, True, candidates, vanished, stale, to_label, own)
+
+
+def _is_gone(space: Space, fd: int, name: bytes) -> bool:
+    """Absence from a listing that raced with renames proves nothing; ENOENT for the name does."""
+    try:
+        found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return space.is_hidden(found)

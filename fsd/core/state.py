@@ -1,0 +1,107 @@
+"""`<space>.state.db`: the little that can't be rebuilt from the tree. Every commit is fsynced (synchronous=FULL).
+
+Numbers of the journal are reserved here in blocks before the index uses any of them. So neither a lost index nor
+one that lost its last commits in a power cut can ever use a number twice, and no etag stands for two contents.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from fsd.core import intents, locks
+from fsd.core.store import Database
+
+BLOCK = 100_000
+"""Journal numbers reserved at once: one fsync for so many changes."""
+
+SCHEMA = """
+CREATE TABLE ident (
+    one INTEGER PRIMARY KEY CHECK (one = 1), next INTEGER NOT NULL, incarnation BLOB NOT NULL,
+    fingerprint TEXT NOT NULL);
+CREATE TABLE binding (
+    binding BLOB NOT NULL, place BLOB NOT NULL, id BLOB NOT NULL, rev INTEGER NOT NULL,
+    PRIMARY KEY (binding, place)) WITHOUT ROWID;
+CREATE TABLE tombstone (
+    id BLOB PRIMARY KEY, parent BLOB NOT NULL, name BLOB NOT NULL, uid INTEGER NOT NULL, rev INTEGER NOT NULL,
+    at REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX tombstone_at ON tombstone (at)
+"""
+
+
+class Tombstone(NamedTuple):
+    """What is remembered of a node that is gone: its id, where it was, and whose."""
+
+    id: bytes
+    parent: bytes
+    name: bytes
+    uid: int
+    rev: int
+    at: float
+
+
+class State(Database):
+    """The state database of one space."""
+
+    def __init__(self, path: Path, lock: Path) -> None:
+        schema = ";".join((SCHEMA, intents.SCHEMA, locks.SCHEMA))
+        super().__init__(path, schema, synchronous="FULL", lock=lock)
+
+    def created(self, db: sqlite3.Connection) -> None:
+        """A new state database is a new incarnation: etags of an earlier one can't come back."""
+        db.execute("INSERT INTO ident VALUES (1, 1, ?, '')", (os.urandom(8),))
+
+    def reserve(self, at_least: int) -> tuple[int, int]:
+        """Reserve a block of journal numbers: (first, first one behind it), durable when this returns."""
+        with self.write() as db:
+            (first,) = db.execute("SELECT next FROM ident").fetchone()
+            first = max(first, at_least)
+            db.execute("UPDATE ident SET next=?", (first + BLOCK,))
+        return first, first + BLOCK
+
+    def incarnation(self) -> bytes:
+        """Random, made with the database; part of every directory's etag."""
+        with self.read() as db:
+            value: bytes = db.execute("SELECT incarnation FROM ident").fetchone()[0]
+        return value
+
+    def fingerprint(self) -> str:
+        """`oc:data-fingerprint`: changes only after a restore."""
+        with self.read() as db:
+            value: str = db.execute("SELECT fingerprint FROM ident").fetchone()[0]
+        return value
+
+    def bind(self, rows: Iterable[tuple[bytes, bytes, bytes, int]]) -> None:
+        """Remember ids that nodes can't carry themselves: (binding, place or b"", id, rev)."""
+        with self.write() as db:
+            db.executemany("INSERT OR REPLACE INTO binding VALUES (?, ?, ?, ?)", rows)
+
+    def bound(self, binding: bytes, place: bytes) -> tuple[bytes, int] | None:
+        """The remembered (id, rev) of a node, at this place if it has several."""
+        query = (
+            "SELECT id, rev FROM binding WHERE binding=? AND place IN (?, x'') ORDER BY length(place) DESC"
+        )
+        with self.read() as db:
+            row: tuple[bytes, int] | None = db.execute(query, (binding, place)).fetchone()
+        return row
+
+    def bury(self, gone: Iterable[Tombstone]) -> None:
+        """Write tombstones, durably, before the rows of the gone nodes are deleted."""
+        with self.write() as db:
+            db.executemany("INSERT OR REPLACE INTO tombstone VALUES (?, ?, ?, ?, ?, ?)", gone)
+
+    def tombstone(self, node_id: bytes) -> Tombstone | None:
+        """What is remembered of a gone node."""
+        with self.read() as db:
+            row = db.execute("SELECT * FROM tombstone WHERE id=?", (node_id,)).fetchone()
+        return Tombstone(*row) if row else None
+
+    def exhume(self, node_ids: Iterable[bytes], before: float | None = None) -> None:
+        """Forget tombstones: of nodes that came back, and all older than `before` (seconds since the epoch)."""
+        with self.write() as db:
+            db.executemany("DELETE FROM tombstone WHERE id=?", ((node_id,) for node_id in node_ids))
+            if before is not None:
+                db.execute("DELETE FROM tombstone WHERE at<?", (before,))

@@ -1,0 +1,223 @@
+"""SQLite files shared by several processes: who may write, in which order, and what happens when a file vanishes.
+
+Readers never block: WAL mode, autocommit connections, one per thread. Writers queue on a flock(2) of a file beside
+the database, not on SQLite's busy handler, which polls with growing pauses and starves the unlucky. The order of
+locks is index before state; nobody takes the index's lock while holding the state's.
+
+A database marked `rebuildable` may be deleted at any time, also below running processes: each use compares the file
+at the path with the one that is open, and starts an empty one when they differ. A damaged one is set aside.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from fsd.core.errors import NotYetKnown
+
+_log = logging.getLogger(__name__)
+
+BUSY_TIMEOUT_S = 20.0
+_SQLITE_FULL, _SQLITE_IOERR, _SQLITE_CANTOPEN, _SQLITE_READONLY, _SQLITE_BUSY = 13, 10, 14, 8, 5
+_SQLITE_CORRUPT, _SQLITE_NOTADB = 11, 26
+_ERRNO = {
+    _SQLITE_FULL: errno.ENOSPC,
+    _SQLITE_IOERR: errno.EIO,
+    _SQLITE_CANTOPEN: errno.EIO,
+    _SQLITE_READONLY: errno.EROFS,
+    _SQLITE_BUSY: errno.EAGAIN,
+}
+
+
+class Database:
+    """One SQLite file. Thread-safe; opened on first use, again after a fork, again when the file was replaced."""
+
+    def __init__(
+        self,
+        path: Path,
+        schema: str,
+        *,
+        version: int = 1,
+        synchronous: Literal["NORMAL", "FULL", "OFF"],
+        lock: Path,
+        rebuildable: bool = False,
+    ) -> None:
+        self.path = path
+        self._schema = schema
+        self._version = version
+        self._synchronous = synchronous
+        self._lock_path = lock
+        self._rebuildable = rebuildable
+        self._pid = os.getpid()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._local = threading.local()
+        self._mutex = threading.RLock()
+        self._depth = 0
+        self._lock_fd = -1
+        self._open: list[sqlite3.Connection] = []
+
+    def created(self, db: sqlite3.Connection) -> None:
+        """Called in a transaction of its own when the file was new; subclasses fill it."""
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection in autocommit mode; within `write()`, the writing one."""
+        db = self._connection()
+        try:
+            yield db
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction, alone among all threads and processes; committed at the end, rolled back on an exception.
+
+        Not re-entrant. Raises OSError(ENOSPC, EIO, EROFS) when the state disk refuses; nothing has changed then.
+        """
+        with self.exclusive():
+            db = self._connection()
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield db
+                except BaseException:
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
+                    raise
+                try:
+                    db.execute("COMMIT")
+                except sqlite3.Error:
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise self._translate(error) from error
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the writers' lock; re-entrant within a thread. A killed holder releases it (flock(2))."""
+        self._check_fork()
+        with self._mutex:
+            if self._depth == 0:
+                if self._lock_fd < 0:
+                    self._lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                if self._depth == 0:
+                    fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close every connection of this process; the next use opens again."""
+        with self._mutex:
+            for db in self._open:
+                db.close()
+            if self._lock_fd >= 0:
+                os.close(self._lock_fd)
+        self._reset()
+
+    def _check_fork(self) -> None:
+        if self._pid != os.getpid():
+            # SQLite connections must not cross a fork (sqlite.org/howtocorrupt.html); leave them to the parent.
+            self._pid = os.getpid()
+            self._inherited = (self._local, self._open, self._lock_fd)
+            self._reset()
+
+    def _connection(self) -> sqlite3.Connection:
+        self._check_fork()
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is not None:
+            if db.in_transaction:
+                return db
+            try:
+                found = os.stat(self.path)
+                if (found.st_dev, found.st_ino) == self._local.ident:
+                    return db
+            except FileNotFoundError:
+                pass
+            self._forget(db)
+        return self._connect()
+
+    def _forget(self, db: sqlite3.Connection) -> None:
+        if db in self._open:
+            self._open.remove(db)
+        db.close()
+        self._local.db = None
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            with self.exclusive():
+                db = self._open_file()
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+        self._local.db = db
+        self._open.append(db)
+        return db
+
+    def _open_file(self) -> sqlite3.Connection:
+        new = not self.path.exists()
+        if new and self._rebuildable:
+            # A log without its database belongs to the deleted one and must not be replayed into the new one.
+            for suffix in ("-wal", "-shm"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        db = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA cache_size=-4000")
+            db.execute("PRAGMA temp_store=MEMORY")
+            db.execute(f"PRAGMA synchronous={self._synchronous}")
+            if db.execute("PRAGMA user_version").fetchone()[0] != self._version:
+                self._create(db)
+            found = os.stat(self.path)
+            self._local.ident = (found.st_dev, found.st_ino)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _create(self, db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                for statement in self._schema.split(";"):
+                    if statement.strip():
+                        db.execute(statement)
+                self.created(db)
+                db.execute(f"PRAGMA user_version={self._version}")
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        os.chmod(self.path, 0o600)
+
+    def _translate(self, error: sqlite3.Error) -> OSError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (_SQLITE_CORRUPT, _SQLITE_NOTADB) and self._rebuildable:
+            self._set_aside()
+            return NotYetKnown("The index was damaged and is being rebuilt; ask again in a moment.")
+        number = _ERRNO.get(code)
+        if number is None:
+            raise error
+        return OSError(number, f"{self.path.name}: {error}")
+
+    def _set_aside(self) -> None:
+        _log.error("index %s is damaged: set aside, rebuilding", self.path.name)
+        with self.exclusive():
+            for suffix in ("", "-wal", "-shm"):
+                part = self.path.with_name(self.path.name + suffix)
+                if part.exists():
+                    part.replace(part.with_name(f"{part.name}.damaged"))

@@ -1,0 +1,91 @@
+"""Verifying a whole space: every directory is compared with its rows once in an epoch.
+
+The work list is the dirty set at its lower rank: the root first, each directory adds its children. So a sweep
+survives a restart, can be stopped at any time, and does nothing twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from fsd.core import dirty, index
+from fsd.core.errors import StorageUnavailable
+from fsd.core.reconcile import reconcile_item
+
+if TYPE_CHECKING:
+    from fsd.core.space import Space
+
+_log = logging.getLogger(__name__)
+
+
+class Progress(NamedTuple):
+    """Directories verified in this epoch and known in all; `finished` when nothing is left to verify."""
+
+    done_dirs: int
+    total_dirs: int
+    finished: bool
+
+
+class Sweep:
+    """A resumable sweep of one space."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+
+    def begin(self) -> None:
+        """Start a new epoch: what was verified before counts no more."""
+        dirty.mark_tree(self._space)
+
+    def step(self, budget_s: float) -> Progress:
+        """Work for about `budget_s` seconds. Directories that can't be read are left to the next sweep."""
+        deadline = time.monotonic() + budget_s
+        while time.monotonic() < deadline:
+            items = [item for item in dirty.pending(self._space, 64, sweep=True) if item.path is not None]
+            if not items:
+                self._complete()
+                return self.progress()
+            for item in items:
+                self._verify(item)
+                if time.monotonic() >= deadline:
+                    break
+        return self.progress()
+
+    def _verify(self, item: dirty.Item) -> None:
+        try:
+            reconcile_item(self._space, item)
+        except StorageUnavailable:
+            raise
+        except OSError as error:
+            _log.info("space %s: %r is left to the next sweep: %s", self._space.record.id, item.path, error)
+            dirty.done(self._space, [item])
+
+    def _complete(self) -> None:
+        with self._space.index.read() as db:
+            swept_at, complete = db.execute("SELECT swept_at, complete FROM head").fetchone()
+            (marked,) = db.execute(
+                "SELECT epoch=(SELECT epoch FROM head) FROM dir WHERE n=?", (index.ROOT,)
+            ).fetchone()
+            (fresh,) = db.execute(
+                "SELECT count(*) FROM dirty WHERE sweep=0 AND n=?", (index.ROOT,)
+            ).fetchone()
+        if marked and not fresh and (not complete or not swept_at or self._newer_epoch()):
+            with self._space.index.write() as db:
+                db.execute("UPDATE head SET complete=1, swept_at=?", (time.time(),))
+                db.execute("INSERT OR REPLACE INTO cursor VALUES ('sweep', (SELECT epoch FROM head))")
+
+    def _newer_epoch(self) -> bool:
+        with self._space.index.read() as db:
+            (epoch,) = db.execute("SELECT epoch FROM head").fetchone()
+            row = db.execute("SELECT value FROM cursor WHERE source='sweep'").fetchone()
+        return row is None or int(row[0]) != epoch
+
+    def progress(self) -> Progress:
+        """How far it is."""
+        with self._space.index.read() as db:
+            total, done = db.execute(
+                "SELECT count(*), sum(epoch=(SELECT epoch FROM head)) FROM dir"
+            ).fetchone()
+            (left,) = db.execute("SELECT count(*) FROM dirty WHERE sweep=1").fetchone()
+        return Progress(done or 0, total, left == 0)

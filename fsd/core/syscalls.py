@@ -1,0 +1,192 @@
+"""System calls that Python does not wrap, through ctypes. Each raises OSError with the kernel's errno.
+
+Sources: openat2(2), statx(2), name_to_handle_at(2), renameat2(2), linkat(2), ioctl_ficlone(2), fcntl(2) F_SETLEASE.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+import threading
+from typing import Final, NamedTuple
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+_SYS_OPENAT2: Final = 437  # the same number on every architecture
+_RESOLVE: Final = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+_AT_EMPTY_PATH: Final = 0x1000
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_AT_SYMLINK_FOLLOW: Final = 0x400
+_RENAME_NOREPLACE: Final = 1
+_RENAME_EXCHANGE: Final = 2
+_FICLONE: Final = 0x40049409
+_MAX_HANDLE: Final = 128
+_STATX_WANTED: Final = 0x7FF | 0x800 | 0x1000  # basic stats, birth time, mount id
+_STATX_BTIME: Final = 0x800
+
+O_TMPFILE: Final = os.O_TMPFILE
+
+
+def _fail(path: bytes | None = None) -> OSError:
+    number = ctypes.get_errno()
+    return (
+        OSError(number, os.strerror(number), path)
+        if path is not None
+        else OSError(number, os.strerror(number))
+    )
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
+
+
+_have_openat2 = True
+
+
+def open_beneath(dirfd: int, path: bytes, flags: int, mode: int = 0) -> int:
+    """Open `path` below `dirfd`; no component may be a symbolic link or lead outside. O_CLOEXEC is always set.
+
+    `b""` is the directory itself. ELOOP: a component is a link; EXDEV: `..` or an absolute path tried to escape.
+    """
+    global _have_openat2
+    if _have_openat2:
+        how = _OpenHow(flags | os.O_CLOEXEC, mode, _RESOLVE)
+        for _ in range(8):
+            fd = _syscall(_SYS_OPENAT2, dirfd, path or b".", ctypes.byref(how), ctypes.sizeof(how))
+            if fd >= 0:
+                return int(fd)
+            number = ctypes.get_errno()
+            # EAGAIN: a rename raced with the resolution (openat2(2)); EINTR: a signal without SA_RESTART.
+            if number not in (errno.EAGAIN, errno.EINTR):
+                break
+        if number != errno.ENOSYS:
+            raise OSError(number, os.strerror(number), path)
+        _have_openat2 = False
+    return _walk_beneath(dirfd, path, flags, mode)
+
+
+def _walk_beneath(dirfd: int, path: bytes, flags: int, mode: int) -> int:
+    """The same for kernels without openat2: component by component, O_NOFOLLOW each."""
+    if path.startswith(b"/"):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+    parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+    if b".." in parts:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+    if not parts:
+        return os.open(b".", flags, mode, dir_fd=dirfd)
+    here = dirfd
+    try:
+        for part in parts[:-1]:
+            below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+            if here != dirfd:
+                os.close(here)
+            here = below
+        return os.open(parts[-1], flags | os.O_NOFOLLOW, mode, dir_fd=here)
+    finally:
+        if here != dirfd:
+            os.close(here)
+
+
+class Statx(NamedTuple):
+    """What statx(2) tells; times in nanoseconds since the epoch, `btime_ns` 0 where the filesystem has none."""
+
+    mode: int
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    btime_ns: int
+    nlink: int
+    uid: int
+    gid: int
+    dev: int
+    mnt_id: int
+
+
+_STATX = struct.Struct("=IIQIIIHHQQQQ" + "qIi" * 4 + "IIIIQ")
+_local = threading.local()
+_statx = getattr(_libc, "statx", None)
+
+
+def _buffer(name: str, size: int) -> ctypes.Array[ctypes.c_char]:
+    buffer: ctypes.Array[ctypes.c_char] | None = getattr(_local, name, None)
+    if buffer is None:
+        buffer = ctypes.create_string_buffer(size)
+        setattr(_local, name, buffer)
+    return buffer
+
+
+def statx(dirfd: int, name: bytes) -> Statx:
+    """Attributes of `name` in `dirfd`, or of `dirfd` itself for `b""`; links are not followed."""
+    buffer = _buffer("statx", 256)
+    if _libc.statx(dirfd, name, _AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH, _STATX_WANTED, buffer):
+        raise _fail(name)
+    (mask, _, _, nlink, uid, gid, mode, _, ino, size, _, _, _, _, _, b_s, b_ns, _, c_s, c_ns, _, m_s, m_ns, _,
+     _, _, dev_major, dev_minor, mnt_id) = _STATX.unpack_from(buffer)  # fmt: skip
+    return Statx(
+        mode, ino, size, m_s * 1_000_000_000 + m_ns, c_s * 1_000_000_000 + c_ns,
+        b_s * 1_000_000_000 + b_ns if mask & _STATX_BTIME else 0, nlink, uid, gid,
+        os.makedev(dev_major, dev_minor), mnt_id,
+    )  # fmt: skip
+
+
+def file_handle(dirfd: int, name: bytes) -> bytes:
+    """The kernel's handle of a node: type (4 bytes, little-endian) and handle bytes. Stable over renames; a reused
+    inode number gets another one. EOPNOTSUPP where the filesystem has none; links are not followed."""
+    buffer = _buffer("handle", 8 + _MAX_HANDLE)
+    struct.pack_into("=I", buffer, 0, _MAX_HANDLE)
+    mount = ctypes.c_int()
+    if _libc.name_to_handle_at(dirfd, name, buffer, ctypes.byref(mount), _AT_EMPTY_PATH):
+        raise _fail(name)
+    (length,) = struct.unpack_from("=I", buffer)
+    return bytes(buffer.raw[4 : 8 + length])
+
+
+def _renameat2(sfd: int, sname: bytes, dfd: int, dname: bytes, flags: int) -> None:
+    if _libc.renameat2(sfd, sname, dfd, dname, flags):
+        raise _fail(dname)
+
+
+def rename_noreplace(sfd: int, sname: bytes, dfd: int, dname: bytes) -> None:
+    """Rename unless the new name is taken (EEXIST). EINVAL where the filesystem can't."""
+    _renameat2(sfd, sname, dfd, dname, _RENAME_NOREPLACE)
+
+
+def rename_exchange(sfd: int, sname: bytes, dfd: int, dname: bytes) -> None:
+    """Swap two names atomically; both must exist. EINVAL where the filesystem can't."""
+    _renameat2(sfd, sname, dfd, dname, _RENAME_EXCHANGE)
+
+
+def link_fd(fd: int, dirfd: int, name: bytes) -> None:
+    """Give an O_TMPFILE its name; EEXIST if it is taken. Through /proc, which needs no capability (open(2))."""
+    source = b"/proc/self/fd/%d" % fd
+    if _libc.linkat(-100, source, dirfd, name, _AT_SYMLINK_FOLLOW):
+        raise _fail(name)
+
+
+def clone(src_fd: int, dst_fd: int) -> None:
+    """Share the source's extents with the destination (FICLONE). EOPNOTSUPP, EXDEV or EINVAL where impossible."""
+    fcntl.ioctl(dst_fd, _FICLONE, src_fd)
+
+
+def read_lease_possible(fd: int) -> bool:
+    """True if nobody has the file open for writing or mapped shared and writable (fcntl(2), F_SETLEASE).
+
+    Filesystems without leases answer False: quiet time decides there.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError:
+        return False
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return True
+
+
+def fs_id(fd: int) -> int:
+    """The filesystem's id as statfs(2) reports it."""
+    return os.fstatvfs(fd).f_fsid

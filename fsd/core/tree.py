@@ -1,0 +1,407 @@
+"""What adapters read: entries, listings, files. The disk decides what is there; the index adds ids, sums and etags.
+
+Where disk and index differ, the difference is reconciled first, so a reader sees its own and everybody's writes at
+once. Where that can't be committed (a full state disk), entries are shown with what the disk and their labels say.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from fsd.core import dirty, ids, index
+from fsd.core.errors import Forbidden, FsdError, NotYetKnown, StorageUnavailable
+from fsd.core.index import DIRECTORY, FILE, KIND_LETTERS, DirRow, NodeRow
+from fsd.core.names import join, split
+from fsd.core.observe import Seen, kind_of, look, still_at
+from fsd.core.reconcile import reconcile
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from fsd.core.space import Space
+
+_log = logging.getLogger(__name__)
+_TURNS = 4
+_INLINE = 2000
+"""A listing reconciles at most so many entries itself; a directory that was never looked at and is larger is shown
+from the disk, and waits for the watcher."""
+
+
+class Entry(NamedTuple):
+    """An entry as readers see it. `size`: bytes of a file, tree size of a directory, else 0. `etag`: unquoted."""
+
+    path: bytes
+    name: bytes
+    kind: str
+    id: str
+    size: int
+    etag: str
+    mtime_ns: int
+    ctime_ns: int
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    ino: int
+    unreadable: bool
+
+
+class _Child(NamedTuple):
+    """A row with what its directory part adds."""
+
+    row: NodeRow
+    total: int
+    counter: int
+    mounted: bool
+
+
+_CHILDREN = (
+    "SELECT node.*, dir.total, dir.counter, dir.mounted FROM node LEFT JOIN dir ON dir.n = node.n WHERE "
+)
+
+
+def lookup(space: Space, path: bytes) -> Entry:
+    """The entry at `path`. FileNotFoundError only when its absence is proven; StorageUnavailable in doubt."""
+    if not path:
+        return _lookup_root(space)
+    parent, name = split(path)
+    for _ in range(_TURNS):
+        fd = _open_dir(space, parent)
+        try:
+            found = _stat(space, fd, parent, name)
+            child, incarnation = _row_at(space, path)
+            if child is not None and _fits(child.row, found):
+                return _entry(path, child, found, incarnation)
+            if not _try_reconcile(space, parent, [name]):
+                return _provisional(space, fd, parent, name)
+            if child is not None and child.mounted:
+                _refuse_lost_mount(space, path)
+        finally:
+            os.close(fd)
+    fd = _open_dir(space, parent)
+    try:
+        return _provisional(space, fd, parent, name)
+    finally:
+        os.close(fd)
+
+
+def listing(space: Space, path: bytes) -> tuple[Entry, list[Entry]]:
+    """A directory and its entries, sorted by name. Whole, or an error.
+
+    The directory's own etag and size are read before its entries, so a change in between shows in the next etag.
+    """
+    for turn in range(_TURNS):
+        fd = _open_dir(space, path)
+        try:
+            own = lookup(space, path)
+            if own.kind != "d":
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+            entries, differing = _list_once(space, fd, path)
+            if not differing:
+                return own, entries
+            large = len(differing) > _INLINE and _never_looked_at(space, path)
+            if large:
+                dirty.mark(space, [(path, None)])
+            names = differing if len(differing) <= dirty.MAX_NAMES else None
+            if large or turn == _TURNS - 1 or not _try_reconcile(space, path, names):
+                return own, _complete(space, fd, path, entries, differing)
+        finally:
+            os.close(fd)
+    raise AssertionError("unreachable: the last turn returns")
+
+
+def open_file(space: Space, path: bytes) -> tuple[int, Entry]:
+    """Open a regular file for reading; the entry describes exactly the bytes behind the descriptor.
+
+    Raises IsADirectoryError, Forbidden (a link or a special file, never followed or opened), PermissionError.
+    """
+    parent, name = split(path)
+    if not path:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    for _ in range(_TURNS):
+        entry = lookup(space, path)
+        if entry.kind == "d":
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if entry.kind != "f":
+            raise Forbidden("This is a symbolic link or a special file; its content is not served.")
+        dir_fd = _open_dir(space, parent)
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        finally:
+            os.close(dir_fd)
+        found = os.fstat(fd)
+        if (found.st_ino, found.st_ctime_ns, found.st_size) == (entry.ino, entry.ctime_ns, entry.size):
+            return fd, entry
+        os.close(fd)
+    raise NotYetKnown("The file is being replaced faster than it can be opened; ask again in a moment.")
+
+
+def path_of(space: Space, node_id: str) -> bytes:
+    """The present path of an id, proven on disk. NotYetKnown while the index can't know; FileNotFoundError if gone."""
+    try:
+        wanted = bytes.fromhex(node_id)
+    except ValueError:
+        raise FileNotFoundError(errno.ENOENT, "No such id") from None
+    for _ in range(_TURNS):
+        with space.index.read() as db:
+            row = index.by_id(db, wanted)
+            path = index.path_of(db, row.n) if row else None
+            (complete,) = db.execute("SELECT complete FROM head").fetchone()
+        if row is None and complete:
+            space.root_fd()
+            raise FileNotFoundError(errno.ENOENT, "No such id")
+        if row is None or path is None:
+            break
+        if still_at(space, path, row.binding):
+            return path
+        reconcile(space, split(path)[0], [split(path)[1]])
+    raise NotYetKnown("The id is not known yet; ask again in a moment.")
+
+
+def usage(space: Space) -> int:
+    """The tree size of the space in bytes."""
+    with space.index.read() as db:
+        total: int = db.execute("SELECT total FROM dir WHERE n=?", (index.ROOT,)).fetchone()[0]
+    return total
+
+
+def data_fingerprint(space: Space) -> str:
+    """`oc:data-fingerprint`: empty until a restore was noticed."""
+    return space.state.fingerprint()
+
+
+def _open_dir(space: Space, path: bytes) -> int:
+    """Open a directory for a reader: what lies behind a link or a file does not exist."""
+    try:
+        return space.open_dir(path)
+    except FsdError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            raise
+        _refuse_lost_mount(space, path)
+        if error.errno == errno.ENOTDIR:
+            raise
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+
+
+def _stat(space: Space, fd: int, parent: bytes, name: bytes) -> os.stat_result:
+    try:
+        found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        _refuse_lost_mount(space, join(parent, name))
+        if _row_at(space, join(parent, name))[0] is not None:
+            _try_reconcile(space, parent, [name])
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from error
+        raise
+    if space.is_hidden(found):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    return found
+
+
+def _lookup_root(space: Space) -> Entry:
+    found = os.fstat(space.root_fd())
+    child, incarnation = _row_at(space, b"")
+    if child is None:
+        raise NotYetKnown("The index is being rebuilt; ask again in a moment.")
+    return _entry(b"", child, found, incarnation)
+
+
+def _row_at(space: Space, path: bytes) -> tuple[_Child | None, bytes]:
+    with space.index.read() as db:
+        n = index.ROOT
+        parts = path.split(b"/") if path else []
+        for name in parts[:-1]:
+            row = db.execute("SELECT n FROM node WHERE parent=? AND name=?", (n, name)).fetchone()
+            if row is None:
+                return None, _incarnation(db)
+            n = row[0]
+        if parts:
+            found = db.execute(_CHILDREN + "node.parent=? AND node.name=?", (n, parts[-1])).fetchone()
+        else:
+            found = db.execute(_CHILDREN + "node.n=?", (n,)).fetchone()
+        return (_child(found) if found else None), _incarnation(db)
+
+
+def _incarnation(db: sqlite3.Connection) -> bytes:
+    value: bytes = db.execute("SELECT incarnation FROM head").fetchone()[0]
+    return value
+
+
+def _child(found: tuple[object, ...]) -> _Child:
+    total, counter, mounted = found[17:20]
+    return _Child(NodeRow._make(found[:17]), total or 0, counter or 0, bool(mounted))  # type: ignore[arg-type]
+
+
+def _fits(row: NodeRow, found: os.stat_result) -> bool:
+    """Whether a row says what lstat says; for a directory only that it is the same one."""
+    if row.ino != found.st_ino:
+        return False
+    if row.kind == DIRECTORY:
+        return stat.S_ISDIR(found.st_mode)
+    if row.kind == index.OTHER and stat.S_ISDIR(found.st_mode):
+        return True
+    return (row.ctime_ns, row.mtime_ns) == (found.st_ctime_ns, found.st_mtime_ns) and (
+        row.kind != FILE or row.size == found.st_size
+    )
+
+
+def _entry(path: bytes, child: _Child, found: os.stat_result, incarnation: bytes) -> Entry:
+    row = child.row
+    if row.kind == DIRECTORY:
+        size, etag = child.total, ids.directory_etag(row.id, child.counter, incarnation)
+    else:
+        size, etag = row.size, ids.file_etag(row.id, row.size, row.mtime_ns, row.rev)
+    return Entry(
+        path, row.name, KIND_LETTERS[row.kind], row.id.hex(), size, etag, found.st_mtime_ns, found.st_ctime_ns,
+        found.st_mode, found.st_uid, found.st_gid, found.st_nlink, found.st_ino, _unreadable(found),
+    )  # fmt: skip
+
+
+def _unreadable(found: os.stat_result) -> bool:
+    uid = os.geteuid()
+    if uid == 0 or stat.S_ISLNK(found.st_mode):
+        return False
+    if found.st_uid == uid:
+        return not found.st_mode & stat.S_IRUSR
+    if found.st_gid == os.getegid() or found.st_gid in os.getgroups():
+        return not found.st_mode & stat.S_IRGRP
+    return not found.st_mode & stat.S_IROTH
+
+
+def _list_once(space: Space, fd: int, path: bytes) -> tuple[list[Entry], list[bytes]]:
+    """(entries whose rows fit the disk, names that differ or are gone)."""
+    with space.index.read() as db:
+        here = index.find(db, path)
+        n = here.n if here else 0
+        rows = {found[3]: found for found in db.execute(_CHILDREN + "node.parent=?", (n,))}
+        incarnation = _incarnation(db)
+    entries: list[Entry] = []
+    differing: list[bytes] = []
+    hidden_ino = space.fsd_ident[1]
+    with os.scandir(fd) as scan:
+        for item in scan:
+            name = os.fsencode(item.name)
+            found = rows.pop(name, None)
+            try:
+                st = item.stat(follow_symlinks=False)
+            except OSError as error:
+                if error.errno != errno.ENOENT or found is not None:
+                    differing.append(name)
+                continue
+            if st.st_ino == hidden_ino and space.is_hidden(st):
+                continue
+            child = _child(found) if found is not None else None
+            if child is not None and _fits(child.row, st):
+                entries.append(_entry(join(path, name), child, st, incarnation))
+            else:
+                differing.append(name)
+    differing.extend(rows)
+    entries.sort(key=lambda entry: entry.name)
+    return entries, differing
+
+
+def _complete(
+    space: Space, fd: int, path: bytes, entries: list[Entry], differing: list[bytes]
+) -> list[Entry]:
+    """Add what is on disk but could not be brought into the index."""
+    for name in differing:
+        try:
+            entries.append(_provisional(space, fd, path, name))
+        except FileNotFoundError:
+            continue
+    entries.sort(key=lambda entry: entry.name)
+    return entries
+
+
+def _provisional(space: Space, fd: int, parent: bytes, name: bytes) -> Entry:
+    """An entry from the disk alone: the label's or the derived id; for a directory the size it publishes."""
+    found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    if space.is_hidden(found):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    path = join(parent, name)
+    try:
+        seen = look(space, fd, name)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        node_id = ids.link_id(space.key, b"unreadable", parent, name)
+        kind = KIND_LETTERS[kind_of(found.st_mode)]
+        etag = ids.file_etag(node_id, 0, 0, 0)
+        return Entry(path, name, kind, node_id.hex(), 0, etag, found.st_mtime_ns, found.st_ctime_ns, found.st_mode,
+                     found.st_uid, found.st_gid, found.st_nlink, found.st_ino, True)  # fmt: skip
+    child, incarnation = _known_as(space, seen)
+    return _entry(path, child, found, incarnation)
+
+
+def _known_as(space: Space, seen: Seen) -> tuple[_Child, bytes]:
+    rows: list[NodeRow] = []
+    parts: DirRow | None = None
+    with space.index.read() as db:
+        rows = index.by_binding(db, seen.binding)
+        parts = index.directory(db, rows[0].n) if rows else None
+        incarnation = _incarnation(db)
+    label = seen.label if seen.label is not None and seen.label.proven else None
+    if rows:
+        node_id, rev = rows[0].id, rows[0].rev
+    elif label is not None:
+        node_id, rev = label.id, label.rev
+    else:
+        node_id, rev = ids.derived_id(space.key, seen.binding), 0
+    row = NodeRow(0, node_id, None, seen.name, seen.kind, seen.binding, seen.ino, seen.size, seen.mtime_ns,
+                  seen.ctime_ns, seen.mode, seen.uid, seen.gid, seen.nlink, rev, 0, 0)  # fmt: skip
+    return _Child(
+        row, parts.total if parts else seen.assumed, parts.counter if parts else 0, False
+    ), incarnation
+
+
+def _never_looked_at(space: Space, path: bytes) -> bool:
+    with space.index.read() as db:
+        row = index.find(db, path)
+        parts = index.directory(db, row.n) if row else None
+    return parts is None or parts.epoch == 0
+
+
+def _try_reconcile(space: Space, path: bytes, names: list[bytes] | None) -> bool:
+    """False when the difference can't be committed now; reading goes on without."""
+    try:
+        reconcile(space, path, names)
+    except StorageUnavailable:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EAGAIN, errno.EIO):
+            raise
+        _log.warning("space %s: a change could not be recorded: %s", space.record.id, error)
+        return False
+    return True
+
+
+def _refuse_lost_mount(space: Space, path: bytes) -> None:
+    """Below a directory that was a mount point and is none now, nothing is proven to be absent."""
+    with space.index.read() as db:
+        n = index.ROOT
+        known: list[tuple[bytes, bytes]] = []
+        here = b""
+        for name in path.split(b"/") if path else ():
+            row = index.at(db, n, name)
+            if row is None:
+                break
+            n, here = row.n, join(here, name)
+            parts = index.directory(db, n) if row.kind == DIRECTORY else None
+            if parts is not None and parts.mounted:
+                known.append((here, row.binding))
+    for place, binding in known:
+        parent = os.stat(split(place)[0] or b".", dir_fd=space.root_fd(), follow_symlinks=False)
+        try:
+            found = os.stat(place, dir_fd=space.root_fd(), follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if found.st_dev == parent.st_dev and not still_at(space, place, binding):
+            raise StorageUnavailable("A filesystem that was mounted inside the space is not mounted now.")
