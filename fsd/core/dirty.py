@@ -94,6 +94,19 @@ def pending(space: Space, limit: int, *, sweep: bool) -> list[Item]:
         ]
 
 
+def known(space: Space, path: bytes) -> tuple[int | None, Item | None]:
+    """The row number of the directory at a path, None if the index has none there, and its dirty row, if any."""
+    with space.index.read() as db:
+        n, rest = _nearest(db, path)
+        if rest is not None:
+            return None, None
+        row = db.execute("SELECT names, stamp, since, sweep FROM dirty WHERE n=?", (n,)).fetchone()
+    if row is None:
+        return n, None
+    names, stamp, since, rank = row
+    return n, Item(n, path, None if names is None else frozenset(_unpack(names)), stamp, since, bool(rank))
+
+
 def done(space: Space, items: Iterable[Item]) -> None:
     """Delete rows that were handled without a commit of their own, unless they were marked again."""
     rows = [(item.n, item.stamp) for item in items]
