@@ -1,11 +1,130 @@
-"""Entry point of the `fsd` command."""
+"""Entry point of the `fsd` command: finds the command, loads only its module, and turns errors into exit codes.
+
+A command is a module with `add_arguments(parser)` and `run(args) -> int`. Exit codes: 0 done, 1 failed, 2 usage,
+3 findings, 4 busy, 130 interrupted.
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import os
 import sys
+from types import ModuleType
+from typing import NamedTuple, NoReturn
+
+from fsd import __version__
+from fsd.cli.common import add_globals
+from fsd.core.errors import INTERRUPTED, USAGE, UserError
+
+
+class Command(NamedTuple):
+    """Where a command lives and what it does, in a line."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "init": Command("fsd.cli.init", "set up a data root: configuration, keys, the first administrator"),
+    "serve": Command("fsd.cli.serve", "serve a data root: HTTP workers, watcher and jobs"),
+    "status": Command("fsd.cli.status", "is everything up to date?"),
+    "user": Command("fsd.cli.user", "users: add, list, passwd, set, disable, enable, delete"),
+    "group": Command("fsd.cli.group", "groups: add, list, join, leave, delete"),
+    "space": Command("fsd.cli.space", "spaces: create, adopt, list, set, members, disable, restore, delete"),
+    "scan": Command("fsd.cli.scan", "verify a tree against the index now"),
+    "check": Command("fsd.cli.check", "verify every invariant, repair what can be repaired"),
+    "doctor": Command("fsd.cli.doctor", "is this host fit?"),
+    "trash": Command("fsd.cli.trash", "what was deleted: list, restore, empty"),
+    "config": Command("fsd.cli.config", "the settings, and where each came from"),
+    "key": Command("fsd.cli.key", "the service key: export, import"),
+    "completion": Command("fsd.cli.completion", "completion for bash, zsh or fish"),
+}
+_VALUED = ("--data", "--state", "--config")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see '{self.prog} --help')", USAGE)
+
+
+def build(name: str | None) -> argparse.ArgumentParser:
+    """The parser; the arguments of command `name` only, those of all commands for None."""
+    parser = _Parser(prog="fsd", description="A file server over plain directories.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"fsd {__version__}")
+    add_globals(parser, default=None)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    for each, command in COMMANDS.items():
+        sub = commands.add_parser(
+            each, help=command.help, description=command.help.capitalize(), allow_abbrev=False
+        )
+        if name in (None, each):
+            _load(command).add_arguments(sub)
+            _globals_everywhere(sub)
+    return parser
+
+
+def _globals_everywhere(parser: argparse.ArgumentParser) -> None:
+    add_globals(parser)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                _globals_everywhere(sub)
+
+
+def _load(command: Command) -> ModuleType:
+    return importlib.import_module(command.module)
+
+
+def command_of(argv: list[str]) -> str | None:
+    """The command in an argument list: the first word that is not a global option or its value."""
+    skip = False
+    for word in argv:
+        if skip or word.startswith("-"):
+            skip = not skip and word in _VALUED
+            continue
+        return word
+    return None
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    print("fsd: no command given", file=sys.stderr)
-    return 2
+    """Run one command; returns the exit code. Never a traceback for a mistake of the person."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader went away (`fsd … | head`); nothing more can be said, and Python must not try at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+        return _fail(f"{error.strerror or error}{where}", 1)
+
+
+def _run(argv: list[str]) -> int:
+    name = command_of(argv)
+    if name is not None and name not in COMMANDS:
+        raise UserError(f"There is no command '{name}' (there are: {', '.join(COMMANDS)}).", USAGE)
+    parser = build(name or "")
+    if name is None and not any(word in ("-h", "--help", "--version") for word in argv):
+        parser.print_help(sys.stderr)
+        return USAGE
+    args = parser.parse_args(argv)
+    assert name is not None
+    code: int = _load(COMMANDS[name]).run(args)
+    return code
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"fsd: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
 from typing import Any
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -51,6 +53,28 @@ def request(ident: str) -> Iterator[None]:
 def audit(actor: str, action: str, target: str, *, outcome: str = "ok", **more: Any) -> None:
     """One line for who did what: actor is a user, or `cli:<system user>`; `more` are fields such as space, address."""
     _audit.info(action, extra=fields(actor=actor, target=target, outcome=outcome, **more))
+
+
+def audit_to_file(state_dir: Path) -> None:
+    """Also append audit lines to `audit.log` in the state directory, as JSON, whole lines from all processes.
+
+    Rotation by rename is noticed (logrotate without copytruncate). Can be called again.
+    """
+    for old in [handler for handler in _audit.handlers if isinstance(handler, WatchedFileHandler)]:
+        _audit.removeHandler(old)
+        old.close()
+    path = state_dir / "audit.log"
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+        handler = WatchedFileHandler(path, encoding="utf-8", delay=True)
+    except OSError as error:
+        logging.getLogger(__name__).warning(
+            "no audit file", extra=fields(path=str(path), error=error.strerror)
+        )
+        return
+    handler.setFormatter(_Json("audit"))
+    _audit.addHandler(handler)
+    _audit.setLevel(logging.INFO)
 
 
 class _Formatter(logging.Formatter):

@@ -1,0 +1,7 @@
+"""`python -m fsd`."""
+
+import sys
+
+from fsd.cli.main import main
+
+sys.exit(main())

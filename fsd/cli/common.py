@@ -1,0 +1,160 @@
+"""What the commands share: the settings behind the global options, output, questions, progress."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fsd.core.errors import USAGE, UserError
+
+if TYPE_CHECKING:
+    from fsd.core.registry import Registry
+    from fsd.service.config import Settings
+
+T = TypeVar("T")
+
+
+def add_globals(parser: argparse.ArgumentParser, *, default: Any = argparse.SUPPRESS) -> None:
+    """The options every command has; they may stand before and after its name."""
+    group = parser.add_argument_group("where")
+    group.add_argument("--data", metavar="DIR", default=default, help="the data root (FSD_DATA)")
+    group.add_argument("--state", metavar="DIR", default=default, help="the state directory (FSD_STATE)")
+    group.add_argument(
+        "--config", metavar="FILE", default=default, help="the configuration file (FSD_CONFIG)"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """`--json`, for commands whose output a script would read."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def settings_of(args: argparse.Namespace, **more: Any) -> Settings:
+    """The settings for this call; `more` are flags of the command by key (`ops.listen` as `**{"ops.listen": …}`)."""
+    from fsd.service import config
+
+    flags = {"data": args.data, "state": args.state, "config": args.config} | more
+    return config.load(flags)
+
+
+def registry_of(args: argparse.Namespace) -> Registry:
+    """The registry of an installation that exists; UserError when it was never set up."""
+    from fsd.core.registry import Registry
+
+    settings = settings_of(args)
+    if not (settings.state / "fsd.db").exists():
+        raise UserError(f"{settings.data} is not set up: run 'fsd init' or 'fsd serve' first.")
+    return Registry(settings.state)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document. Undecodable bytes in names become U+FFFD."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    print(text.encode("utf-8", "replace").decode())
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Aligned columns for people; control characters in names are escaped."""
+    lines = [tuple(head), *(tuple(printable(cell) for cell in row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def printable(text: str) -> str:
+    """Text that can't move the cursor of a terminal."""
+    return "".join(
+        c if c.isprintable() else json.dumps(c)[1:-1] for c in text.encode("utf-8", "replace").decode()
+    )
+
+
+def say(text: str) -> None:
+    """A line for people, whatever the terminal's encoding can show."""
+    encoding = sys.stdout.encoding or "ascii"
+    print(text.encode(encoding, "replace").decode(encoding))
+
+
+def note(text: str) -> None:
+    """A remark beside the output, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask on a terminal; UserError when the answer isn't yes. Without a terminal `--yes` is needed."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UserError(f"{question} Say so with --yes.", USAGE)
+    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UserError("Nothing was changed.")
+
+
+def read_password(args: argparse.Namespace, name: str, minimum: int) -> str:
+    """A new password: from stdin's first line with `--password-stdin`, else asked for twice on a terminal."""
+    if args.password_stdin:
+        password = sys.stdin.buffer.readline().decode("utf-8", "surrogateescape").rstrip("\r\n")
+    elif sys.stdin.isatty():
+        password = getpass.getpass(f"Password for {name}: ")
+        if getpass.getpass("Again: ") != password:
+            raise UserError("The two passwords differ; nothing was changed.")
+    else:
+        raise UserError("No password: pipe it in with --password-stdin.", USAGE)
+    check_password(password, minimum)
+    return password
+
+
+def check_password(password: str, minimum: int) -> None:
+    """UserError unless the policy is met."""
+    if len(password) < max(minimum, 1):
+        raise UserError(f"A password has at least {max(minimum, 1)} characters here; nothing was changed.")
+
+
+def actor() -> str:
+    """Who is at the command line, for the audit trail: the system's user, behind sudo too."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = str(os.getuid())
+    behind = os.environ.get("SUDO_USER")
+    return f"cli:{behind}>{name}" if behind and behind != name else f"cli:{name}"
+
+
+def audit(args: argparse.Namespace, action: str, target: str, **more: Any) -> None:
+    """One audit line: appended to `audit.log` in the state directory, where the server's go as well."""
+    from fsd.service import logs
+
+    logs.audit_to_file(settings_of(args).state)
+    logs.audit(actor(), action, target, **more)
+
+
+def progress(items: Iterable[T], total: int | None, what: str, unit: str) -> Iterator[T]:
+    """Pass items on with a bar on a terminal and nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from tqdm import tqdm
+
+    yield from tqdm(items, total=total, desc=what, unit=unit, leave=False)
+
+
+def directory(text: str) -> Path:
+    """argparse type: a path made absolute."""
+    return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def human(size: int | None) -> str:
+    """A size for people, powers of 1024."""
+    if size is None:
+        return "-"
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} PiB"
