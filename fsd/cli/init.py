@@ -107,10 +107,10 @@ def _check_places(settings: Settings) -> None:
     fstype = hosts.place(os.fsencode(standing)).fstype
     if fstype in hosts.NETWORK:
         raise UserError(
-            f"The state directory {state} is on a network filesystem ({fstype}); name a local one: --state."
+            f"{settings.state} is on a network filesystem ({fstype}); name a local directory with --state."
         )
-    if data.exists() and not data.is_dir():
-        raise UserError(f"{data} is not a directory.")
+    if settings.data.exists() and not settings.data.is_dir():
+        raise UserError(f"{settings.data} is not a directory.")
 
 
 def _write_config(settings: Settings) -> None:
