@@ -61,13 +61,13 @@ class Commit:
         first_look: bool,
     ) -> None:  # fmt: skip
         self.space, self.db, self.n, self.path, self.now = space, db, n, path, now
-        self._explicit, self._sweep, self._first_look = explicit, sweep, first_look
+        self._explicit, self.sweep, self._first_look = explicit, sweep, first_look
         row = index.node(db, n)
         parent = index.directory(db, n)
         assert row is not None and parent is not None
-        self._id, self._dev = row.id, parent.dev
-        (self._epoch, self._born_ns) = db.execute("SELECT epoch, born_ns FROM head").fetchone()
-        self._bindings_exist = self._any_bindings()
+        self._id, self.dev, self.seq = row.id, parent.dev, parent.seq
+        (self._epoch, self.born_ns) = db.execute("SELECT epoch, born_ns FROM head").fetchone()
+        self.bindings_exist = self._any_bindings()
         self.deltas = Deltas()
         self.changes: list[Change] = []
         self.result = Result()
@@ -97,7 +97,7 @@ class Commit:
             self._linked.add(seen.binding)
 
     def _mount_is_gone(self, row: NodeRow, seen: Seen) -> bool:
-        if row.kind != DIRECTORY or seen.kind != DIRECTORY or seen.dev != self._dev:
+        if row.kind != DIRECTORY or seen.kind != DIRECTORY or seen.dev != self.dev:
             return False
         old = index.directory(self.db, row.n)
         return old is not None and bool(old.mounted)
@@ -113,12 +113,14 @@ class Commit:
         known: list[NodeRow] = []
         linked = False
         for other in index.by_binding(self.db, seen.binding):
-            if other.parent is not None and self._alive(other):
+            if other.parent is not None and self._alive(
+                other, unknown=seen.nlink > 1 and seen.kind != DIRECTORY
+            ):
                 linked = True
             else:
                 known.append(other)
         remembered = None
-        if self._bindings_exist and not known:
+        if self.bindings_exist and not known:
             remembered = self.space.state.bound(seen.binding, place_key(self._id, seen.name))
             if remembered and index.by_id(self.db, remembered[0]):
                 remembered = None
@@ -128,10 +130,10 @@ class Commit:
         donor = self._donor(row, seen) if seen.kind == FILE and not linked else None
         return Facts(seen, self._explicit, known, linked, remembered, claimed, alive, agrees, buried, donor)
 
-    def _alive(self, row: NodeRow) -> bool:
-        """Whether a row's node is still at its place. Below a directory in limbo it can't be told: yes."""
+    def _alive(self, row: NodeRow, *, unknown: bool = True) -> bool:
+        """Whether a row's node is still at its place. Below a directory in limbo it can't be told: `unknown`."""
         path = index.path_of(self.db, row.n)
-        return True if path is None else still_at(self.space, path, row.binding)
+        return unknown if path is None else still_at(self.space, path, row.binding)
 
     def _claim(self, seen: Seen) -> tuple[NodeRow | None, bool, bool, int | None]:
         label = seen.label
@@ -236,7 +238,7 @@ class Commit:
         self, seen: Seen, node_id: bytes, rev: int, *, urgent: bool, kind: journal.Kind = "created"
     ) -> None:
         n = index.take_rows(self.db, 1)
-        flags = self._flags(seen, node_id, rev)
+        flags = self.flags(seen, node_id, rev)
         self.db.execute(
             f"INSERT INTO node VALUES ({'?,' * 16}?)", _values(n, node_id, self.n, seen, rev, flags)
         )
@@ -254,15 +256,15 @@ class Commit:
                     seen.mtime_ns,
                     seen.ctime_ns,
                     seen.dev,
-                    int(seen.dev != self._dev),
+                    int(seen.dev != self.dev),
                 ),
             )
-            dirty.mark_row(self.db, n, None, self.now, sweep=self._sweep)
+            dirty.mark_row(self.db, n, None, self.now, sweep=self.sweep)
             self.result.new_dirs.append(join(self.path, seen.name))
-        self._note_label(n, seen, flags, urgent)
+        self.note_label(n, seen, flags, urgent)
         if self._first_look:
             # Entries older than the index are not news: whoever read the etag of this directory has seen them.
-            self.deltas.add(self.n, visible=seen.ctime_ns > self._born_ns)
+            self.deltas.add(self.n, visible=seen.ctime_ns > self.born_ns)
         else:
             self.deltas.add(self.n, seen.size, total)
             self.changes.append(Change(kind, node_id, seen.kind, self._id, seen.name))
@@ -278,18 +280,18 @@ class Commit:
             if remembered and not self._explicit and row.name != seen.name:
                 old = (self.n, row.name, row.n, self.now)
                 self.db.execute("INSERT OR REPLACE INTO recent VALUES (?, ?, ?, ?)", old)
-        flags = self._flags(seen, row.id, rev) | (0 if rebound else row.flags & READY)
+        flags = self.flags(seen, row.id, rev) | (0 if rebound else row.flags & READY)
         self._rewrite(row.n, seen, rev, flags)
         if row.kind == DIRECTORY:
             self.db.execute(
-                "UPDATE dir SET mounted=?, dev=? WHERE n=?", (int(seen.dev != self._dev), seen.dev, row.n)
+                "UPDATE dir SET mounted=?, dev=? WHERE n=?", (int(seen.dev != self.dev), seen.dev, row.n)
             )
             if rebound:
-                dirty.mark_row(self.db, row.n, None, self.now, sweep=self._sweep)
+                dirty.mark_row(self.db, row.n, None, self.now, sweep=self.sweep)
             total = self._total(row)
         else:
             total = seen.size
-        self._note_label(row.n, seen, flags, rebound or rev != row.rev)
+        self.note_label(row.n, seen, flags, rebound or rev != row.rev)
         self.deltas.add(self.n, seen.size, total)
         stayed = (row.parent, row.name) == (self.n, seen.name)
         self.changes.append(Change("changed" if stayed else "moved", row.id, seen.kind, self._id, seen.name))
@@ -299,9 +301,9 @@ class Commit:
         if _same(row, seen):
             return
         rev = content_rev(row, seen)
-        flags = self._flags(seen, row.id, rev) | (row.flags & (READY | index.UNREADABLE))
+        flags = self.flags(seen, row.id, rev) | (row.flags & (READY | index.UNREADABLE))
         self._rewrite(row.n, seen, rev, flags)
-        self._note_label(row.n, seen, flags, rev != row.rev)
+        self.note_label(row.n, seen, flags, rev != row.rev)
         visible = seen.kind != DIRECTORY and (row.size, row.mtime_ns, row.rev) != (
             seen.size,
             seen.mtime_ns,
@@ -309,7 +311,7 @@ class Commit:
         )
         if seen.kind == DIRECTORY:
             self.db.execute(
-                "UPDATE dir SET mounted=?, dev=? WHERE n=?", (int(seen.dev != self._dev), seen.dev, row.n)
+                "UPDATE dir SET mounted=?, dev=? WHERE n=?", (int(seen.dev != self.dev), seen.dev, row.n)
             )
         self.deltas.add(self.n, seen.size - row.size, seen.size - row.size, visible=visible)
         self.changes.append(
@@ -362,6 +364,9 @@ class Commit:
             names = [row for row in index.by_binding(self.db, binding) if row.parent is not None]
             for row in names:
                 parent = index.node(self.db, row.parent) if row.parent is not None else None
+                if parent is not None and row.ctime_ns != max(name.ctime_ns for name in names):
+                    # What was seen at one name holds for all, but nobody tells about the others.
+                    dirty.mark_row(self.db, parent.n, [row.name], self.now, sweep=self.sweep)
                 if parent is not None:
                     rows.append((binding, place_key(parent.id, row.name), row.id, row.rev))
             if len(names) == 1 and names[0].kind == FILE:
@@ -377,13 +382,15 @@ class Commit:
         found = index.directory(self.db, row.n)
         return found.total if found else 0
 
-    def _flags(self, seen: Seen, node_id: bytes, rev: int) -> int:
+    def flags(self, seen: Seen, node_id: bytes, rev: int) -> int:
+        """READY and LABELLED as far as a look tells."""
         label = seen.label
         if label is not None and label.proven and label.id == node_id:
             return READY | (LABELLED if label.rev == rev else 0)
         return READY if self.now - seen.ctime_ns / 1e9 > QUIET_S else 0
 
-    def _note_label(self, n: int, seen: Seen, flags: int, urgent: bool) -> None:
+    def note_label(self, n: int, seen: Seen, flags: int, urgent: bool) -> None:
+        """Arrange that the node's label will say what its row says."""
         if seen.kind not in (FILE, DIRECTORY):
             if urgent and seen.kind in (SYMLINK, index.OTHER):
                 self._bind_plain(n)

@@ -24,6 +24,7 @@ from fsd.core.errors import NotYetKnown, StorageUnavailable
 from fsd.core.index import DirRow, NodeRow
 from fsd.core.names import join, split
 from fsd.core.observe import Seen, look
+from fsd.core.populate import populate
 from fsd.core.scan import Scan, scan_all, scan_names
 from fsd.core.syscalls import Statx, statx
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 _TURNS = 12
 _TURNS_UNLOCKED = 3
-_CHUNK = 500
+_CHUNK = 250
 """Rows per transaction: others wait for the writers' lock meanwhile."""
 
 
@@ -245,7 +246,10 @@ def _commit(
             work = Commit(
                 space, db, place.row.n, path, now, explicit=explicit, sweep=sweep, first_look=first_look
             )
-            for entry in seen[start : start + _CHUNK]:
+            batch = seen[start : start + _CHUNK]
+            if first_look:
+                batch = populate(work, place.fd, batch, label=item is not None)
+            for entry in batch:
                 work.put(entry)
             if last:
                 for row in scan.vanished:

@@ -118,6 +118,9 @@ def _compare(
         for entry in entries:
             name = os.fsencode(entry.name)
             row = rows.pop(name, None)
+            if row is None and entry.inode() != hidden_ino:
+                candidates.append(name)
+                continue
             try:
                 st = entry.stat(follow_symlinks=False)
             except FileNotFoundError:

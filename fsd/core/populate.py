@@ -1,0 +1,132 @@
+"""The first look into a directory, in bulk: what a sweep of a large tree spends its time on.
+
+Entries whose identity is plain (no row, no rival for the id, one name, nothing remembered about the place) are
+inserted together; all others take the way of `Commit.put`. Labels of quiet nodes are written before the rows, so that
+the row holds the ctime the label caused and nothing has to be updated: an id that is derived or already proven is the
+same whether or not the transaction commits.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from fsd.core import ids, index, labels
+from fsd.core.index import DIRECTORY, FILE, LABELLED, READY
+from fsd.core.names import join
+
+if TYPE_CHECKING:
+    from fsd.core.commit import Commit
+    from fsd.core.observe import Seen
+
+_NODE = f"INSERT INTO node VALUES ({'?,' * 16}?)"
+_DIR = "INSERT INTO dir VALUES (?,0,?,?,?,0,?,?,?,?,0,0)"
+_DIRTY = "INSERT INTO dirty VALUES (?, NULL, 1, ?, ?)"
+
+
+def populate(work: Commit, fd: int, entries: Sequence[Seen], *, label: bool) -> list[Seen]:
+    """Insert the plain ones of `entries`; returns the others. `label`: write labels too."""
+    if work.bindings_exist:
+        return list(entries)
+    plain, others = _sort_out(work, entries)
+    first = index.take_rows(work.db, len(plain))
+    label = label and work.space.record.label == "now" and not work.space.record.read_only
+    nodes: list[tuple[object, ...]] = []
+    dirs: list[tuple[Seen, int]] = []
+    for n, (seen, node_id) in enumerate(plain, first):
+        ours = seen.label
+        rev = ours.rev if ours is not None else 0
+        flags = work.flags(seen, node_id, rev)
+        ctime_ns = seen.ctime_ns
+        if flags == READY and label and seen.kind in (FILE, DIRECTORY):
+            after = _write(work, fd, seen, node_id, rev)
+            if after:
+                flags, ctime_ns = READY | LABELLED, after
+        if seen.kind == DIRECTORY:
+            dirs.append((seen._replace(ctime_ns=ctime_ns), n))
+        nodes.append((n, node_id, work.n, seen.name, seen.kind, seen.binding, seen.ino, seen.size, seen.mtime_ns, ctime_ns,
+                      seen.mode, seen.uid, seen.gid, seen.nlink, rev, flags, seen.xattrs))  # fmt: skip
+        if not flags & (READY | LABELLED):
+            work.note_label(n, seen, flags, urgent=False)
+    work.db.executemany(_NODE, nodes)
+    if dirs:
+        _insert_dirs(work, dirs)
+    if plain:
+        # Entries older than the index are not news: whoever read the etag of this directory has seen them.
+        work.deltas.add(work.n, visible=any(seen.ctime_ns > work.born_ns for seen, _ in plain))
+    return others
+
+
+def _sort_out(work: Commit, entries: Sequence[Seen]) -> tuple[list[tuple[Seen, bytes]], list[Seen]]:
+    """(plain ones with their ids, others)."""
+    db, key = work.db, work.space.key
+    known = _present(work, "binding", [seen.binding for seen in entries])
+    rows = (
+        {name for (name,) in db.execute("SELECT name FROM node WHERE parent=?", (work.n,))}
+        if work.seq
+        else ()
+    )
+    query = "SELECT name FROM limbo WHERE parent=? UNION SELECT name FROM recent WHERE parent=?"
+    remembered = {name for (name,) in db.execute(query, (work.n, work.n))}
+    wanted: list[tuple[Seen, bytes]] = []
+    others: list[Seen] = []
+    for seen in entries:
+        ours = seen.label
+        unclear = (
+            seen.binding in known
+            or seen.name in remembered
+            or seen.name in rows
+            or (ours is not None and not ours.proven)
+        )
+        if unclear or (seen.nlink > 1 and seen.kind != DIRECTORY):
+            others.append(seen)
+        else:
+            wanted.append((seen, ours.id if ours is not None else ids.derived_id(key, seen.binding)))
+    taken = _present(work, "id", [node_id for _, node_id in wanted])
+    plain: list[tuple[Seen, bytes]] = []
+    for seen, node_id in wanted:
+        if node_id in taken:
+            others.append(seen)
+        else:
+            taken.add(node_id)
+            plain.append((seen, node_id))
+    return plain, others
+
+
+def _present(work: Commit, column: str, values: list[bytes]) -> set[bytes]:
+    marks = ",".join("?" * len(values))
+    return {
+        value
+        for (value,) in work.db.execute(f"SELECT {column} FROM node WHERE {column} IN ({marks})", values)
+    }
+
+
+def _write(work: Commit, fd: int, seen: Seen, node_id: bytes, rev: int) -> int:
+    """Label one node; its ctime afterwards, 0 if it could not be labelled or is not what was seen."""
+    value = labels.encode(work.space.secret, node_id, seen.binding, rev)
+    try:
+        if not labels.set_xattr(b"/proc/self/fd/%d/%b" % (fd, seen.name), labels.ID_ATTRIBUTE, value):
+            return 0
+        after = os.stat(seen.name, dir_fd=fd, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EIO, errno.ESTALE):
+            return 0
+        raise
+    if (after.st_ino, after.st_mtime_ns) != (seen.ino, seen.mtime_ns) or (
+        seen.kind == FILE and after.st_size != seen.size
+    ):
+        return 0
+    return after.st_ctime_ns
+
+
+def _insert_dirs(work: Commit, dirs: Iterable[tuple[Seen, int]]) -> None:
+    dirs = list(dirs)
+    counter = index.take_numbers(work.space, work.db, len(dirs))
+    work.db.executemany(_DIR, (
+        (n, seen.assumed, seen.assumed, counter + turn, seen.mtime_ns, seen.ctime_ns, seen.dev, int(seen.dev != work.dev))
+        for turn, (seen, n) in enumerate(dirs)
+    ))  # fmt: skip
+    work.db.executemany(_DIRTY, ((n, work.now, int(work.sweep)) for _, n in dirs))
+    work.result.new_dirs += [join(work.path, seen.name) for seen, _ in dirs]
