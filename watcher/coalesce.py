@@ -6,7 +6,7 @@ waiting directories become one gap, which a sweep of the space answers. Nothing 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from watcher.hint import Hint, Kind
 
@@ -39,6 +39,10 @@ class Waiting:
         self.first = min(self.first, other.first)
         self.last = max(self.last, other.last)
 
+    def copy(self) -> Waiting:
+        """The same, with names of its own."""
+        return replace(self, names=None if self.names is None else set(self.names))
+
 
 class Coalescer:
     """The waiting directories of one space."""
@@ -49,6 +53,7 @@ class Coalescer:
         self.waiting: dict[bytes, Waiting] = {}
         self.gap = False
         """Set when only a sweep can answer; whoever starts it clears the flag."""
+        self._moves: list[tuple[bytes, bytes]] = []
         self.collapsed = 0
         """How often the cap on directories was reached."""
 
@@ -59,7 +64,10 @@ class Coalescer:
                 self._collapse()
                 return False
             case Kind.MOVED:
+                self._moves.append((hint.peer, hint.dir))
                 self._move(hint.peer, hint.dir)
+                if len(self._moves) > self._max_dirs:
+                    self._collapse()
                 return False
             case Kind.ENTRIES:
                 names: set[bytes] | None = set(hint.names)
@@ -85,9 +93,10 @@ class Coalescer:
         self.waiting[path] = item
         return True
 
-    def pop(self, path: bytes) -> Waiting | None:
-        """Take one directory out, to be handled now."""
-        return self.waiting.pop(path, None)
+    def moves(self) -> list[tuple[bytes, bytes]]:
+        """The moved directories heard of since the last call: (old path, new path), in order."""
+        moves, self._moves = self._moves, []
+        return moves
 
     def oldest(self) -> float | None:
         """When the longest waiting directory was first heard of."""
@@ -96,6 +105,7 @@ class Coalescer:
     def _collapse(self) -> None:
         self.gap = True
         self.waiting.clear()
+        self._moves.clear()
 
     def _move(self, old: bytes, new: bytes) -> None:
         """What waits at or below `old` waits at or below `new`; the old places stay, as a vanished directory costs
@@ -105,10 +115,6 @@ class Coalescer:
         prefix = old + b"/"
         moved = [path for path in self.waiting if path == old or path.startswith(prefix)]
         for path in moved:
-            item = self.waiting[path]
-            copy = Waiting(
-                None if item.names is None else set(item.names), item.soft, item.deep, item.first, item.last
-            )
-            self.put(new + path[len(old) :], copy)
-            if self.gap and not self.waiting:
+            self.put(new + path[len(old) :], self.waiting[path].copy())
+            if not self.waiting:
                 return

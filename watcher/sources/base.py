@@ -61,6 +61,9 @@ class Source(Protocol):
     def status(self, space: str) -> SourceStatus | None:
         """None if the space is not known."""
 
+    def lost(self, space: str) -> bool:
+        """True if the root itself is not heard any more (moved, removed, unmounted): `remove` and `add` it again."""
+
     def unwatched(self, space: str) -> list[bytes]:
         """Directories whose entries must be polled, from the top: nothing is heard at them or below them."""
 

@@ -49,10 +49,10 @@ class InotifySource:
 
     name = "inotify"
 
-    def __init__(self, queue: Queue | None = None) -> None:
-        """OSError (EMFILE) if no more inotify instances are allowed."""
+    def __init__(self, queue: Queue | None = None, *, max_watches: int = 0) -> None:
+        """`max_watches` 0: as many as the kernel allows. OSError (EMFILE) if no more instances are allowed."""
         self.queue = queue if queue is not None else Queue()
-        self.walker = Walker(self.queue.inotify)
+        self.walker = Walker(self.queue.inotify, max_watches)
         self.events = 0
         """Events looked at."""
         self._roots: dict[str, Root] = {}

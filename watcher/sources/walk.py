@@ -50,8 +50,9 @@ class _Job(NamedTuple):
 class Walker:
     """The watched forest and what still has to be listed."""
 
-    def __init__(self, inotify: INotify) -> None:
+    def __init__(self, inotify: INotify, max_watches: int = 0) -> None:
         self._inotify = inotify
+        self._max = max_watches if max_watches > 0 else 1 << 62
         self.nodes: dict[int, Node] = {}
         self.young = False
         """Something was listed since the event queue was last seen empty."""
@@ -226,6 +227,8 @@ class Walker:
     def _watch(self, root: Root, parent: Node, name: bytes, full: bytes, *, tell: bool, deep: bool) -> None:
         kid = parent.kids.get(name) if parent.kids is not None else None
         try:
+            if kid is None and len(self.nodes) >= self._max:
+                raise OSError(errno.ENOSPC, "as many watches as the setting watch.max allows")
             wd: int = self._inotify.add_watch(full, MASK)
         except OSError as error:
             if kid is not None:

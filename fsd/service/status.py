@@ -1,0 +1,128 @@
+"""What the processes tell about themselves: JSON files in `run/`, replaced atomically, and how alive they are.
+
+A file's writer may be killed at any time: a reader sees the old or the new content, and `alive` compares the writer's
+process and the file's age, so that an old file is never taken for the present.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+FRESH = 5.0
+"""Seconds: the watcher writes each second; older than this it hangs or is gone."""
+
+
+def replace_json(path: Path, content: Any) -> None:
+    """Write a status file atomically. A full disk is logged, not raised: work must not stop for a status."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(json.dumps(content))
+        aside.replace(path)
+    except OSError as error:
+        log.warning("%s was not written: %s", path, error)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A status file's content; empty if there is none or it is damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def process_runs(pid: int) -> bool:
+    """True if there is a process of that number which is not a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The state of one data root. `watcher` and `supervisor` are the files' contents, empty if there are none."""
+
+    supervisor: dict[str, Any]
+    watcher: dict[str, Any]
+    server_runs: bool
+    watcher_runs: bool
+    """It runs and has written within the last seconds."""
+    age: float | None
+    """Seconds since the watcher wrote."""
+
+    @property
+    def spaces(self) -> dict[str, dict[str, Any]]:
+        """Per space (hex) what the watcher says."""
+        spaces = self.watcher.get("spaces")
+        return spaces if isinstance(spaces, dict) else {}
+
+    def problems(self) -> list[str]:
+        """What keeps the data root from being up to date, or will: one sentence each."""
+        found: list[str] = []
+        if not self.watcher_runs:
+            found.append(
+                "The watcher does not answer: direct changes are not followed."
+                if self.watcher
+                else "No watcher runs on this data: direct changes are not followed."
+            )
+        for space in self.spaces.values():
+            found += space_problems(space)
+        return found
+
+    def up_to_date(self) -> bool:
+        """Everything heard is handled, and everything was verified since the watcher began to listen."""
+        return self.watcher_runs and all(
+            space.get("state") in ("watching", "polling") and not space.get("dirty")
+            for space in self.spaces.values()
+        )
+
+
+def space_problems(space: dict[str, Any]) -> list[str]:
+    """The sentences about one space."""
+    name = space.get("name", "?")
+    found = []
+    if space.get("state") == "unavailable":
+        found.append(f"Space {name} is unavailable: {space.get('why')}")
+    if space.get("unwatched"):
+        found.append(
+            f"Space {name}: {space['unwatched']} directories have no watch and are polled "
+            f"({_counts(space.get('watch_errors'))}); raise fs.inotify.max_user_watches."
+        )
+    if space.get("source") == "sweeps":
+        found.append(f"Space {name} cannot be watched: changes are found by sweeps.")
+    if (space.get("oldest_dirty") or 0) > 60:
+        found.append(
+            f"Space {name}: a change waits since {space['oldest_dirty']:.0f} s: {space.get('last_error')}"
+        )
+    return found
+
+
+def _counts(errors: Any) -> str:
+    return ", ".join(f"{name} {count}" for name, count in errors.items()) if isinstance(errors, dict) else ""
+
+
+def read(run_dir: Path) -> Status:
+    """Read all status files and look whether their writers live."""
+    supervisor = read_json(run_dir / "supervisor.json")
+    watcher = read_json(run_dir / "watcher.json")
+    age = max(0.0, time.time() - float(watcher.get("written", 0))) if watcher else None
+    return Status(
+        supervisor,
+        watcher,
+        bool(supervisor.get("running")) and process_runs(int(supervisor.get("pid", 0))),
+        bool(watcher.get("running"))
+        and age is not None
+        and age <= FRESH
+        and process_runs(int(watcher.get("pid", 0))),
+        age,
+    )

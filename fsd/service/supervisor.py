@@ -1,0 +1,312 @@
+"""The supervisor: starts the processes of one data root, restarts what dies, stops everything.
+
+It is single-threaded and takes signals synchronously (sigtimedwait(2)), so nothing runs in a handler and forking is
+safe at any time. Children die with it (PR_SET_PDEATHSIG). One supervisor per state directory: a flock(2) on
+`run/supervisor.lock`, which the kernel releases whatever happens. `run/supervisor.json` tells who runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fsd.core.errors import BUSY, UserError
+from fsd.service.process import MANAGED, Child, monotonic
+from fsd.service.status import replace_json
+
+log = logging.getLogger(__name__)
+
+PULSE = 1.0
+"""Longest pause of the loop, seconds: restarts, watchdog."""
+STARTING = 0.02
+"""Pause while it is not ready yet."""
+READY_WITHIN = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run. `children` makes the processes for the settings as they are now (called again on SIGHUP)."""
+
+    run_dir: Path
+    children: Callable[[], Mapping[str, Callable[[], None]]]
+    listen: Sequence[tuple[str, int]] = ()
+    """Addresses on which the web workers listen (SO_REUSEPORT); the supervisor reserves them."""
+    drain_seconds: float = 30.0
+    reload: Callable[[], None] | None = None
+    """Read the settings again; an exception leaves the old ones in force."""
+    ready: Callable[[], None] | None = None
+    """Called once, when requests are answered."""
+    notify: Callable[[str], None] = field(default=lambda state: None)
+    """sd_notify(3)."""
+    watchdog: float | None = None
+    """Seconds within which the service manager wants to hear from us."""
+
+
+def lock(run_dir: Path) -> int:
+    """Become the only supervisor of this state directory; the descriptor holds the lock.
+
+    UserError (exit code 4) if another one runs.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = run_dir / "supervisor.lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+        os.close(fd)
+        who = f" (process {owner})" if owner.isdigit() else ""
+        raise UserError(f"A server already runs on this data{who}; nothing was started.", BUSY) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    return fd
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """Make sure that nobody has the address, and keep it: a bound socket that never listens.
+
+    Port 0 takes a free one. The workers bind beside it with SO_REUSEPORT and get all connections. UserError in one
+    sentence if the address is taken or not ours.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, proto) as probe:
+            # Without SO_REUSEPORT this fails while anybody is bound there; SO_REUSEADDR forgives TIME_WAIT only.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+            address = probe.getsockname()
+        kept = socket.socket(family, kind, proto)
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        kept.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"Cannot listen on {host}:{port}: {reason}.") from None
+    return kept
+
+
+def _accepts(address: tuple[Any, ...], family: int) -> bool:
+    host = address[0]
+    if host == "0.0.0.0":
+        host = "127.0.0.1"
+    elif host == "::":
+        host = "::1"
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex((host, *address[1:])) == 0
+
+
+class Supervisor:
+    """One run. `run` returns the exit code; it may be called once."""
+
+    def __init__(self, plan: Plan, held: Sequence[int] = (), sockets: Sequence[socket.socket] = ()) -> None:
+        """`held` and `sockets`: the lock and the reserved addresses; children do not keep them."""
+        self._plan = plan
+        self._sockets = list(sockets)
+        self._close = [*held, *(each.fileno() for each in sockets)]
+        self._children: dict[str, Child] = {}
+        self._stopping_since: float | None = None
+        self._ready = False
+        self._began = monotonic()
+        self._pulsed = 0.0
+
+    def run(self) -> int:
+        """Start everything, keep it running, and return when all of it has ended."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, MANAGED)
+        # What is imported by now is shared by all children; a collection there must not touch it page by page.
+        gc.collect()
+        gc.freeze()
+        self._adopt(self._plan.children())
+        try:
+            while self._step():
+                pass
+        finally:
+            for child in self._children.values():
+                child.tell(signal.SIGKILL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, MANAGED)
+        self._write({})
+        return 0
+
+    def _adopt(self, mains: Mapping[str, Callable[[], None]]) -> None:
+        """Make the set of children what it should be; new ones start in the next step."""
+        for name, main in mains.items():
+            if name in self._children:
+                self._children[name].main = main
+            else:
+                self._children[name] = Child(name, main, self._close)
+        for name in self._children.keys() - mains.keys():
+            self._children[name].wanted = False
+            self._children[name].tell(signal.SIGTERM)
+
+    def _step(self) -> bool:
+        """One turn: start, check, wait for a signal. False when it is over."""
+        now = monotonic()
+        if self._stopping_since is None:
+            started = [child for child in self._children.values() if self._due(child, now)]
+            for child in started:
+                child.start(now)
+            if started:
+                self._write(self._children)
+            self._check_ready(now)
+        elif not self._left():
+            return False
+        elif now - self._stopping_since > self._plan.drain_seconds:
+            log.warning("not everything ended within %.0f s: killing it", self._plan.drain_seconds)
+            self._kill()
+        self._pulse(now)
+        got = signal.sigtimedwait(MANAGED, self._pause(now))
+        if got is not None:
+            self._signal(signal.Signals(got.si_signo))
+        self._reap()
+        return True
+
+    @staticmethod
+    def _due(child: Child, now: float) -> bool:
+        return child.wanted and child.pid == 0 and now >= child.start_at
+
+    def _left(self) -> bool:
+        return any(child.pid or child.retired for child in self._children.values())
+
+    def _pause(self, now: float) -> float:
+        pause = PULSE if self._ready or self._stopping_since is not None else STARTING
+        if self._stopping_since is None:
+            starts = [
+                child.start_at - now for child in self._children.values() if child.wanted and not child.pid
+            ]
+            pause = min([pause, *starts])
+        return max(pause, 0.0)
+
+    def _pulse(self, now: float) -> None:
+        every = self._plan.watchdog
+        if every is not None and now - self._pulsed >= every / 3:
+            self._pulsed = now
+            self._plan.notify("WATCHDOG=1")
+
+    def _check_ready(self, now: float) -> None:
+        if self._ready:
+            return
+        listening = all(_accepts(each.getsockname(), each.family) for each in self._sockets)
+        if not listening and now - self._began < READY_WITHIN:
+            return
+        self._ready = True
+        if not listening:
+            log.error("the web workers did not begin to listen within %.0f s", READY_WITHIN)
+        self._plan.notify("READY=1")
+        if self._plan.ready is not None:
+            self._plan.ready()
+
+    # -- signals
+
+    def _signal(self, number: signal.Signals) -> None:
+        match number:
+            case signal.SIGTERM | signal.SIGINT | signal.SIGQUIT:
+                self._stop(number)
+            case signal.SIGHUP:
+                self._reload()
+            case _:
+                pass  # SIGCHLD: reaped below; SIGUSR1 is for the children
+
+    def _stop(self, number: signal.Signals) -> None:
+        if self._stopping_since is not None:
+            if number == signal.SIGINT and monotonic() - self._stopping_since < 0.5:
+                return  # one ctrl-C can arrive twice: from the terminal and from a wrapper
+            log.warning("told to stop twice: killing what has not ended")
+            self._kill()
+            return
+        log.info("stopping (%s)", number.name)
+        self._plan.notify("STOPPING=1")
+        self._stopping_since = monotonic()
+        for child in self._children.values():
+            child.wanted = False
+            child.tell(signal.SIGTERM)
+
+    def _kill(self) -> None:
+        for child in self._children.values():
+            child.tell(signal.SIGKILL)
+
+    def _reload(self) -> None:
+        """SIGHUP: new settings, then each child is replaced; a web worker's successor starts before it ends."""
+        if self._stopping_since is not None:
+            return
+        if self._plan.reload is not None:
+            try:
+                self._plan.reload()
+            except Exception as error:
+                log.error("the settings were not reloaded: %s", error)
+                return
+        log.info("reloading")
+        self._adopt(self._plan.children())
+        now = monotonic()
+        for child in self._children.values():
+            if child.wanted and child.pid:
+                old, child.failures = child.pid, 0
+                if child.name.startswith("web"):
+                    child.start(now)
+                else:
+                    child.pid, child.start_at = 0, now
+                child.retired.add(old)
+                os.kill(old, signal.SIGTERM)
+        self._write(self._children)
+
+    def _reap(self) -> None:
+        changed = False
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            changed = True
+            for child in self._children.values():
+                if child.pid == pid:
+                    child.ended(status, monotonic())
+                child.retired.discard(pid)
+        if changed and self._stopping_since is None:
+            for name in [n for n, c in self._children.items() if not (c.wanted or c.pid or c.retired)]:
+                del self._children[name]
+            self._write(self._children)
+
+    # -- what others may read
+
+    def _write(self, children: Mapping[str, Child]) -> None:
+        """`run/supervisor.json`, replaced atomically."""
+        told = {
+            "pid": os.getpid(),
+            "running": bool(children),
+            "listen": [_text(each.getsockname()) for each in self._sockets],
+            "children": {
+                child.name: {"pid": child.pid, "restarts": child.restarts, "last_exit": child.last_exit}
+                for child in children.values()
+            },
+        }
+        replace_json(self._plan.run_dir / "supervisor.json", told)
+
+
+def _text(address: tuple[Any, ...]) -> str:
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    return f"{host}:{address[1]}"
+
+
+def run(plan: Plan) -> int:
+    """Lock, reserve the addresses, supervise. UserError before anything was started; else the exit code."""
+    held = lock(plan.run_dir)
+    sockets: list[socket.socket] = []
+    try:
+        for host, port in plan.listen:
+            sockets.append(reserve(host, port))
+        return Supervisor(plan, [held], sockets).run()
+    finally:
+        for each in sockets:
+            each.close()
+        os.close(held)

@@ -1,0 +1,289 @@
+"""Hints of one space -> the durable dirty set -> reconcile, at the right moment.
+
+What waits is in the dirty set of the index, one row a directory, marked in one transaction for each batch of hints.
+In memory there is only the schedule: which directory may be handled when (`pace`). It is bounded: when it is full,
+or after a crash, directories are taken from the dirty set itself. One thread owns a Drain.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fsd.core import dirty
+from fsd.core.errors import StorageUnavailable
+from fsd.core.names import split
+from fsd.core.reconcile import Outcome, reconcile
+from watcher.coalesce import Coalescer, Waiting
+from watcher.hint import Hint
+from watcher.pace import Pacer
+
+if TYPE_CHECKING:
+    from fsd.core.space import Space
+
+log = logging.getLogger(__name__)
+
+MAX_SCHEDULED = 20_000
+REFILL = 500
+AFTER_PARENT = 0.001
+_Reconcile = Callable[..., Outcome]
+
+
+class Drain:
+    """The waiting directories of one space."""
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        work: _Reconcile = reconcile,
+        max_scheduled: int = MAX_SCHEDULED,
+    ) -> None:
+        self.space = space
+        self.counts: Counter[str] = Counter()
+        """Passes by kind (`names`, `whole`), `changed`, `hints`, `collapsed`."""
+        self.errors: Counter[str] = Counter()
+        """Failed passes by the name of the errno (or the class)."""
+        self.last_error = ""
+        self.latencies: deque[float] = deque(maxlen=512)
+        """Seconds from hearing to done, of the latest passes that were asked for by a hint."""
+        self._clock = clock
+        self._work = work
+        self._batch = Coalescer()
+        self._pacer = Pacer()
+        self._max = max_scheduled
+        self._schedule: dict[bytes, Waiting] = {}
+        self._at: dict[bytes, float] = {}
+        self._heap: list[tuple[float, int, bytes]] = []
+        self._turn = 0
+        self._more = True
+        """The dirty set may hold directories that are not scheduled."""
+        self._next_refill = 0.0
+
+    # -- hearing
+
+    def hear(self, hint: Hint) -> None:
+        """Take in one hint; `flush` makes the batch durable."""
+        self.counts["hints"] += 1
+        self._batch.add(hint)
+
+    def take_gap(self) -> bool:
+        """True, once, if only a sweep can answer what was heard."""
+        gap, self._batch.gap = self._batch.gap, False
+        return gap
+
+    def flush(self) -> None:
+        """Mark what was heard, in one transaction, and schedule it. OSError of the state disk: it is kept, and the
+        next call tries again."""
+        for old, new in self._batch.moves():
+            self._moved(old, new)
+        batch = self._batch.waiting
+        if not batch:
+            return
+        dirty.mark(self.space, [(path, item.names) for path, item in batch.items()])
+        now = self._clock()
+        for path, item in batch.items():
+            self._plan(path, item, now)
+        self._batch.waiting = {}
+
+    # -- handling
+
+    def next_due(self) -> float | None:
+        """When the next directory may be handled; None if nothing is scheduled."""
+        while self._heap:
+            due, _, path = self._heap[0]
+            if self._at.get(path) == due:
+                return due
+            heapq.heappop(self._heap)
+        return None
+
+    def run(self, budget: float) -> bool:
+        """Handle directories that are due, for about `budget` seconds; True if more are due.
+
+        Raises StorageUnavailable: everything still waits then.
+        """
+        deadline = self._clock() + budget
+        while (due := self.next_due()) is not None:
+            now = self._clock()
+            if due > now:
+                return False
+            if now >= deadline:
+                return True
+            _, _, path = heapq.heappop(self._heap)
+            del self._at[path]
+            self._handle(path, self._schedule.pop(path))
+        return False
+
+    def refill(self, now: float, *, force: bool = False) -> None:
+        """Schedule what the dirty set holds and nobody here has heard of: marked by other processes, by reconcile
+        itself, or before a restart."""
+        if not force and (now < self._next_refill or not self._more) and len(self._schedule) > REFILL:
+            return
+        self._next_refill = now + 1.0
+        items = dirty.pending(self.space, REFILL, sweep=False)
+        self._more = len(items) == REFILL
+        for item in items:
+            if item.path is not None and item.path not in self._schedule:
+                self._plan(item.path, Waiting(_names(item), False, False, now, now), now)
+
+    def forget_failures(self) -> None:
+        """Storage is back: what failed may be tried at once."""
+        self._pacer.forget_failures()
+        now = self._clock()
+        for path in list(self._schedule):
+            self._enter(path, now)
+
+    def waiting(self) -> int:
+        """Scheduled directories."""
+        return len(self._schedule) + len(self._batch.waiting)
+
+    def oldest(self) -> float | None:
+        """When the longest waiting one was first heard of (monotonic)."""
+        return min((item.first for item in self._schedule.values()), default=None)
+
+    def close(self) -> None:
+        """Make durable what was heard and not handled."""
+        try:
+            self.flush()
+        except OSError as error:
+            log.warning("hints of space %s were not kept: %s", self.space.record.id, error)
+
+    # -- inside
+
+    def _plan(self, path: bytes, item: Waiting, now: float) -> None:
+        have = self._schedule.get(path)
+        if have is not None:
+            have.merge(item, 1 << 30)
+        elif len(self._schedule) >= self._max:
+            self._more = True
+            self.counts["collapsed"] += 1
+            return
+        else:
+            have = self._schedule[path] = item
+        due = self._pacer.due(path, now, whole=have.names is None, soft=have.soft)
+        known = self._at.get(path)
+        if known is None or due < known:
+            self._enter(path, due)
+
+    def _enter(self, path: bytes, due: float) -> None:
+        self._turn += 1
+        self._at[path] = due
+        heapq.heappush(self._heap, (due, self._turn, path))
+        if len(self._heap) > 4 * len(self._at) + 1000:
+            self._heap = [entry for entry in self._heap if self._at.get(entry[2]) == entry[0]]
+            heapq.heapify(self._heap)
+
+    def _moved(self, old: bytes, new: bytes) -> None:
+        prefix = old + b"/"
+        now = self._clock()
+        for path in [path for path in self._schedule if path == old or path.startswith(prefix)]:
+            self._plan(new + path[len(old) :], self._schedule[path].copy(), now)
+
+    def _handle(self, path: bytes, item: Waiting) -> None:
+        begin = self._clock()
+        try:
+            whole = self._serve(path, item)
+        except StorageUnavailable:
+            self._again(path, item)
+            raise
+        except Exception as error:
+            self._failed(path, item, error)
+            return
+        now = self._clock()
+        if whole is None:
+            return
+        self._pacer.done(path, now, now - begin, whole=whole)
+        self.counts["whole" if whole else "names"] += 1
+        if item.first:
+            self.latencies.append(now - item.first)
+        if item.deep:
+            self._descend(path, now)
+
+    def _serve(self, path: bytes, item: Waiting) -> bool | None:
+        """One pass; True if it was a whole one, None if another process was quicker."""
+        n, row = dirty.known(self.space, path)
+        if n is None:
+            # Its parent has not been looked at yet: that makes it known, and dirty as a whole.
+            parent, name = split(path)
+            first = self._at.get(parent)
+            if first is not None:
+                self._schedule[path] = item
+                self._enter(path, max(first, self._clock()) + AFTER_PARENT)
+                return None
+            self._note(self._work(self.space, parent, [name]))
+            n, row = dirty.known(self.space, path)
+            if n is None:
+                return False
+        if row is None:
+            return None
+        self._note(self._work(self.space, path, row.names, item=row))
+        return row.names is None
+
+    def _note(self, outcome: Outcome) -> None:
+        if outcome.changed:
+            self.counts["changed"] += 1
+        now = self._clock()
+        for path in outcome.new_dirs:
+            self._plan(path, Waiting(None, False, False, now, now), now)
+        if outcome.vanished_dir:
+            self._more = True
+
+    def _descend(self, path: bytes, now: float) -> None:
+        """What is below may differ as well: its directories are marked in their turn."""
+        names = subdirectories(self.space, path)
+        below = [path + b"/" + name if path else name for name in names]
+        if below:
+            dirty.mark(self.space, [(each, None) for each in below])
+            for each in below:
+                self._plan(each, Waiting(None, False, True, now, now), now)
+
+    def _failed(self, path: bytes, item: Waiting, error: Exception) -> None:
+        kind = (
+            errno.errorcode.get(error.errno or 0, type(error).__name__)
+            if isinstance(error, OSError)
+            else type(error).__name__
+        )
+        times = self._pacer.failed(path, self._clock())
+        self.errors[kind] += 1
+        self.last_error = f"{kind}: {error}"
+        if not isinstance(error, OSError):
+            log.error("space %s: reconciling %r failed", self.space.record.id, path, exc_info=error)
+        elif times == 1:
+            log.warning("space %s: reconciling %r failed: %s", self.space.record.id, path, error)
+        self._again(path, item)
+
+    def _again(self, path: bytes, item: Waiting) -> None:
+        now = self._clock()
+        self._schedule[path] = item
+        self._enter(path, self._pacer.due(path, now, whole=item.names is None, soft=item.soft))
+
+
+def _names(item: dirty.Item) -> set[bytes] | None:
+    return None if item.names is None else set(item.names)
+
+
+def subdirectories(space: Space, path: bytes) -> list[bytes]:
+    """Names of the directories in a directory of the space; none if it is gone or cannot be read."""
+    try:
+        fd = space.open_dir(path)
+    except OSError:
+        return []
+    try:
+        with os.scandir(fd) as entries:
+            return [
+                os.fsencode(entry.name)
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False)
+                and not space.is_hidden(entry.stat(follow_symlinks=False))
+            ]
+    except OSError:
+        return []
+    finally:
+        os.close(fd)

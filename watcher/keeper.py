@@ -1,0 +1,224 @@
+"""Keeps one space true: its drain, its sweeps, its housekeeping, and what `status` shows of it.
+
+A gap (the watcher was down, events were lost, the storage was away) is answered by a sweep in a new epoch. A sweep
+that never yet came to its end is finished first, so that a large adoption ends even if the server restarts often;
+a new epoch follows it. One thread owns a Keeper.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from fsd.core import dirty, limbo, relabel, tree
+from fsd.core.errors import StorageUnavailable
+from fsd.core.sweep import Progress, Sweep
+from watcher.drain import Drain
+from watcher.hint import Hint
+from watcher.sources.base import SourceStatus
+
+if TYPE_CHECKING:
+    from fsd.core.space import Space
+
+log = logging.getLogger(__name__)
+
+TICK = 1.0
+ACTIVE = 90.0
+"""Seconds after the last sign of life during which housekeeping looks every second."""
+QUIET_TICK = 15.0
+LABELS = 200
+TREES = 100
+
+
+class Keeper:
+    """One space of the watcher."""
+
+    def __init__(self, space: Space, *, verify_every: float) -> None:
+        self.space = space
+        self.drain = Drain(space)
+        self.available = True
+        self.why = ""
+        """Why it is not available."""
+        self.watched = False
+        """A source has it."""
+        self.next_watch = 0.0
+        """When to try again to give it to a source."""
+        self.sweeping = False
+        self.progress: Progress | None = None
+        self.verified_at = 0.0
+        """End of the last full verification, seconds since the epoch; 0: never."""
+        self.sweep_began = 0.0
+        self._verify_every = verify_every
+        self._sweep = Sweep(space)
+        self._again = False
+        self._active_until = time.monotonic() + ACTIVE
+        self._next_tick = 0.0
+        self._next_total = 0.0
+        self._labels_left = False
+        self._usage = 0
+
+    # -- hints
+
+    def hear(self, hint: Hint) -> None:
+        """Take in a hint of the source."""
+        self._active_until = hint.heard + ACTIVE
+        self.drain.hear(hint)
+
+    def flush(self) -> None:
+        """Make the batch durable; begin a sweep if one is needed."""
+        self.drain.flush()
+        if self.drain.take_gap():
+            self.begin_sweep()
+
+    def run(self, budget: float) -> bool:
+        """Reconcile what is due; True if more is."""
+        more = self.drain.run(budget)
+        if not more:
+            self.drain.refill(time.monotonic())
+        return more
+
+    # -- sweeps
+
+    def begin_sweep(self) -> None:
+        """Verify the whole space from now on. OSError of the state disk."""
+        complete, self.verified_at = _verified(self.space)
+        self.progress = self._sweep.progress()
+        if not complete and not self.progress.finished:
+            self._again = self.progress.done_dirs > 0
+        else:
+            self._again = False
+            self._sweep.begin()
+        self.sweeping = True
+        self.sweep_began = time.monotonic()
+
+    def sweep(self, budget: float) -> None:
+        """A slice of the sweep or of other work that nobody waits for."""
+        if self._labels_left:
+            self._labels_left = relabel.label_due(self.space, LABELS) >= LABELS
+            return
+        self.progress = self._sweep.step(budget)
+        if not self.progress.finished:
+            return
+        self.sweeping = False
+        self._active_until = time.monotonic() + ACTIVE
+        _, self.verified_at = _verified(self.space)
+        log.info("space %s verified in %.1f s", self.space.record.id, time.monotonic() - self.sweep_began)
+        if self._again:
+            self._again = False
+            self.begin_sweep()
+
+    @property
+    def wants_slice(self) -> bool:
+        """There is work for `sweep`."""
+        return self.available and (self.sweeping or self._labels_left)
+
+    # -- every second
+
+    def tick(self, now: float) -> None:
+        """Housekeeping; cheap for spaces where nothing happens. StorageUnavailable if the root is not there."""
+        self.space.root_fd()
+        if now < self._next_tick:
+            return
+        active = now < self._active_until or self.sweeping
+        self._next_tick = now + (TICK if active else QUIET_TICK) - 0.05
+        limbo.settle(self.space, time.time())
+        if not self._labels_left:
+            self._labels_left = relabel.label_due(self.space, LABELS) >= LABELS
+        relabel.publish_trees(self.space, TREES)
+        self.drain.refill(now, force=True)
+        if self._labels_left or self.drain.waiting():
+            self._active_until = now + ACTIVE
+        if not self.sweeping and self.verified_at and time.time() - self.verified_at > self._verify_every:
+            self.begin_sweep()
+
+    def lost_storage(self, error: StorageUnavailable) -> None:
+        """The root is not provably there: wait, delete nothing."""
+        if self.available:
+            log.warning("space %s is unavailable: %s", self.space.record.id, error)
+        self.available = False
+        self.why = str(error)
+        self.sweeping = False
+
+    def found_storage(self) -> None:
+        """The root is back: what failed is tried at once; its source says GAP when it hears again."""
+        log.info("space %s is available again", self.space.record.id)
+        self.available = True
+        self.why = ""
+        self.drain.forget_failures()
+
+    # -- status
+
+    def status(self, source: SourceStatus | None, now: float) -> dict[str, Any]:
+        """What `run/watcher.json` says of this space."""
+        oldest = self.drain.oldest()
+        age = max(0.0, now - oldest) if oldest is not None else 0.0
+        told: dict[str, Any] = {
+            "id": self.space.record.id,
+            "name": self.space.record.name,
+            "state": self._state(source),
+            "why": self.why,
+            "source": source.name if source is not None else "sweeps",
+            "lag": round(age, 3),
+            "dirty": self.drain.waiting(),
+            "oldest_dirty": round(age, 3),
+            "overflows": source.overflows if source is not None else 0,
+            "watched": source.watched if source is not None else 0,
+            "unwatched": source.unwatched if source is not None else None,
+            "errors": dict(self.drain.errors),
+            "watch_errors": dict(source.errors) if source is not None else {},
+            "last_error": self.drain.last_error,
+            "verified_at": self.verified_at or None,
+            "sweep": None,
+            "passes": dict(self.drain.counts),
+            "latency": latency(list(self.drain.latencies)),
+            "bytes": self._total(now),
+        }
+        if self.sweeping and self.progress is not None:
+            told["sweep"] = {"done": self.progress.done_dirs, "total": self.progress.total_dirs}
+        return told
+
+    def _state(self, source: SourceStatus | None) -> str:
+        if not self.available:
+            return "unavailable"
+        if source is not None and not source.ready:
+            return "starting"
+        return "sweeping" if self.sweeping else "watching" if source is not None else "polling"
+
+    def _total(self, now: float) -> int:
+        if self.available and now >= self._next_total and now < self._active_until + QUIET_TICK:
+            self._next_total = now + TICK
+            try:
+                self._usage = tree.usage(self.space)
+            except OSError:
+                pass
+        return self._usage
+
+    def close(self) -> None:
+        """Keep what was heard, and close the space."""
+        self.drain.close()
+        self.space.close()
+
+
+def latency(samples: list[float]) -> dict[str, float]:
+    """Median, 95th percentile and maximum, seconds."""
+    if not samples:
+        return {}
+    samples.sort()
+    return {
+        "p50": round(samples[len(samples) // 2], 4),
+        "p95": round(samples[min(len(samples) - 1, int(len(samples) * 0.95))], 4),
+        "max": round(samples[-1], 4),
+    }
+
+
+def _verified(space: Space) -> tuple[bool, float]:
+    """(whether the index ever was complete, when it was last verified as a whole)."""
+    with space.index.read() as db:
+        complete, at = db.execute("SELECT complete, swept_at FROM head").fetchone()
+    return bool(complete), float(at)
+
+
+def waiting_on_disk(space: Space) -> dirty.Counts:
+    """What waits in the durable dirty set."""
+    return dirty.counts(space)
