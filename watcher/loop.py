@@ -200,20 +200,15 @@ class Watcher:
         return False
 
     def _housekeep(self, now: float) -> None:
-        for key in self._mounts.changed(keeper.space.root for keeper in self.keepers.values()):
-            for name, keeper in self.keepers.items():
-                if keeper.space.root == key and self._source is not None and keeper.watched:
-                    self._source.remove(name)
-                    keeper.watched, keeper.next_watch = False, 0.0
+        remounted = self._mounts.changed([keeper.space.root for keeper in self.keepers.values()])
         for key, keeper in self.keepers.items():
             self._guard(keeper, lambda keeper=keeper: keeper.tick(now))  # type: ignore[misc]
-            if (
-                self._source is not None
-                and keeper.watched
-                and (self._source.lost(key) or not keeper.available)
-            ):
-                self._source.remove(key)
-                keeper.watched, keeper.next_watch = False, 0.0
+            if self._source is not None and keeper.watched:
+                lost = not keeper.available or self._source.lost(key)
+                if lost or keeper.space.root in remounted:
+                    # Added again, it is walked again and ends in a GAP.
+                    self._source.remove(key)
+                    keeper.watched, keeper.next_watch = False, 0.0
         self._write_status(now)
 
     def _guard(self, keeper: Keeper, work: Callable[[], Any]) -> Any:
