@@ -1,0 +1,121 @@
+"""HTTP Basic (RFC 7617) against the accounts."""
+
+import base64
+import binascii
+import ipaddress
+import threading
+from typing import Any
+
+from dav.auth.cache import CredentialCache
+from dav.auth.throttle import Throttle
+from dav.http.errors import RETRY_SECONDS, HttpError
+from fsd.core.accounts import Accounts, User, fold
+from fsd.service import logs
+
+_HASHING = 2
+_WAITING = 16
+_WAIT_SECONDS = 5.0
+_MAX_HEADER = 8192
+
+
+class BasicAuth:
+    """Says who asks, or refuses with 401, 429 or 503.  Thread-safe."""
+
+    def __init__(self, accounts: Accounts, cache: CredentialCache, throttle: Throttle, realm: str) -> None:
+        self._accounts = accounts
+        self._cache = cache
+        self._throttle = throttle
+        realm = "".join(c for c in realm if c.isascii() and c.isprintable() and c not in '"\\')
+        self._challenge = (("WWW-Authenticate", f'Basic realm="{realm}", charset="UTF-8"'),)
+        self._hashing = threading.Semaphore(_HASHING)
+        self._waiting = threading.Semaphore(_WAITING)
+
+    def __call__(self, environ: dict[str, Any]) -> User:
+        """The user of the request's credentials."""
+        header: str = environ.get("HTTP_AUTHORIZATION", "")
+        if not header:
+            raise self._unauthorized("Log in, please.")
+        if len(header) > _MAX_HEADER:
+            raise HttpError(400, "The Authorization header is too long.")
+        cached = self._cache.get(header)
+        if cached is not None and self._accounts.epoch(cached.name) == cached.epoch:
+            if cached.user_id is None:
+                raise self._unauthorized("The user name or password is wrong.")
+            user = self._accounts.find(cached.name)
+            if user is not None and user.id == cached.user_id and not user.disabled:
+                return user
+        name, password = self._credentials(header)
+        return self._verify(header, name, password, str(environ.get("REMOTE_ADDR", "")))
+
+    def _unauthorized(self, sentence: str) -> HttpError:
+        return HttpError(401, sentence, headers=self._challenge)
+
+    def _credentials(self, header: str) -> tuple[str, str]:
+        scheme, _, value = header.partition(" ")
+        if scheme.lower() != "basic":
+            raise self._unauthorized("Only Basic authentication is understood.")
+        try:
+            raw = base64.b64decode(value.strip(), validate=True)
+        except (binascii.Error, ValueError):
+            raise self._unauthorized("The credentials are malformed.") from None
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            text = raw.decode("latin-1")  # older browsers
+        name, colon, password = text.partition(":")
+        if not colon or not name or "\0" in text or len(name) > 256:
+            raise self._unauthorized("The credentials are malformed.")
+        return name, password
+
+    def _verify(self, header: str, name: str, password: str, address: str) -> User:
+        keys = (f"account {fold(name)}", f"address {_network(address)}")
+        if not self._waiting.acquire(blocking=False):
+            raise self._busy()
+        try:
+            self._refuse_if_slowed(keys)
+            if not self._hashing.acquire(timeout=_WAIT_SECONDS):
+                raise self._busy()
+            try:
+                # Again: a burst of guesses must not pass while the first of them are hashed.
+                self._refuse_if_slowed(keys)
+                epoch = self._accounts.epoch(name)
+                user = self._accounts.verify(name, password)
+                if user is None:
+                    self._throttle.failed(*keys)
+            finally:
+                self._hashing.release()
+        finally:
+            self._waiting.release()
+        if user is None:
+            self._cache.put(header, name, None, epoch)
+            logs.audit(name, "login", "", outcome="refused", address=address)
+            raise self._unauthorized("The user name or password is wrong.")
+        self._throttle.succeeded(keys[0])
+        # The epoch from before the hashing: a password changed meanwhile makes this entry void.
+        self._cache.put(header, name, user.id, epoch)
+        return user
+
+    def _refuse_if_slowed(self, keys: tuple[str, str]) -> None:
+        seconds = self._throttle.wait(*keys)
+        if seconds:
+            raise HttpError(
+                429, "Too many failed logins; try again later.", headers=(("Retry-After", str(seconds)),)
+            )
+
+    @staticmethod
+    def _busy() -> HttpError:
+        retry = (("Retry-After", str(RETRY_SECONDS)),)
+        return HttpError(503, "Too many people are logging in just now.", headers=retry)
+
+
+def _network(address: str) -> str:
+    """An IPv6 client owns a whole /64, so that is what counts as its address."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return address

@@ -1,0 +1,72 @@
+"""One HTTP worker process."""
+
+import logging
+import signal
+import threading
+from pathlib import Path
+
+from dav.app import App
+from dav.auth.basic import BasicAuth
+from dav.auth.cache import CredentialCache
+from dav.auth.forwarded import TrustedProxies
+from dav.auth.throttle import Throttle
+from dav.server import Listen, Server
+from fsd.core import quota
+from fsd.core.registry import Registry
+from fsd.service import logs
+from fsd.service.config import Settings
+
+log = logging.getLogger(__name__)
+
+_THREADS_FACTOR = 4
+"""How far the pool may grow when slow transfers hold its usual threads."""
+_STOP_SECONDS = 25.0
+
+
+def build_app(settings: Settings) -> App:
+    """The application for these settings; opens files and databases, so call it after the fork."""
+    registry = Registry(settings.state)
+    quota.use(registry.grants.quota)
+    run = settings.state / "run"
+    run.mkdir(exist_ok=True, mode=0o700)
+    auth = BasicAuth(
+        registry.accounts,
+        CredentialCache(settings.auth_cache, settings.auth_cache_entries),
+        Throttle(run / "logins", settings.auth_failures),
+        settings.auth_realm,
+    )
+    return App(registry, auth, TrustedProxies(settings.http_trusted_proxies))
+
+
+def build_server(settings: Settings, *, reuse_port: bool = True) -> Server:
+    """A server for these settings, not yet bound."""
+    certificate: Path | None = settings.tls_cert
+    return Server(
+        Listen(
+            host=settings.listen.host,
+            port=settings.listen.port,
+            threads=settings.http_threads,
+            max_threads=settings.http_threads * _THREADS_FACTOR,
+            reuse_port=reuse_port,
+            certificate=certificate,
+            private_key=settings.tls_key if settings.tls_key is not None else certificate,
+            stop_seconds=_STOP_SECONDS,
+        ),
+        build_app(settings),
+    )
+
+
+def run_worker(settings: Settings, index: int) -> None:
+    """Serve until SIGTERM; requests under way are finished first.  Call it in a process of its own."""
+    logs.setup(f"web-{index}", settings.log_format, settings.log_level)
+    logs.audit_to_file(settings.state)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    server = build_server(settings)
+    server.prepare()
+    thread = threading.Thread(target=server.serve, name="front", daemon=True)
+    thread.start()
+    while not stop.wait(60) and thread.is_alive():
+        pass
+    server.stop()
+    log.debug("stopped")

@@ -1,0 +1,169 @@
+"""Live properties: one table from name to the function that writes its value.
+
+A function returns the inner XML, escaped, "" for an empty element, or None where the resource does not have
+it.  Everything comes from the Entry of the listing: no further system call an entry.
+"""
+
+import mimetypes
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from urllib.parse import quote
+from xml.sax.saxutils import escape
+
+from dav.http.dates import NANO, http_date, iso_date
+from dav.routes import Place
+from dav.webdav.xml import DAV, OC
+from fsd.core import properties as dead
+from fsd.core import quota, tree
+from fsd.core.locks import Lock, LockTable
+from fsd.core.names import split, to_text
+from fsd.core.tree import Entry
+
+DEFAULT_TYPE = "application/octet-stream"
+DIRECTORY_TYPE = "httpd/unix-directory"
+
+
+class Scope:
+    """What all entries of one answer share; costly parts are made when first asked."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.id_prefix = place.record.id + "!"
+        self._locks: LockTable | None = None
+        self._any_lock: bool | None = None
+        self._available: int | None = None
+        self._fingerprint: str | None = None
+
+    def permissions(self, entry: Entry) -> str:
+        """Letters of clients.md: empty of all that writes where the user may only look."""
+        if not self.place.writable:
+            return ""
+        if entry.kind == "d":
+            return "RDNVCK" if entry.path else "RCK"
+        return "RDNVW" if entry.kind == "f" else "RDNV"
+
+    def available(self) -> int:
+        """Bytes that may still be written: by the quota, without one by the disk."""
+        if self._available is None:
+            found = quota.available(self.place.space)
+            self._available = quota.free_on_disk(self.place.space) if found is None else found
+        return self._available
+
+    def fingerprint(self) -> str:
+        if self._fingerprint is None:
+            self._fingerprint = tree.data_fingerprint(self.place.space)
+        return self._fingerprint
+
+    def locks(self, path: bytes) -> list[Lock]:
+        if self._locks is None:
+            self._locks = LockTable(self.place.space)
+        if self._any_lock is None:
+            self._any_lock = self._locks.any()
+        return self._locks.covering(path) if self._any_lock else []
+
+    def dead(self, entry: Entry) -> dict[str, bytes]:
+        """Dead properties; {} for what cannot have any or cannot be read."""
+        if entry.kind not in "fd" or entry.unreadable:
+            return {}
+        return dead.get_all(self.place.space, entry.path)
+
+
+Getter = Callable[[Scope, Entry], str | None]
+
+
+@lru_cache(maxsize=4096)
+def _type_of(suffix: str) -> str:
+    return mimetypes.guess_type("x" + suffix)[0] or DEFAULT_TYPE
+
+
+def content_type(name: bytes) -> str:
+    """The media type by the name's suffix."""
+    return _type_of(os.path.splitext(to_text(name))[1].lower())
+
+
+def active_lock(lock: Lock, root: str, depth_only: bool = False) -> str:
+    """One ``activelock`` element; ``root`` is the URL path of what was locked."""
+    scope = "exclusive" if lock.exclusive else "shared"
+    depth = "infinity" if lock.infinite else "0"
+    owner = lock.owner.decode("utf-8", "replace")
+    return (
+        f"<d:activelock><d:locktype><d:write/></d:locktype><d:lockscope><d:{scope}/></d:lockscope>"
+        f"<d:depth>{depth}</d:depth>{owner}<d:timeout>Second-{lock.timeout}</d:timeout>"
+        f"<d:locktoken><d:href>{escape(lock.token)}</d:href></d:locktoken>"
+        f"<d:lockroot><d:href>{escape(root)}</d:href></d:lockroot></d:activelock>"
+    )
+
+
+def _lock_discovery(scope: Scope, entry: Entry) -> str:
+    return "".join(active_lock(lock, scope.place.href_of(lock.path)) for lock in scope.locks(entry.path))
+
+
+_LOCK_ENTRY = (
+    "<d:lockentry><d:lockscope><d:{}/></d:lockscope><d:locktype><d:write/></d:locktype></d:lockentry>"
+)
+_SUPPORTED_LOCK = _LOCK_ENTRY.format("exclusive") + _LOCK_ENTRY.format("shared")
+
+
+def _display_name(scope: Scope, entry: Entry) -> str:
+    return escape(to_text(split(entry.path)[1]) if entry.path else scope.place.record.name)
+
+
+def _id(scope: Scope, entry: Entry) -> str:
+    return scope.id_prefix + entry.id
+
+
+LIVE: dict[str, Getter] = {
+    f"{DAV}resourcetype": lambda scope, entry: "<d:collection/>" if entry.kind == "d" else "",
+    f"{DAV}getlastmodified": lambda scope, entry: http_date(entry.mtime_ns // NANO),
+    f"{DAV}getetag": lambda scope, entry: f'"{entry.etag}"',
+    f"{DAV}getcontentlength": lambda scope, entry: str(entry.size) if entry.kind != "d" else None,
+    f"{DAV}getcontenttype": lambda scope, entry: content_type(entry.name) if entry.kind != "d" else None,
+    f"{DAV}creationdate": lambda scope, entry: iso_date(min(entry.mtime_ns, entry.ctime_ns) // NANO),
+    f"{DAV}displayname": _display_name,
+    f"{DAV}supportedlock": lambda scope, entry: _SUPPORTED_LOCK,
+    f"{DAV}lockdiscovery": _lock_discovery,
+    f"{DAV}quota-used-bytes": lambda scope, entry: str(entry.size) if entry.kind == "d" else None,
+    f"{DAV}quota-available-bytes": lambda scope, entry: str(scope.available()) if entry.kind == "d" else None,
+    f"{OC}id": _id,
+    f"{OC}fileid": _id,
+    f"{OC}permissions": lambda scope, entry: scope.permissions(entry),
+    f"{OC}size": lambda scope, entry: str(entry.size),
+    f"{OC}data-fingerprint": lambda scope, entry: escape(scope.fingerprint()) if entry.kind == "d" else None,
+}
+ABSENT: frozenset[str] = frozenset(
+    {
+        *(f"{OC}{name}" for name in ("downloadURL", "dDC", "share-types", "checksums", "privatelink")),
+        *(f"{OC}{name}" for name in ("owner-id", "owner-display-name", "public-link-permission", "tags")),
+        f"{DAV}getcontentlanguage",
+        f"{DAV}current-user-principal",
+        f"{DAV}supported-report-set",
+    }
+)
+"""Known names that nothing here has: asking for them costs no look-up of dead properties."""
+
+ALLPROP: tuple[str, ...] = tuple(name for name in LIVE if "quota" not in name and "fingerprint" not in name)
+"""RFC 4331 keeps quota properties out of allprop, since they may be costly."""
+
+IGNORED_WRITES: frozenset[str] = frozenset(
+    {
+        "{urn:schemas-microsoft-com:}Win32CreationTime",
+        "{urn:schemas-microsoft-com:}Win32LastAccessTime",
+        "{urn:schemas-microsoft-com:}Win32FileAttributes",
+        f"{OC}checksums",
+    }
+)
+"""Accepted and not kept: refusing them makes Windows and rclone give up what they were doing."""
+
+MTIME_WRITES: frozenset[str] = frozenset(
+    {
+        f"{DAV}getlastmodified",
+        f"{DAV}lastmodified",
+        "{urn:schemas-microsoft-com:}Win32LastModifiedTime",
+    }
+)
+
+
+def disposition(name: bytes) -> str:
+    """Content-Disposition that saves the file under its name (RFC 6266)."""
+    return f"attachment; filename*=UTF-8''{quote(to_text(name), safe='')}"

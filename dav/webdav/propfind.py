@@ -1,0 +1,177 @@
+"""PROPFIND: a plan made once per request body, then one pass over the entries.
+
+Bodies are interned, since clients send three or four different ones; nothing is parsed twice and no tree of
+XML nodes is built for the reply.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from xml.sax.saxutils import escape
+
+from dav.http import limits
+from dav.http.errors import HttpError
+from dav.routes import Place
+from dav.webdav import virtual
+from dav.webdav.call import Call, Reply
+from dav.webdav.properties import ABSENT, ALLPROP, LIVE, Getter, Scope
+from dav.webdav.xml import DAV, MULTISTATUS, XML_TYPE, element, elements, open_tag, parse, read_body
+from fsd.core import tree
+from fsd.core.names import quote_path
+from fsd.core.tree import Entry
+
+_OK = "<d:status>HTTP/1.1 200 OK</d:status></d:propstat>"
+_MISSING = "<d:status>HTTP/1.1 404 Not Found</d:status></d:propstat>"
+_STREAM_ABOVE = 2000
+_STREAM_BLOCK = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a request asks for.  ``live``: (start tag, end tag, getter, name); ``dead``: names to look up."""
+
+    live: tuple[tuple[str, str, Getter, str], ...]
+    dead: tuple[str, ...]
+    absent: tuple[str, ...]
+    all_dead: bool
+    names_only: bool
+
+
+def _plan(names: tuple[str, ...], all_dead: bool = False, names_only: bool = False) -> Plan:
+    live = tuple((*open_tag(name), LIVE[name], name) for name in names if name in LIVE)
+    others = [name for name in names if name not in LIVE]
+    absent = tuple(name for name in others if name in ABSENT)
+    dead = tuple(name for name in others if name not in ABSENT)
+    return Plan(live, dead, absent, all_dead, names_only)
+
+
+@lru_cache(maxsize=256)
+def _make_plan(body: bytes) -> Plan:
+    if not body.strip():
+        return _plan(ALLPROP, all_dead=True)
+    root = parse(body)
+    if root.tag != f"{DAV}propfind":
+        raise HttpError(400, "The request body must be a propfind element.")
+    kinds = [child for child in elements(root) if child.tag in _KINDS]
+    if len(kinds) != 1:
+        raise HttpError(400, "A propfind asks for one of prop, allprop and propname.")
+    kind = kinds[0]
+    if kind.tag == f"{DAV}propname":
+        return _plan(tuple(LIVE), all_dead=True, names_only=True)
+    names = dict.fromkeys(str(child.tag) for child in elements(kind))
+    if kind.tag == f"{DAV}allprop":
+        include = root.find(f"{DAV}include")
+        more = [str(child.tag) for child in elements(include)] if include is not None else []
+        names = dict.fromkeys((*ALLPROP, *more))
+        return _checked(tuple(names), all_dead=True)
+    return _checked(tuple(names))
+
+
+_KINDS = frozenset({f"{DAV}prop", f"{DAV}allprop", f"{DAV}propname"})
+
+
+def _checked(names: tuple[str, ...], all_dead: bool = False) -> Plan:
+    if len(names) > limits.PROPERTIES:
+        raise HttpError(400, f"At most {limits.PROPERTIES} properties can be asked for at once.")
+    return _plan(names, all_dead)
+
+
+def handle(call: Call) -> Reply:
+    """PROPFIND with Depth 0 or 1 (absent: 1).  207 with the resource itself first; whole or an error."""
+    depth = call.environ.get("HTTP_DEPTH", "1").strip().lower()
+    if depth == "infinity":
+        raise HttpError(403, "Only Depth 0 and 1 are served.", "propfind-finite-depth")
+    if depth not in ("0", "1"):
+        raise HttpError(400, "The Depth header must be 0 or 1.")
+    plan = _make_plan(read_body(call.environ))
+    minimal = "return=minimal" in call.environ.get("HTTP_PREFER", "").replace(" ", "").lower()
+    headers = [XML_TYPE, ("DAV", "1, 2, 3")]
+    if minimal:
+        headers.append(("Preference-Applied", "return=minimal"))
+    if not isinstance(call.target, Place):
+        own = virtual.responses(call, call.target, plan, depth == "1", minimal)
+        return Reply(207, headers, [MULTISTATUS + b"".join(own) + b"</d:multistatus>"])
+    place = call.target
+    scope = Scope(place)
+    children: list[Entry] = []
+    if depth == "0":
+        entry = tree.lookup(place.space, place.path)
+    else:
+        entry, children = _listing(place)
+    call.check_conditions(entry, reading=False)
+    pieces = _responses(place.href, entry, children, scope, plan, minimal)
+    if len(children) > _STREAM_ABOVE:
+        return Reply(207, headers, _stream(pieces))
+    return Reply(207, headers, [b"".join((MULTISTATUS, *pieces, b"</d:multistatus>"))])
+
+
+def _listing(place: Place) -> tuple[Entry, list[Entry]]:
+    try:
+        return tree.listing(place.space, place.path)
+    except NotADirectoryError:
+        return tree.lookup(place.space, place.path), []
+
+
+def _responses(
+    base: str, entry: Entry, children: list[Entry], scope: Scope, plan: Plan, minimal: bool
+) -> Iterator[bytes]:
+    yield response(base, entry, scope, plan, minimal)
+    for child in children:
+        yield response(f"{base}/{quote_path(child.name)}", child, scope, plan, minimal)
+
+
+def _stream(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    block = [MULTISTATUS]
+    for piece in pieces:
+        block.append(piece)
+        if len(block) >= _STREAM_BLOCK:
+            yield b"".join(block)
+            block = []
+    block.append(b"</d:multistatus>")
+    yield b"".join(block)
+
+
+def response(path: str, entry: Entry, scope: Scope, plan: Plan, minimal: bool) -> bytes:
+    """One response element: one 200 propstat, then one 404 propstat unless ``minimal``."""
+    if entry.kind == "d":
+        path += "/"
+    found: list[str] = []
+    missing: list[str] = []
+    for start, end, getter, name in plan.live:
+        value = getter(scope, entry)
+        if value is None:
+            missing.append(name)
+        elif value and not plan.names_only:
+            found.append(f"{start}>{value}{end}")
+        else:
+            found.append(start + "/>")
+    if plan.dead or plan.all_dead:
+        _add_dead(scope.dead(entry), plan, found, missing)
+    if plan.all_dead:
+        missing = [name for name in missing if name not in LIVE]
+    missing += plan.absent
+    parts = [f"<d:response><d:href>{escape(path)}</d:href>"]
+    if found or minimal or not missing:
+        parts += ("<d:propstat><d:prop>", *found, "</d:prop>", _OK)
+    if missing and not minimal:
+        parts += (
+            "<d:propstat><d:prop>",
+            *(element(name, None) for name in missing),
+            "</d:prop>",
+            _MISSING,
+        )
+    parts.append("</d:response>")
+    return "".join(parts).encode()
+
+
+def _add_dead(values: dict[str, bytes], plan: Plan, found: list[str], missing: list[str]) -> None:
+    for name in plan.dead:
+        value = values.get(name)
+        if value is None:
+            missing.append(name)
+        else:
+            found.append(value.decode("utf-8", "replace"))
+    if plan.all_dead:
+        for name, value in values.items():
+            if name not in plan.dead:
+                found.append(element(name, None) if plan.names_only else value.decode("utf-8", "replace"))

@@ -1,0 +1,169 @@
+"""wsgidav's two extension points: one provider behind all aliases, and the request server with our methods.
+
+wsgidav gives the frame (provider, resources, dispatch to ``do_METHOD``).  The methods are ours, one file each:
+stock reads Destination before parsing it, keys locks by mount, writes in place and stats each entry 21 times.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO
+
+from wsgidav.dav_provider import DAVCollection, DAVNonCollection, DAVProvider
+from wsgidav.request_server import RequestServer
+
+from dav.http.dates import NANO
+from dav.http.errors import HttpError, from_os_error
+from dav.routes import Place, Virtual
+from dav.ui import pages
+from dav.webdav import changes, get, locks, propfind, proppatch, put
+from dav.webdav.call import Call, Reply, error_reply
+from dav.webdav.properties import DIRECTORY_TYPE, content_type
+from fsd.core import tree
+from fsd.core.tree import Entry
+
+_COLLECTION = "OPTIONS, GET, HEAD, PROPFIND, PROPPATCH, DELETE, COPY, MOVE, LOCK, UNLOCK"
+_FILE = "OPTIONS, GET, HEAD, PUT, PROPFIND, PROPPATCH, DELETE, COPY, MOVE, LOCK, UNLOCK"
+_UNMAPPED = "OPTIONS, PUT, MKCOL, LOCK"
+_VIRTUAL = "OPTIONS, GET, HEAD, PROPFIND"
+
+
+class File(DAVNonCollection):  # type: ignore[misc]
+    """A file, link or special file as wsgidav sees it: what an Entry says, and its bytes."""
+
+    def __init__(self, path: str, environ: dict[str, Any], place: Place, entry: Entry) -> None:
+        super().__init__(path, environ)
+        self.place = place
+        self.entry = entry
+
+    def get_content_length(self) -> int:
+        return self.entry.size
+
+    def get_content_type(self) -> str:
+        return content_type(self.entry.name)
+
+    def get_etag(self) -> str:
+        return self.entry.etag
+
+    def support_etag(self) -> bool:
+        return True
+
+    def get_last_modified(self) -> float:
+        return self.entry.mtime_ns / NANO
+
+    def get_content(self) -> BinaryIO:
+        fd, _ = tree.open_file(self.place.space, self.place.path)
+        return open(fd, "rb")
+
+
+class Folder(DAVCollection):  # type: ignore[misc]
+    """A directory, or (``place`` None) a collection above the spaces."""
+
+    def __init__(
+        self, path: str, environ: dict[str, Any], target: Place | Virtual, entry: Entry | None
+    ) -> None:
+        super().__init__(path, environ)
+        self.target = target
+        self.entry = entry
+
+    def get_content_type(self) -> str:
+        return DIRECTORY_TYPE
+
+    def get_etag(self) -> str | None:
+        return self.entry.etag if self.entry is not None else None
+
+    def get_member_names(self) -> list[str]:
+        if isinstance(self.target, Virtual):
+            return [child.name.decode("utf-8", "surrogateescape") for child in self.target.children]
+        _, children = tree.listing(self.target.space, self.target.path)
+        return [child.name.decode("utf-8", "surrogateescape") for child in children]
+
+
+class Provider(DAVProvider):  # type: ignore[misc]
+    """Resolves every alias; the Call of the request carries the resolved target."""
+
+    def is_readonly(self) -> bool:
+        return False
+
+    def get_resource_inst(self, path: str, environ: dict[str, Any]) -> File | Folder | None:
+        """The resource of the request's own URL; None where it provably does not exist."""
+        call: Call = environ["fsd.call"]
+        if isinstance(call.target, Virtual):
+            return Folder(path, environ, call.target, None)
+        try:
+            entry = tree.lookup(call.target.space, call.target.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if entry.kind == "d":
+            return Folder(path, environ, call.target, entry)
+        return File(path, environ, call.target, entry)
+
+
+class Requests(RequestServer):  # type: ignore[misc]
+    """Dispatches a Call to the file of its method; one instance serves all threads."""
+
+    def __init__(self, provider: Provider) -> None:
+        super().__init__(provider)
+        self._methods: dict[str, Callable[[Call], Reply]] = {
+            "OPTIONS": self._options,
+            "GET": self._get,
+            "HEAD": get.head,
+            "PROPFIND": propfind.handle,
+            "PROPPATCH": proppatch.handle,
+            "PUT": put.handle,
+            "MKCOL": changes.mkcol,
+            "DELETE": changes.delete,
+            "COPY": changes.copy,
+            "MOVE": changes.move,
+            "LOCK": locks.lock,
+            "UNLOCK": locks.unlock,
+        }
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        reply = self.reply(environ["fsd.call"])
+        start_response(reply.line, reply.headers)
+        return reply.body
+
+    def reply(self, call: Call) -> Reply:
+        """The answer of the method; errors of the protocol and of the core become their status."""
+        try:
+            handler = self._methods.get(call.method)
+            if handler is None:
+                raise HttpError(
+                    405, f"{call.method} is not available here.", headers=(("Allow", self._allow(call)),)
+                )
+            return handler(call)
+        except HttpError as error:
+            if error.status == 304:
+                return Reply(304, list(error.headers))
+            return error_reply(error)
+        except OSError as error:
+            answer = from_os_error(error)
+            if answer.status == 500:
+                raise
+            return error_reply(answer)
+
+    def _allow(self, call: Call) -> str:
+        if isinstance(call.target, Virtual):
+            return _VIRTUAL
+        call.environ["fsd.call"] = call
+        resource = self._davProvider.get_resource_inst(call.uri, call.environ)
+        if resource is None:
+            return _UNMAPPED
+        return _COLLECTION if resource.is_collection else _FILE
+
+    def _options(self, call: Call) -> Reply:
+        headers = [
+            ("Allow", self._allow(call)),
+            ("DAV", "1, 2, 3"),
+            ("MS-Author-Via", "DAV"),
+            ("Accept-Ranges", "bytes"),
+            ("Content-Length", "0"),
+        ]
+        return Reply(200, headers)
+
+    def _get(self, call: Call) -> Reply:
+        if isinstance(call.target, Virtual):
+            return pages.virtual_page(call)
+        try:
+            return get.get(call)
+        except IsADirectoryError:
+            return pages.folder_page(call)

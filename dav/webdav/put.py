@@ -1,0 +1,123 @@
+"""PUT: streamed beside the target, checked, then published whole or not at all."""
+
+from typing import Any
+
+from dav.http import digests, limits
+from dav.http.conditions import etags, strong_match, weak_match
+from dav.http.dates import parse_mtime
+from dav.http.errors import HttpError
+from dav.webdav.call import Call, Reply, entry_headers, lookup_or_none
+from fsd.core.content import Upload
+
+
+def handle(call: Call) -> Reply:
+    """201 or 204; the bytes are durable and the root's etag right before the answer.
+
+    Everything that can refuse is asked before the first byte of the body is (Expect: 100-continue).
+    """
+    place = call.writable_place
+    environ = call.environ
+    _refuse_unsupported(environ)
+    if not place.path:
+        raise HttpError(405, "A space cannot be replaced by a file.")
+    if place.slash:
+        raise HttpError(405, "A file's address does not end with a slash.")
+    length = _length(environ)
+    mtime_ns = _mtime(environ)
+    checksum = _checksum(environ)
+    if_match, must_not_exist = _preconditions(call)
+    locks = call.locks
+    locks.check(place.path, call.tokens, call.user.id)
+    with Upload(
+        place.space,
+        place.path,
+        length=length,
+        mtime_ns=mtime_ns,
+        if_match=if_match,
+        must_not_exist=must_not_exist,
+        checksum=checksum,
+    ) as upload:
+        _receive(environ, upload, length)
+        # A lock may have been taken while the body was arriving.
+        locks.check(place.path, call.tokens, call.user.id)
+        entry, created = upload.commit()
+    headers = entry_headers(place, entry)
+    if mtime_ns is not None:
+        headers.append(("X-OC-Mtime", "accepted"))
+    return Reply(201 if created else 204, headers)
+
+
+def _refuse_unsupported(environ: dict[str, Any]) -> None:
+    if "HTTP_CONTENT_RANGE" in environ:
+        raise HttpError(400, "A PUT replaces a whole file; Content-Range is not possible.")
+    if environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower() not in ("", "identity"):
+        raise HttpError(415, "An encoded body is not understood.")
+    if "HTTP_OC_CHUNKED" in environ:
+        # Storing NAME-chunking-ID-COUNT-N as a file would leave pieces among people's files.
+        raise HttpError(400, "The first version of chunked uploads is not spoken here.")
+
+
+def _length(environ: dict[str, Any]) -> int | None:
+    """The announced length; None for a chunked body.  411 when there is neither."""
+    if "HTTP_TRANSFER_ENCODING" in environ:
+        return None
+    announced = environ.get("CONTENT_LENGTH")
+    if announced is None:
+        raise HttpError(411, "The length of the file must be announced.")
+    return int(announced)
+
+
+def _mtime(environ: dict[str, Any]) -> int | None:
+    text = environ.get("HTTP_X_OC_MTIME")
+    if text is None:
+        return None
+    mtime_ns = parse_mtime(text)
+    if mtime_ns is None:
+        raise HttpError(400, "X-OC-Mtime is not a time.")
+    return mtime_ns
+
+
+def _checksum(environ: dict[str, Any]) -> tuple[str, str] | None:
+    text = environ.get("HTTP_OC_CHECKSUM")
+    if text is None:
+        return None
+    try:
+        return digests.parse(text)
+    except ValueError as error:
+        raise HttpError(400, str(error)) from None
+
+
+def _preconditions(call: Call) -> tuple[frozenset[str] | None, bool]:
+    """(etags one of which must be there at the end, or None; whether nothing may be there).
+
+    The entity tags are checked again by the upload at the moment of its commit.
+    """
+    environ = call.environ
+    match = environ.get("HTTP_IF_MATCH")
+    none_match = environ.get("HTTP_IF_NONE_MATCH")
+    since = environ.get("HTTP_IF_UNMODIFIED_SINCE")
+    if match is None and none_match is None and since is None and call.if_header is None:
+        return None, False
+    entry = lookup_or_none(call.place)
+    etag = entry.etag if entry is not None else None
+    call.check_conditions(entry)
+    if match is not None and strong_match(match, etag):
+        wanted = {"*"} if match.strip() == "*" else {opaque for weak, opaque in etags(match) if not weak}
+        return frozenset(wanted), False
+    if none_match is not None and none_match.strip() == "*":
+        return None, True
+    if entry is not None and none_match is not None and not weak_match(none_match, etag):
+        return frozenset({entry.etag}), False
+    return None, False
+
+
+def _receive(environ: dict[str, Any], upload: Upload, length: int | None) -> None:
+    """Copy the body into the upload in blocks.  BodyError, TooSlow: the upload is dropped by its caller."""
+    stream = environ["wsgi.input"]
+    if length == 0:
+        return
+    block = bytearray(limits.BLOCK if length is None else min(limits.BLOCK, length))
+    view = memoryview(block)
+    readinto = stream.readinto
+    while got := readinto(view):
+        upload.write(view[:got])

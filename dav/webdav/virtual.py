@@ -1,0 +1,100 @@
+"""Collections above the spaces: what the user sees there, never anything on disk."""
+
+import hashlib
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape
+
+from dav.http.dates import http_date
+from dav.routes import Child, Virtual, root_entry
+from dav.webdav.xml import DAV, OC, element
+from fsd.core.names import quote_path, to_text
+from fsd.core.tree import Entry
+
+if TYPE_CHECKING:
+    from dav.webdav.call import Call
+    from dav.webdav.propfind import Plan
+
+
+class _Seen:
+    """The roots of the spaces below a virtual collection, looked up once for one answer."""
+
+    def __init__(self, call: "Call") -> None:
+        self._call = call
+        self._roots: dict[str, Entry | None] = {}
+
+    def root(self, child: Child) -> Entry | None:
+        if child.record is None:
+            return None
+        if child.record.id not in self._roots:
+            self._roots[child.record.id] = root_entry(self._call.router.registry, child.record)
+        return self._roots[child.record.id]
+
+
+def responses(call: "Call", target: Virtual, plan: "Plan", children: bool, minimal: bool) -> list[bytes]:
+    """The response elements of the collection and, if asked, its members."""
+    seen = _Seen(call)
+    pieces = [_response(call, target.href + "/", _own_values(target, seen), plan, minimal)]
+    if children:
+        for child in target.children:
+            href = f"{target.href}/{quote_path(child.name)}/"
+            pieces.append(_response(call, href, _child_values(target, child, seen), plan, minimal))
+    return pieces
+
+
+def _own_values(target: Virtual, seen: _Seen) -> dict[str, str]:
+    digest = hashlib.blake2b(b"/".join(target.names), digest_size=16)
+    size, mtime = 0, 0
+    for child in target.children:
+        root = seen.root(child)
+        digest.update(b"\0" + child.name + b"\0" + (root.etag.encode() if root else b"-"))
+        if root is not None:
+            size += root.size
+            mtime = max(mtime, root.mtime_ns // 1_000_000_000)
+    return _values(b"/".join(target.names), digest.hexdigest(), size, mtime, target.names[-1:] or (b"",))
+
+
+def _child_values(target: Virtual, child: Child, seen: _Seen) -> dict[str, str]:
+    root = seen.root(child)
+    path = b"/".join((*target.names, child.name))
+    if child.record is None or root is None:
+        etag = hashlib.blake2b(b"unavailable\0" + path, digest_size=16).hexdigest()
+        return _values(path, etag, 0, 0, (child.name,))
+    values = _values(path, root.etag, root.size, root.mtime_ns // 1_000_000_000, (child.name,))
+    ident = f"{child.record.id}!{root.id}"
+    return {**values, f"{OC}id": ident, f"{OC}fileid": ident, f"{OC}permissions": "RCK"}
+
+
+def _values(path: bytes, etag: str, size: int, mtime: int, name: tuple[bytes, ...]) -> dict[str, str]:
+    ident = hashlib.blake2b(b"virtual\0" + path, digest_size=16).hexdigest()
+    return {
+        f"{DAV}resourcetype": "<d:collection/>",
+        f"{DAV}displayname": escape(to_text(name[0])),
+        f"{DAV}getetag": f'"{etag}"',
+        f"{DAV}getlastmodified": http_date(mtime),
+        f"{OC}id": ident,
+        f"{OC}fileid": ident,
+        f"{OC}permissions": "",
+        f"{OC}size": str(size),
+        f"{DAV}quota-used-bytes": str(size),
+        f"{DAV}quota-available-bytes": "-3",
+        f"{DAV}supportedlock": "",
+        f"{DAV}lockdiscovery": "",
+    }
+
+
+def _response(call: "Call", href: str, values: dict[str, str], plan: "Plan", minimal: bool) -> bytes:
+    names = [name for _, _, _, name in plan.live]
+    found = [element(name, None if plan.names_only else values[name]) for name in names if name in values]
+    missing = [name for name in names if name not in values] if not plan.all_dead else []
+    missing += [*plan.dead, *plan.absent]
+    parts = [f"<d:response>{'<d:href>' + escape(href) + '</d:href>'}"]
+    parts.append(
+        f"<d:propstat><d:prop>{''.join(found)}</d:prop><d:status>HTTP/1.1 200 OK</d:status></d:propstat>"
+    )
+    if missing and not minimal:
+        empty = "".join(element(name, None) for name in missing)
+        parts.append(
+            f"<d:propstat><d:prop>{empty}</d:prop><d:status>HTTP/1.1 404 Not Found</d:status></d:propstat>"
+        )
+    parts.append("</d:response>")
+    return "".join(parts).encode()
