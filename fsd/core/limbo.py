@@ -1,7 +1,8 @@
-"""Entries that vanished and may yet reappear elsewhere. Their sizes and etags dropped at once; here their rows wait.
+"""Entries that vanished and may yet reappear elsewhere. Their sizes and etags dropped at once; here their
+rows wait.
 
-What doesn't reappear was deleted: a tombstone (id, place, owner) is written durably, then the rows go, leaves first
-and in small transactions, so a crash in between leaves rows that the next call finds again.
+What doesn't reappear was deleted: a tombstone (id, place, owner) is written durably, then the rows go, leaves
+first and in small transactions, so a crash in between leaves rows that the next call finds again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ TOMBSTONE_S = 180 * 86400.0
 
 
 def settle(space: Space, now: float | None = None, limit: int = 5000) -> int:
-    """Turn vanished entries that are older than the memory into deletions; the number of rows, at most about `limit`."""
+    """Turn vanished entries that are older than the memory into deletions; the number of rows, at most about
+    `limit`."""
     moment = time.time() if now is None else now
     gone = 0
     with space.index.read() as db:

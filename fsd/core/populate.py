@@ -1,9 +1,9 @@
 """The first look into a directory, in bulk: what a sweep of a large tree spends its time on.
 
-Entries whose identity is plain (no row, no rival for the id, one name, nothing remembered about the place) are
-inserted together; all others take the way of `Commit.put`. Labels of quiet nodes are written before the rows, so that
-the row holds the ctime the label caused and nothing has to be updated: an id that is derived or already proven is the
-same whether or not the transaction commits.
+Entries whose identity is plain (no row, no rival for the id, one name, nothing remembered about the place)
+are inserted together; all others take the way of `Commit.put`. Labels of quiet nodes are written before the
+rows, so that the row holds the ctime the label caused and nothing has to be updated: an id that is derived or
+already proven is the same whether or not the transaction commits.
 """
 
 from __future__ import annotations
