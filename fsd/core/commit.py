@@ -325,7 +325,7 @@ class Commit:
     def remove(self, row: NodeRow) -> None:
         """The entry is not there any more: into limbo; sizes and etags drop at once."""
         fresh = index.node(self.db, row.n)
-        if fresh is None or fresh.parent != self.n:
+        if fresh is None or (fresh.parent, fresh.name) != (self.n, row.name):
             return
         self.db.execute("UPDATE node SET parent=NULL WHERE n=?", (row.n,))
         self.db.execute(
