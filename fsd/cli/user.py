@@ -137,6 +137,8 @@ def _passwd(args: argparse.Namespace, registry: Registry) -> int:
 
 def _set(args: argparse.Namespace, registry: Registry) -> int:
     user = registry.accounts.set(args.name, display_name=args.display_name, email=args.email, role=args.role)
+    if user.role != "guest":
+        registry.ensure_personal(user)
     audit(args, "user set", user.name, role=user.role)
     say(f"user '{user.name}': {user.display_name}, {user.email or 'no e-mail'}, {user.role}")
     return 0

@@ -264,8 +264,11 @@ class Accounts:
                 db.execute("UPDATE users SET epoch = ? WHERE id = ?", (next_epoch(db), user.id))
             _keep_an_admin(db, user)
 
-    def remove(self, name: str) -> User:
-        """Forget the account (not its files: `Registry.delete_user` disables the personal space in the same step)."""
+    def remove(self, name: str, *, last_admin: bool = False) -> User:
+        """Forget the account; its files stay, its personal space becomes disabled in the same transaction.
+
+        The last enabled admin only goes with `last_admin` (to undo a failed set-up).
+        """
         user = self.get(name)
         with self.installation.write() as db:
             db.execute(
@@ -273,7 +276,8 @@ class Accounts:
             )
             db.execute("DELETE FROM membership WHERE user_id = ?", (user.id,))
             db.execute("DELETE FROM users WHERE id = ?", (user.id,))
-            _keep_an_admin(db, user)
+            if not last_admin:
+                _keep_an_admin(db, user)
         return user
 
     # ---- groups

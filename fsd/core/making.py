@@ -141,7 +141,7 @@ class Maker(Catalogue):
             try:
                 self.ensure_personal(user)
             except BaseException:
-                self.accounts.remove(name)
+                self.accounts.remove(name, last_admin=True)
                 raise
         return user
 
