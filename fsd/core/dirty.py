@@ -6,12 +6,14 @@ began before a mark does not delete it. Sweeping is the same work at a lower ran
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import index
+from fsd.core import ids, index
+from fsd.core.syscalls import statx
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -21,10 +23,10 @@ MAX_NAMES = 256
 
 
 class Item(NamedTuple):
-    """A dirty directory; `path` is None when its place is unknown (in limbo); `since` in seconds since the epoch."""
+    """A dirty directory; `since` in seconds since the epoch."""
 
     n: int
-    path: bytes | None
+    path: bytes
     names: frozenset[bytes] | None
     stamp: int
     since: float
@@ -59,12 +61,17 @@ def mark(
 ) -> None:
     """Mark directories by path, in one transaction: (path, names or None for the whole directory).
 
-    A directory the index doesn't know marks the nearest known one above it, with the name that leads down.
+    A directory that the index has elsewhere (it was moved, and that was not noticed yet) is found by its binding. One
+    that the index doesn't know marks the nearest known one above it, with the name that leads down: new directories
+    are dirty as a whole when they become known.
     """
     now = time.time()
     with space.index.write() as db:
         for path, names in hints:
             n, rest = _nearest(db, path)
+            if rest is not None:
+                elsewhere = _by_binding(space, db, path)
+                n, rest = (n, rest) if elsewhere is None else (elsewhere, None)
             mark_row(db, n, [rest] if rest is not None else names, now, sweep=sweep)
 
 
@@ -77,34 +84,22 @@ def mark_tree(space: Space) -> None:
 
 
 def pending(space: Space, limit: int, *, sweep: bool) -> list[Item]:
-    """The oldest dirty directories of one rank."""
-    query = "SELECT n, names, stamp, since, sweep FROM dirty WHERE sweep=? ORDER BY since LIMIT ?"
+    """The oldest dirty directories of one rank. One in limbo has no place now: it waits until it has, or is settled."""
+    query = "SELECT n, names, stamp, since, sweep FROM dirty WHERE sweep=? ORDER BY since, n LIMIT ? OFFSET ?"
+    items: list[Item] = []
+    offset, page = 0, limit
     with space.index.read() as db:
-        rows = db.execute(query, (int(sweep), limit)).fetchall()
-        return [
-            Item(
-                n,
-                index.path_of(db, n),
-                None if names is None else frozenset(_unpack(names)),
-                stamp,
-                since,
-                bool(rank),
-            )
-            for n, names, stamp, since, rank in rows
-        ]
-
-
-def known(space: Space, path: bytes) -> tuple[int | None, Item | None]:
-    """The row number of the directory at a path, None if the index has none there, and its dirty row, if any."""
-    with space.index.read() as db:
-        n, rest = _nearest(db, path)
-        if rest is not None:
-            return None, None
-        row = db.execute("SELECT names, stamp, since, sweep FROM dirty WHERE n=?", (n,)).fetchone()
-    if row is None:
-        return n, None
-    names, stamp, since, rank = row
-    return n, Item(n, path, None if names is None else frozenset(_unpack(names)), stamp, since, bool(rank))
+        while len(items) < limit:
+            rows = db.execute(query, (int(sweep), page, offset)).fetchall()
+            for n, packed, stamp, since, rank in rows:
+                path = index.path_of(db, n)
+                if path is not None:
+                    names = None if packed is None else frozenset(_unpack(packed))
+                    items.append(Item(n, path, names, stamp, since, bool(rank)))
+            if len(rows) < page:
+                break
+            offset += page
+    return items[:limit]
 
 
 def done(space: Space, items: Iterable[Item]) -> None:
@@ -132,6 +127,19 @@ def _nearest(db: sqlite3.Connection, path: bytes) -> tuple[int, bytes | None]:
             return n, name
         n = row[0]
     return n, None
+
+
+def _by_binding(space: Space, db: sqlite3.Connection, path: bytes) -> int | None:
+    try:
+        fd = space.open_dir(path)
+    except OSError:
+        return None
+    try:
+        binding = ids.node_binding(fd, b"", statx(fd, b""))
+    finally:
+        os.close(fd)
+    row = db.execute("SELECT n FROM node WHERE binding=? AND kind=1", (binding,)).fetchone()
+    return row[0] if row else None
 
 
 def _pack(names: Collection[bytes] | None) -> bytes | None:

@@ -80,8 +80,6 @@ def reconcile(
 
 def reconcile_item(space: Space, item: Item) -> Outcome:
     """Serve one row of the dirty set."""
-    if item.path is None:
-        return Outcome(False, True, [])
     return reconcile(space, item.path, item.names, item=item)
 
 

@@ -42,7 +42,7 @@ class Sweep:
         """Work for about `budget_s` seconds. Directories that can't be read are left to the next sweep."""
         deadline = time.monotonic() + budget_s
         while time.monotonic() < deadline:
-            items = [item for item in dirty.pending(self._space, 64, sweep=True) if item.path is not None]
+            items = dirty.pending(self._space, 64, sweep=True)
             if not items:
                 self._complete()
                 return self.progress()
@@ -87,5 +87,4 @@ class Sweep:
             total, done = db.execute(
                 "SELECT count(*), sum(epoch=(SELECT epoch FROM head)) FROM dir"
             ).fetchone()
-            (left,) = db.execute("SELECT count(*) FROM dirty WHERE sweep=1").fetchone()
-        return Progress(done or 0, total, left == 0)
+        return Progress(done or 0, total, not dirty.pending(self._space, 1, sweep=True))
