@@ -105,6 +105,10 @@ class Intents:
         finally:
             _set_lock(fd, fcntl.F_UNLCK, number)
 
+    def ticket(self, number: int) -> Ticket:
+        """A ticket for a number that was taken over, to finish its change with."""
+        return Ticket(self, number)
+
     @contextmanager
     def take_over(self, number: int) -> Iterator[bool]:
         """Own an abandoned number for a while; False if its change is under way somewhere, also in this process."""

@@ -152,7 +152,13 @@ class LockTable:
             return self._inside(db, path, self._clock())
 
     def check(
-        self, path: bytes, tokens: Collection[str], principal: str, *, subtree: bool = False, binding: bool = False
+        self,
+        path: bytes,
+        tokens: Collection[str],
+        principal: str,
+        *,
+        subtree: bool = False,
+        binding: bool = False,
     ) -> None:
         """Raise Locked unless `principal` holds, and submitted, a token for every lock in the way of a change.
 

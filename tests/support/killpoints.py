@@ -1,10 +1,12 @@
 """Stop an operation at each of its system calls: kill it there, or make that call fail.
 
-The operation runs in a forked child under ptrace(2). Calls that change nothing outside the process (reads, waits,
-memory) are passed over: a kill before one of them leaves what a kill before the next changing call leaves. The calls
-are counted from the moment `prepare` has returned. x86-64 only; `available()` says whether this host can do it.
+The operation runs in a forked child under ptrace(2). Calls that change nothing outside the process (reads,
+waits, memory) are passed over: a kill before one of them leaves what a kill before the next changing call
+leaves. The calls are counted from the moment `prepare` has returned. x86-64 only; `available()` says whether
+this host can do it.
 
-    for stop in kill_at_each(prepare, operate):     # a fresh child each time; the last run goes through unharmed
+    for stop in kill_at_each(prepare, operate):     # a fresh child each time; the last run goes through
+    unharmed
         ...look at what is left...
 """
 
@@ -39,7 +41,8 @@ CHANGING = {
     188: "setxattr", 189: "lsetxattr", 190: "fsetxattr", 197: "removexattr", 198: "lremovexattr",
     199: "fremovexattr", 280: "utimensat", 16: "ioctl", 73: "flock", 72: "fcntl",
 }  # fmt: skip
-"""Calls whose effect outlives the process or that others can see; `open` only when it creates, `fcntl` only locks."""
+"""Calls whose effect outlives the process or that others can see; `open` only when it creates, `fcntl` only
+locks."""
 
 FAILING = {
     1, 18, 326, 2, 257, 82, 264, 316, 86, 265, 87, 263, 83, 258, 84, 88, 266, 133, 259, 91, 93, 77, 74, 75,
@@ -79,7 +82,8 @@ def kill_at_each(
 ) -> Iterator[Stop]:
     """Run the operation again and again, killed before call 0, 1, 2, ... and at last not at all.
 
-    `fresh` makes the world new in this process before each run. `every`: also before calls that change nothing.
+    `fresh` makes the world new in this process before each run. `every`: also before calls that change
+    nothing.
     """
     index = first
     while True:
@@ -99,7 +103,8 @@ def fail_at_each(
     *,
     fresh: Callable[[], object] | None = None,
 ) -> Iterator[Stop]:
-    """The same, but the call returns -`error` without having been made, and the operation goes on from there."""
+    """The same, but the call returns -`error` without having been made, and the operation goes on from
+    there."""
     index = 0
     while True:
         if fresh is not None:

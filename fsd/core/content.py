@@ -1,0 +1,304 @@
+"""Writing a file's content: aside, checked, durable, then at its path in one step.
+
+The new bytes go into a nameless file in the target's own directory, which gives it the directory's group and default
+ACLs; a crash leaves nothing of it. Three fsyncs at most: the file, the intent (only when something is replaced), the
+directory; the last two are shared by all threads that wait for one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import zlib
+from collections.abc import Collection
+from contextlib import ExitStack, closing
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from fsd.core import copying, intents, labels, quota
+from fsd.core.errors import Forbidden, NameRefused, ParentMissing, PreconditionFailed, QuotaExceeded
+from fsd.core.groupsync import sync_directory
+from fsd.core.places import binding_at, internal, open_destination, require_writable
+from fsd.core.publish import Changed, Seen, is_file, retire, swap_in, swap_out
+from fsd.core.settling import make_known, settle_quietly
+from fsd.core.syscalls import O_TMPFILE, link_fd
+from fsd.core.tree import lookup
+
+if TYPE_CHECKING:
+    from fsd.core.intents import Ticket
+    from fsd.core.space import Space
+    from fsd.core.tree import Entry
+
+_TRIES = 5
+_ACL = "system.posix_acl_access"
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes | memoryview, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+class _Adler32:
+    def __init__(self) -> None:
+        self._value = 1
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        self._value = zlib.adler32(data, self._value)
+
+    def hexdigest(self) -> str:
+        return f"{self._value:08x}"
+
+
+def new_hash(algorithm: str) -> _Hash:
+    """A running checksum; NameRefused for one that is not known. Names as in `OC-Checksum`, any case."""
+    name = algorithm.lower().replace("-", "")
+    if name == "adler32":
+        return _Adler32()
+    if name not in ("md5", "sha1", "sha256", "sha512"):
+        raise NameRefused(f"The checksum algorithm '{algorithm}' is not known.")
+    return hashlib.new(name, usedforsecurity=False)
+
+
+class Upload:
+    """One file on its way. `commit` makes it appear whole; anything else leaves no trace. One thread at a time."""
+
+    def __init__(
+        self,
+        space: Space,
+        path: bytes,
+        *,
+        length: int | None,
+        mtime_ns: int | None = None,
+        if_match: Collection[str] | None = None,
+        must_not_exist: bool = False,
+        checksum: tuple[str, str] | None = None,
+        durability: bool = True,
+    ) -> None:
+        """Check quota, parent, kind of the target and preconditions now (they are checked again at the end).
+
+        `length` in bytes, None if it isn't known; `if_match` unquoted etags, `{"*"}` for any; `checksum` (algorithm,
+        hex). Raises ParentMissing, IsADirectoryError, Forbidden, PreconditionFailed, QuotaExceeded, NameRefused.
+        """
+        require_writable(space)
+        self._space = space
+        self._length = length
+        self._mtime_ns = mtime_ns
+        self._if_match = if_match
+        self._must_not_exist = must_not_exist
+        self._expected = checksum[1].strip().lower() if checksum else None
+        self._hash = new_hash(checksum[0]) if checksum else None
+        self._durability = durability
+        self._written = 0
+        self._attributes: dict[str, bytes] | None = None
+        self._mode_bits = 0
+        self._open = ExitStack()
+        with ExitStack() as stack:
+            self._place = stack.enter_context(closing(open_destination(space, path)))
+            old = self._look()
+            before = old.entry.size if old else 0
+            if length is not None:
+                quota.check(space, length - before)
+            room = quota.available(space)
+            self._room = None if room is None else room + before
+            self._ticket: Ticket = stack.enter_context(intents.of(space).begin())
+            self._fd = self._temporary(stack)
+            self._open = stack.pop_all()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append. NameRefused beyond the announced length, QuotaExceeded beyond the quota, OSError(ENOSPC)."""
+        view = memoryview(data).cast("B")
+        self._written += len(view)
+        if self._length is not None and self._written > self._length:
+            raise NameRefused(f"More than the announced {self._length} bytes arrived.")
+        if self._room is not None and self._written > self._room:
+            raise QuotaExceeded("The space has no room for this file.")
+        if self._hash is not None:
+            self._hash.update(view)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def fill_from(self, fd: int) -> None:
+        """Take the content, the `user.*` attributes and the x bits of an open file instead of `write` (COPY)."""
+        self._written = copying.copy_data(fd, self._fd)
+        self._attributes = copying.user_attributes(fd)
+        self._mode_bits = os.fstat(fd).st_mode & 0o111
+
+    def commit(self) -> tuple[Entry, bool]:
+        """Check length and checksum, publish durably, and return (entry, whether it is new).
+
+        When it returns, the root's etag and sizes are right. On an error nothing has changed.
+        """
+        self._check_whole()
+        path = self._place.path
+        try:
+            self._reopen()
+            created = self._publish()
+        finally:
+            self.abort()
+        try:
+            return lookup(self._space, path), created
+        except FileNotFoundError as error:
+            raise ParentMissing("The directory was moved or deleted while the file was being written.") from error
+
+    def abort(self) -> None:
+        """Drop everything; harmless when done already."""
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def _look(self) -> Seen | None:
+        """What stands at the path, after the preconditions; None if nothing does."""
+        place = self._place
+        for _ in range(_TRIES):
+            found = place.seen()
+            if found is None:
+                if self._if_match is not None:
+                    raise PreconditionFailed(f"'{place.text}' does not exist.")
+                return None
+            if stat.S_ISDIR(found.mode):
+                raise IsADirectoryError(errno.EISDIR, f"'{place.text}' is a directory")
+            if self._must_not_exist:
+                raise PreconditionFailed(f"'{place.text}' exists already.")
+            if not is_file(found):
+                raise Forbidden(f"'{place.text}' is a symbolic link or a special file; it is not written to.")
+            try:
+                entry = lookup(self._space, place.path)
+            except FileNotFoundError:
+                continue
+            binding = place.binding()
+            if binding is not None and (entry.ino, entry.ctime_ns) == (found.ino, found.ctime_ns):
+                self._check_etag(entry)
+                return Seen(entry, binding, found)
+        raise PreconditionFailed(f"'{place.text}' is being changed by somebody else.")
+
+    def _check_etag(self, entry: Entry) -> None:
+        if self._if_match is not None and "*" not in self._if_match and entry.etag not in self._if_match:
+            raise PreconditionFailed(f"'{self._place.text}' is not the version that was to be replaced.")
+
+    def _temporary(self, stack: ExitStack) -> int:
+        mode = 0o666 if self._space.record.file_mode is None else self._space.record.file_mode
+        try:
+            fd = os.open(b".", O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=self._place.fd)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+                raise
+            with internal(self._space, "staging") as staging:
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                fd = os.open(self._ticket.name, flags, mode, dir_fd=staging)
+        stack.callback(os.close, fd)
+        stack.callback(self._unstage)
+        return fd
+
+    def _check_whole(self) -> None:
+        if self._length is not None and self._written != self._length:
+            raise NameRefused(f"{self._written} of {self._length} announced bytes arrived; nothing was changed.")
+        if self._hash is not None and self._hash.hexdigest() != self._expected:
+            raise NameRefused("The checksum does not fit the bytes that arrived; nothing was changed.")
+
+    def _reopen(self) -> None:
+        """The directory may have been moved or replaced during a long upload: the path counts, not the node."""
+        fresh = open_destination(self._space, self._place.path)
+        old, new = os.fstat(self._place.fd), os.fstat(fresh.fd)
+        if (old.st_dev, old.st_ino) == (new.st_dev, new.st_ino):
+            fresh.close()
+        else:
+            self._place = self._open.enter_context(closing(fresh))
+
+    def _publish(self) -> bool:
+        for _ in range(_TRIES):
+            old = self._look()
+            quota.check_limit(self._space, self._written - (old.entry.size if old else 0))
+            try:
+                return self._publish_new() if old is None else self._publish_over(old)
+            except Changed:
+                continue
+        raise PreconditionFailed(f"'{self._place.text}' is being changed by somebody else.")
+
+    def _publish_new(self) -> bool:
+        space, place, fd = self._space, self._place, self._fd
+        record = space.record
+        set_owner(fd, record.uid, record.gid, place.fd)
+        if record.file_mode is not None and copying.get_attribute(fd, _ACL) is None:
+            os.fchmod(fd, record.file_mode)
+        self._finish_file(*labels.new_label(space, fd))
+        try:
+            link_fd(fd, place.fd, place.name)
+        except FileExistsError as error:
+            raise Changed from error
+        except FileNotFoundError as error:
+            raise ParentMissing(f"The directory of '{place.text}' was deleted.") from error
+        self._unstage()
+        if self._durability:
+            sync_directory(place.fd)
+        binding = binding_at(fd, b"")
+
+        def undo() -> None:
+            if place.binding() == binding:
+                os.unlink(place.name, dir_fd=place.fd)
+
+        make_known(space, place, undo)
+        return True
+
+    def _publish_over(self, old: Seen) -> bool:
+        space, place, fd, ticket = self._space, self._place, self._fd, self._ticket
+        like = os.stat(place.name, dir_fd=place.fd, follow_symlinks=False)
+        copying.dress_like(fd, place.link, like, user=self._attributes is None)
+        self._finish_file(*labels.label_for_replacement(space, old.entry))
+        with internal(space, "staging") as staging:
+            try:
+                swap_in(ticket, fd, place, old, staging)
+                make_known(space, place)
+            except Changed:
+                raise  # the tree is as it was, and the next try uses the staged name again
+            except Exception:
+                swap_out(ticket, place, old, staging)
+                ticket.finish()
+                settle_quietly(space, place.path)
+                raise
+            retire(space, staging, ticket.name)
+        ticket.finish()
+        return False
+
+    def _finish_file(self, node_id: str, rev: int) -> None:
+        """Label, attributes, times, and then the file's own fsync: nothing of it is missing once it has a name."""
+        fd = self._fd
+        if not labels.write_label(self._space, fd, node_id, rev) and rev:
+            binding = binding_at(fd, b"")
+            assert binding is not None
+            self._space.state.bind([(binding, b"", bytes.fromhex(node_id), rev)])
+        if self._attributes is not None:
+            copying.set_user_attributes(fd, self._attributes)
+        if self._mode_bits:
+            mode = os.fstat(fd).st_mode
+            os.fchmod(fd, stat.S_IMODE(mode) | (self._mode_bits & (mode & 0o444) >> 2))
+        if self._mtime_ns is not None:
+            os.utime(fd, ns=(self._mtime_ns, self._mtime_ns))
+        if self._durability:
+            os.fsync(fd)
+
+    def _unstage(self) -> None:
+        """Remove our own file's name in the staging directory, if it has one; never another's.
+
+        A displaced file that is still there (a step failed) stays for `replay`, which has the intent.
+        """
+        with internal(self._space, "staging") as staging:
+            if binding_at(staging, self._ticket.name) == binding_at(self._fd, b""):
+                os.unlink(self._ticket.name, dir_fd=staging)
+
+
+def set_owner(fd: int, uid: int | None, gid: int | None, parent: int) -> None:
+    """The space's owner and group for something new; a directory with the setgid bit gives its own group."""
+    if os.fstat(parent).st_mode & stat.S_ISGID:
+        gid = None
+    found = os.fstat(fd)
+    uid, gid = found.st_uid if uid is None else uid, found.st_gid if gid is None else gid
+    if (found.st_uid, found.st_gid) != (uid, gid):
+        os.fchown(fd, uid, gid)

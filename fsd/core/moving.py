@@ -1,0 +1,289 @@
+"""Moving over something, and moving between spaces: the changes of a tree that take more than one rename.
+
+Within a space a file that is replaced by a move is first linked into the trash, then renamed over: both names are
+whole at every moment. Everything else goes through the staging directory of the destination (publish.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from fsd.core import intents, quota, trash
+from fsd.core.building import build
+from fsd.core.errors import Forbidden, FsdError, PreconditionFailed, StorageUnavailable
+from fsd.core.groupsync import sync_directory
+from fsd.core.locks import LockTable
+from fsd.core.places import (
+    Place,
+    binding_at,
+    destination,
+    internal,
+    mounts_explained,
+    refuse_mounts_below,
+    rename_new,
+    require_writable,
+    source,
+)
+from fsd.core.publish import put_staged
+from fsd.core.removal import remove_staged
+from fsd.core.settling import make_known, settle, settle_quietly
+from fsd.core.syscalls import rename_exchange
+from fsd.core.tree import lookup
+
+if TYPE_CHECKING:
+    from fsd.core.intents import Intent, Ticket
+    from fsd.core.replay import Peers
+    from fsd.core.space import Space
+    from fsd.core.tree import Entry
+
+_log = logging.getLogger(__name__)
+_NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
+
+
+def over(src: Place, dst: Place, old: Entry) -> None:
+    """Rename `src` over `dst` within a space; what stood at `dst` goes into the trash. Durable; not yet reconciled."""
+    with intents.of(src.space).begin() as ticket:
+        moved, replaced = src.seen(), dst.seen()
+        if moved is None or replaced is None:
+            raise PreconditionFailed(f"'{dst.text}' is being changed by somebody else.")
+        trash.write_info(src.space, ticket.name, dst.path, old.id, old.size)
+        try:
+            new, displaced = src.binding(), dst.binding()
+            assert new is not None and displaced is not None
+            body: intents.Body = {
+                "src": src.path.hex(), "dst": dst.path.hex(), "new": new.hex(), "old": displaced.hex(),
+            }  # fmt: skip
+            ticket.record("over", body)
+            plain = not stat.S_ISDIR(moved.mode) and not stat.S_ISDIR(replaced.mode)
+            if not (plain and _link_and_rename(src, dst, ticket)):
+                _exchange_and_trash(src, dst, ticket, new, displaced)
+            sync_directory(dst.fd)
+            sync_directory(src.fd)
+        except BaseException:
+            _undo_over(src.space, ticket, dst)
+            raise
+        ticket.finish()
+
+
+def _link_and_rename(src: Place, dst: Place, ticket: Ticket) -> bool:
+    """False where the filesystem has no hard links for this."""
+    with internal(src.space, "trash/files") as files:
+        try:
+            with mounts_explained(dst):
+                os.link(dst.name, ticket.name, src_dir_fd=dst.fd, dst_dir_fd=files, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            return False
+        sync_directory(files)
+    with mounts_explained(src):
+        os.rename(src.name, dst.name, src_dir_fd=src.fd, dst_dir_fd=dst.fd)
+    return True
+
+
+def _exchange_and_trash(src: Place, dst: Place, ticket: Ticket, new: bytes, displaced: bytes) -> None:
+    """Swap the two names; what came to `src` goes into the trash, if it is what was to be replaced."""
+    try:
+        with mounts_explained(dst):
+            rename_exchange(src.fd, src.name, dst.fd, dst.name)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        # No exchange on this filesystem: the old one first, then the new one to the free name.
+        with internal(src.space, "trash/files") as files:
+            rename_new(dst.fd, dst.name, files, ticket.name)
+        rename_new(src.fd, src.name, dst.fd, dst.name)
+        return
+    if src.binding() != displaced:
+        if dst.binding() == new:
+            rename_exchange(src.fd, src.name, dst.fd, dst.name)
+        raise PreconditionFailed(f"'{dst.text}' is being changed by somebody else.")
+    with internal(src.space, "trash/files") as files:
+        rename_new(src.fd, src.name, files, ticket.name)
+        sync_directory(files)
+
+
+def _undo_over(space: Space, ticket: Ticket, dst: Place) -> None:
+    """Take back what an error left; what can't be is left to `replay`, which has the intent."""
+    try:
+        intent = intents.of(space).get(ticket.number)
+        if intent is None:
+            trash.drop_info(space, ticket.name)
+            return
+        finish_over(space, intent)
+        ticket.finish()
+    except OSError:
+        return
+    settle_quietly(space, dst.path)
+
+
+def finish_over(space: Space, intent: Intent) -> list[bytes]:
+    """After a crash in `over`: take it back, unless what was replaced is in the trash already."""
+    body, name = intent.body, intents.staged_name(intent.number)
+    paths = [bytes.fromhex(str(body[key])) for key in ("dst", "src")]
+    new, old = bytes.fromhex(str(body["new"])), bytes.fromhex(str(body["old"]))
+    with internal(space, "trash/files") as files, internal(space, "trash/info") as info:
+        if binding_at(info, name + trash.SUFFIX) is None:
+            return paths  # finished, and since then restored or deleted from the trash
+        at_dst, at_src = _standing(space, paths[0]), _standing(space, paths[1])
+        kept = binding_at(files, name)
+        if kept == old and at_dst == old:
+            os.unlink(name, dir_fd=files)  # linked, not yet replaced
+            kept = None
+        elif kept is None and at_dst == new and at_src == old:
+            with source(space, paths[1]) as here, source(space, paths[0]) as there:
+                rename_exchange(here.fd, here.name, there.fd, there.name)
+        elif kept == old and at_dst is None and at_src == new:
+            with destination(space, paths[0], known_name=paths[0].rpartition(b"/")[2]) as place:
+                rename_new(files, name, place.fd, place.name)
+            kept = None
+        if kept is None:
+            trash.drop_info(space, name)
+    return paths
+
+
+def _standing(space: Space, path: bytes) -> bytes | None:
+    try:
+        with source(space, path) as place:
+            return place.binding()
+    except FileNotFoundError:
+        return None
+
+
+def across(src_space: Space, src: bytes, dst_space: Space, dst: bytes, *, overwrite: bool, entry: Entry) -> bool:
+    """Move between spaces. True if nothing stood at `dst`; what did goes into the destination's trash.
+
+    On one filesystem the thing itself moves; else it is copied, checked, put in place, and the source goes into the
+    source's trash. A crash leaves it whole in one of the two (or, copied, in both until `replay`).
+    """
+    require_writable(src_space)
+    require_writable(dst_space)
+    with source(src_space, src) as here, destination(dst_space, dst, known_name=src.rpartition(b"/")[2]) as there:
+        taken = there.seen()
+        if taken is not None and not overwrite:
+            raise PreconditionFailed(f"'{there.text}' exists already.")
+        quota.check_limit(dst_space, entry.size)
+        if entry.kind == "d":
+            refuse_mounts_below(here)
+        if taken is not None and stat.S_ISDIR(taken.mode):
+            refuse_mounts_below(there)
+        binding = here.binding()
+        if binding is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), src)
+        try:
+            created = _carry(here, there, binding, overwrite)
+        except OSError as error:
+            if error.errno != errno.EXDEV or isinstance(error, FsdError):
+                raise
+            created = _carry_copy(here, there, binding, entry, overwrite)
+    drop_locks(src_space, src)
+    if not created:
+        drop_locks(dst_space, dst)
+    return created
+
+
+def drop_locks(space: Space, *paths: bytes) -> None:
+    """Locks of what was moved or deleted end with it. The change itself has happened: a failure here is logged."""
+    for path in paths:
+        try:
+            LockTable(space).drop(path)
+        except OSError as error:
+            _log.error("space %s: the locks below a moved path could not be dropped: %s", space.record.id, error)
+
+
+def _carry(here: Place, there: Place, binding: bytes, overwrite: bool) -> bool:
+    """One filesystem: into the destination's staging, then in place. The destination's intent rolls it forward."""
+    out, into = intents.of(here.space), intents.of(there.space)
+    with into.begin() as ticket, out.begin() as leaving, internal(there.space, "staging") as staging:
+        body: intents.Body = {"path": there.path.hex(), "new": binding.hex(), "only": True, "overwrite": overwrite}
+        ticket.record("place", body)
+        leaving.record("out", {"src": here.path.hex(), "old": binding.hex(), "copied": False})
+        try:
+            rename_new(here.fd, here.name, staging, ticket.name)
+        except OSError as error:
+            ticket.finish()
+            leaving.finish()
+            if error.errno == errno.EBUSY:
+                raise Forbidden(f"'{here.text}' is a mount point.") from error
+            raise
+        try:
+            created = put_staged(ticket, there, staging, overwrite=overwrite, only=True)
+        except BaseException:
+            if binding_at(staging, ticket.name) == binding:  # else the intent has to be rolled forward
+                rename_new(staging, ticket.name, here.fd, here.name)
+                ticket.finish()
+                leaving.finish()
+            settle_quietly(here.space, here.path)
+            raise
+        sync_directory(here.fd)
+        make_known(there.space, there)
+        settle(here.space, here.path)
+        ticket.finish()
+        leaving.finish()
+    return created
+
+
+def _carry_copy(here: Place, there: Place, binding: bytes, entry: Entry, overwrite: bool) -> bool:
+    """Two filesystems: copy aside, put in place, trash the source; the source's intent says where the copy went."""
+    quota.check(there.space, entry.size)
+    out, into = intents.of(here.space), intents.of(there.space)
+    with into.begin() as ticket, out.begin() as leaving, internal(there.space, "staging") as staging:
+        try:
+            copy = build(here, there.space, staging, ticket.name, keep=True)
+            leaving.record("out", _leaving(here, there, binding, copy))
+            created = put_staged(ticket, there, staging, overwrite=overwrite)
+            make_known(there.space, there)
+            _trash_source(here, leaving, binding, entry)
+        except BaseException:
+            # Reported as failed, so it must not be finished later: the source stays, for good.
+            out.delete([leaving.number])
+            if into.get(ticket.number) is None:
+                remove_staged(there.space, staging, ticket.name)
+            raise
+        ticket.finish()
+        leaving.finish()
+        settle(here.space, here.path)
+    return created
+
+
+def _leaving(here: Place, there: Place, binding: bytes, copy: bytes) -> intents.Body:
+    found = here.seen()
+    return {
+        "src": here.path.hex(), "old": binding.hex(), "copied": True, "copy": copy.hex(),
+        "space": there.space.record.id, "dst": there.path.hex(), "ctime_ns": found.ctime_ns if found else 0,
+    }  # fmt: skip
+
+
+def _trash_source(here: Place, leaving: Ticket, binding: bytes, entry: Entry) -> None:
+    if here.binding() != binding:
+        raise PreconditionFailed(f"'{here.text}' was replaced while it was being moved; both are kept.")
+    trash.take_in(here.space, leaving, here, entry.id, entry.size)
+
+
+def finish_moved_out(space: Space, intent: Intent, peers: Peers | None) -> list[bytes] | None:
+    """After a crash in a move to another space: the source goes if, and only if, its copy stands at its place."""
+    body = intent.body
+    src = bytes.fromhex(str(body["src"]))
+    if not body["copied"]:
+        return [src]
+    if peers is None:
+        return None
+    try:
+        other = peers(str(body["space"]))
+        arrived = other is not None and _standing(other, bytes.fromhex(str(body["dst"]))) == bytes.fromhex(
+            str(body["copy"])
+        )
+    except StorageUnavailable:
+        return None
+    if not arrived or _standing(space, src) != bytes.fromhex(str(body["old"])):
+        return [src]
+    with source(space, src) as here:
+        found = here.seen()
+        if found is not None and found.ctime_ns == body["ctime_ns"]:
+            entry = lookup(space, src)
+            trash.take_in(space, intents.of(space).ticket(intent.number), here, entry.id, entry.size)
+    return [src]

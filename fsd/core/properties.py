@@ -1,0 +1,280 @@
+"""Dead properties (RFC 4918, 4.3): what clients attach to a resource and the server only keeps.
+
+One attribute each: `user.fsd.p.` and the percent-encoded Clark name (`{namespace}local`). What doesn't fit (a value
+over 1 KiB, a long name, a node that takes no attributes, no room in the inode's block) goes into
+`.fsd/meta/<node id>.json`, which the attribute `user.fsd.p.#` announces. `cp -a` carries the attributes along, our
+own COPY both.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import quote, unquote
+
+from fsd.core import copying, ids, intents, labels
+from fsd.core.errors import Forbidden, NameRefused, QuotaExceeded
+from fsd.core.groupsync import sync_directory
+from fsd.core.labels import PROPERTY_PREFIX
+from fsd.core.places import Place, internal, open_source, require_writable
+from fsd.core.settling import make_known
+from fsd.core.syscalls import statx
+from fsd.core.tree import lookup
+
+if TYPE_CHECKING:
+    from fsd.core.intents import Intent
+    from fsd.core.space import Space
+
+VALUE_CAP: Final = 1024
+"""Bytes of a value kept in an attribute; ext4 has 4 KiB for all attributes of a file together."""
+TOTAL_CAP: Final = 256 * 1024
+"""Bytes of names and values of one node; more is refused (507)."""
+_NAME_CAP: Final = 255
+_MORE: Final = PROPERTY_PREFIX + "#"
+_SAFE: Final = "{}:/-_.~?&=+,;@!$'()*"
+_NO_ROOM = (errno.ENOSPC, errno.EOPNOTSUPP, errno.E2BIG, errno.ERANGE, errno.EDQUOT)
+
+
+class _State(NamedTuple):
+    """Where a node's properties are: attribute values, and what is in the overflow file (by Clark name)."""
+
+    attributes: dict[str, bytes]
+    overflow: dict[str, bytes]
+
+    def spilled(self) -> _State:
+        """The same with everything in the overflow file."""
+        inside = {unquote(name.removeprefix(PROPERTY_PREFIX)): value for name, value in self.attributes.items()}
+        return _State({}, self.overflow | inside)
+
+    def values(self) -> dict[str, bytes]:
+        """By Clark name."""
+        return self.spilled().overflow
+
+    def steps_to(self, other: _State) -> int:
+        """How many files and attributes differ: more than one can't be changed at once."""
+        names = self.attributes.keys() | other.attributes.keys()
+        changed = sum(self.attributes.get(name) != other.attributes.get(name) for name in names)
+        return changed + 2 * (self.overflow != other.overflow)
+
+
+def attribute_name(clark: str) -> str | None:
+    """The attribute for a property; None if the name is too long for one."""
+    name = PROPERTY_PREFIX + quote(clark, safe=_SAFE)
+    return name if len(name) <= _NAME_CAP else None
+
+
+def get_all(space: Space, path: bytes, node_id: str | None = None) -> dict[str, bytes]:
+    """All dead properties of the entry at `path`: Clark name to XML. `node_id` spares a look when it is known."""
+    place = _open(space, path)
+    try:
+        return _read(place, node_id).values()
+    finally:
+        place.close()
+
+
+def update(space: Space, path: bytes, set: Mapping[str, bytes], remove: Collection[str] = ()) -> None:
+    """Set and remove properties, all or none, also through a crash. Removing what isn't there is fine.
+
+    Raises NameRefused, QuotaExceeded (too much for one resource), Forbidden, FileNotFoundError.
+    """
+    require_writable(space)
+    if any(not clark or "\0" in clark for clark in set):
+        raise NameRefused("A property needs a name.")
+    node_id = lookup(space, path).id
+    place = _open(space, path)
+    try:
+        old = _read(place, node_id)
+        values = {clark: value for clark, value in old.values().items() if clark not in remove}
+        values |= {clark: bytes(value) for clark, value in set.items()}
+        if sum(len(clark) + len(value) for clark, value in values.items()) > TOTAL_CAP:
+            raise QuotaExceeded(f"The properties of '{place.text}' would take more than {TOTAL_CAP // 1024} KiB.")
+        new = _placed(place, values, keep_out=old.overflow.keys() - set.keys())
+        _change(place, node_id, old, new)
+        if path:
+            make_known(space, place)
+    finally:
+        place.close()
+
+
+def copy_overflow(src_space: Space, src: int, dst_space: Space, dst: int, dst_id: str | None = None) -> None:
+    """Carry what doesn't fit attributes from one open node to another, which gets its derived id, or has `dst_id`."""
+    names = copying.list_attributes(src)
+    announced = _MORE in names or labels.ID_ATTRIBUTE not in names
+    overflow = _load(src_space, _id_of(src_space, src)) if announced else {}
+    if overflow or dst_id:
+        _store(dst_space, dst_id or labels.new_label(dst_space, dst)[0], overflow)
+
+
+def finish_update(space: Space, intent: Intent) -> list[bytes]:
+    """After a crash in `update`: take it back, it was not answered."""
+    body = intent.body
+    path = bytes.fromhex(str(body["path"]))
+    try:
+        place = _open(space, path)
+    except FileNotFoundError:
+        return []
+    try:
+        if (place.binding() or b"").hex() == body["binding"]:
+            attributes, overflow = json.loads(str(body["old"]))
+            _write(place, str(body["id"]), _State(_from_hex(attributes), _from_hex(overflow)))
+    finally:
+        place.close()
+    return [path] if path else []
+
+
+def _open(space: Space, path: bytes) -> Place:
+    return open_source(space, path) if path else Place(space, b"", os.dup(space.root_fd()), b".")
+
+
+def _read(place: Place, node_id: str | None) -> _State:
+    names = copying.list_attributes(place.link)
+    attributes = {}
+    for name in names:
+        if name.startswith(PROPERTY_PREFIX) and name != _MORE:
+            value = copying.get_attribute(place.link, name)
+            if value is not None:
+                attributes[name] = value
+    # An unlabelled node may be on a filesystem without attributes, where nothing could announce the overflow.
+    if _MORE not in names and labels.ID_ATTRIBUTE in names:
+        return _State(attributes, {})
+    return _State(attributes, _load(place.space, node_id or lookup(place.space, place.path).id))
+
+
+def _placed(place: Place, values: Mapping[str, bytes], keep_out: Collection[str]) -> _State:
+    """Decide where each value goes; what is in the overflow file and not touched stays there."""
+    found = place.seen()
+    # xattr(7): user attributes are for regular files and directories only.
+    takes = found is not None and (stat.S_ISREG(found.mode) or stat.S_ISDIR(found.mode))
+    state = _State({}, {})
+    for clark, value in values.items():
+        name = attribute_name(clark)
+        if name is None or not takes or len(value) > VALUE_CAP or clark in keep_out:
+            state.overflow[clark] = value
+        else:
+            state.attributes[name] = value
+    return state
+
+
+def _change(place: Place, node_id: str, old: _State, new: _State) -> None:
+    steps = old.steps_to(new)
+    if not steps:
+        return
+    known = intents.of(place.space)
+    with known.begin() as ticket:
+        if steps > 1:
+            saved = json.dumps([_to_hex(old.attributes), _to_hex(old.overflow)])
+            body: intents.Body = {
+                "path": place.path.hex(), "binding": (place.binding() or b"").hex(), "id": node_id, "old": saved,
+            }  # fmt: skip
+            ticket.record("properties", body)
+        try:
+            _write_somewhere(place, node_id, new)
+        except OSError as error:
+            _write(place, node_id, old)
+            if steps > 1:
+                known.delete([ticket.number])
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise Forbidden(f"The properties of '{place.text}' can't be changed.") from error
+            raise
+        if steps > 1:
+            # Not left for later as others are: undoing it once more would undo what is set after it, too.
+            known.delete([ticket.number])
+
+
+def _write_somewhere(place: Place, node_id: str, state: _State) -> None:
+    try:
+        _write(place, node_id, state)
+    except OSError as error:
+        if error.errno not in _NO_ROOM or not state.attributes:
+            raise
+        _write(place, node_id, state.spilled())
+
+
+def _write(place: Place, node_id: str, state: _State) -> None:
+    """Make the node's properties those of `state`; the overflow file first, so that its announcement is true."""
+    names = copying.list_attributes(place.link)
+    if state.overflow:
+        _store(place.space, node_id, state.overflow)
+    for name in names:
+        if name.startswith(PROPERTY_PREFIX) and name != _MORE and name not in state.attributes:
+            _remove(place, name)
+    if state.overflow and _MORE not in names:
+        try:
+            os.setxattr(place.link, _MORE, b"1", follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                raise
+    for name, value in state.attributes.items():
+        if copying.get_attribute(place.link, name) != value:
+            os.setxattr(place.link, name, value, follow_symlinks=False)
+    if not state.overflow:
+        if _MORE in names:
+            _remove(place, _MORE)
+        _store(place.space, node_id, {})
+
+
+def _remove(place: Place, name: str) -> None:
+    try:
+        os.removexattr(place.link, name, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+
+
+def _id_of(space: Space, fd: int) -> str:
+    """The id of an open node without asking the index: a proven label's, else the derived one."""
+    raw = copying.get_attribute(fd, labels.ID_ATTRIBUTE)
+    label = labels.parse(raw, space.secret, ids.node_binding(fd, b"", statx(fd, b""))) if raw else None
+    return label.id.hex() if label is not None and label.proven else labels.new_label(space, fd)[0]
+
+
+def _load(space: Space, node_id: str) -> dict[str, bytes]:
+    with internal(space, "meta") as meta:
+        try:
+            fd = os.open(_file_name(node_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=meta)
+        except FileNotFoundError:
+            return {}
+    with open(fd, encoding="utf-8") as file:
+        data = json.load(file)
+    return {clark: value.encode("utf-8", "surrogateescape") for clark, value in data["properties"].items()}
+
+
+def _store(space: Space, node_id: str, overflow: Mapping[str, bytes]) -> None:
+    """Replace the overflow file atomically and durably; without content there is no file."""
+    with internal(space, "meta") as meta:
+        name = _file_name(node_id)
+        if not overflow:
+            try:
+                os.unlink(name, dir_fd=meta)
+            except FileNotFoundError:
+                pass
+            return
+        texts = {clark: value.decode("utf-8", "surrogateescape") for clark, value in overflow.items()}
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name + b".new", flags, 0o600, dir_fd=meta)
+        try:
+            with open(fd, "w", encoding="ascii") as file:
+                json.dump({"version": 1, "properties": texts}, file)
+                file.flush()
+                os.fsync(fd)
+            os.rename(name + b".new", name, src_dir_fd=meta, dst_dir_fd=meta)
+        except BaseException:
+            os.unlink(name + b".new", dir_fd=meta)
+            raise
+        sync_directory(meta)
+
+
+def _file_name(node_id: str) -> bytes:
+    return node_id.encode("ascii") + b".json"
+
+
+def _to_hex(values: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: value.hex() for name, value in values.items()}
+
+
+def _from_hex(values: Mapping[str, str]) -> dict[str, bytes]:
+    return {name: bytes.fromhex(value) for name, value in values.items()}

@@ -1,0 +1,256 @@
+"""Putting a finished thing at a user's path, whole or not at all, without overwriting what nobody has seen.
+
+Something new gets its name by a call that fails when the name is taken. A replacement is staged in `.fsd/staging`
+and swapped with what stands there (renameat2(2), RENAME_EXCHANGE); then what came out is looked at, and if it is not
+what was to be replaced, the swap is undone. Between the first step and the last an intent stands in the state
+database; the functions that finish or undo one after a crash are here too, beside the ones they belong to.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from fsd.core import intents, trash
+from fsd.core.errors import FsdError, PreconditionFailed
+from fsd.core.groupsync import sync_directory
+from fsd.core.places import Place, binding_at, internal, mounts_explained, open_destination, rename_new
+from fsd.core.removal import remove_staged
+from fsd.core.syscalls import link_fd, rename_exchange, statx
+from fsd.core.tree import lookup
+
+if TYPE_CHECKING:
+    from fsd.core.intents import Body, Intent, Ticket
+    from fsd.core.space import Space
+    from fsd.core.syscalls import Statx
+    from fsd.core.tree import Entry
+
+_log = logging.getLogger(__name__)
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_OLD = b".old"
+
+
+class Changed(Exception):
+    """What stands at the place is not what the step expected: look again and start over."""
+
+
+class Seen(NamedTuple):
+    """The file to be replaced, as it was when the preconditions were checked."""
+
+    entry: Entry
+    binding: bytes
+    found: Statx
+
+
+def swap_in(ticket: Ticket, fd: int, place: Place, old: Seen, staging: int) -> None:
+    """Replace the file at `place` with the nameless file `fd`; afterwards the old one is staged under the ticket.
+
+    Raises Changed, with the tree as it was, if another file or other content came out. Durable when it returns.
+    """
+    new = binding_at(fd, b"")
+    assert new is not None
+    if binding_at(staging, ticket.name) is None:
+        with mounts_explained(place):
+            link_fd(fd, staging, ticket.name)
+    body: Body = {
+        "path": place.path.hex(), "new": new.hex(), "old": old.binding.hex(),
+        "size": old.found.size, "mtime_ns": old.found.mtime_ns,
+    }  # fmt: skip
+    ticket.record("put", body)
+    if place.seen() != old.found:
+        raise Changed
+    try:
+        with mounts_explained(place):
+            rename_exchange(staging, ticket.name, place.fd, place.name)
+    except FileNotFoundError as error:
+        raise Changed from error
+    except OSError as error:
+        if error.errno not in _NO_EXCHANGE:
+            raise
+        _swap_by_link(ticket, place, staging)
+    if not _is_same(staging, ticket.name, body):
+        _swap_back(place, ticket.name, staging, new)
+        raise Changed
+    sync_directory(place.fd)
+
+
+def swap_out(ticket: Ticket, place: Place, old: Seen, staging: int) -> None:
+    """Undo `swap_in`."""
+    new = place.binding()
+    if new is not None and _is_same(staging, ticket.name, {"old": old.binding.hex()}):
+        _swap_back(place, ticket.name, staging, new)
+        sync_directory(place.fd)
+
+
+def retire(space: Space, staging: int, name: bytes) -> None:
+    """A replaced file has done its duty. The one place where it would become a version instead."""
+    remove_staged(space, staging, name)
+
+
+def _swap_by_link(ticket: Ticket, place: Place, staging: int) -> None:
+    # No exchange here: keep the old by a second name, then rename over it. Who replaces the file between the two
+    # calls loses their version; writes into the same file are kept.
+    old = ticket.name + _OLD
+    os.link(place.name, old, src_dir_fd=place.fd, dst_dir_fd=staging, follow_symlinks=False)
+    os.rename(ticket.name, place.name, src_dir_fd=staging, dst_dir_fd=place.fd)
+    os.rename(old, ticket.name, src_dir_fd=staging, dst_dir_fd=staging)
+
+
+def _is_same(staging: int, name: bytes, body: Body) -> bool:
+    """Whether the staged file is the one, and has the content, that was to be replaced."""
+    if binding_at(staging, name) != bytes.fromhex(str(body["old"])):
+        return False
+    if "size" not in body:
+        return True
+    found = statx(staging, name)
+    return (found.size, found.mtime_ns) == (body["size"], body["mtime_ns"])
+
+
+def _swap_back(place: Place, name: bytes, staging: int, new: bytes) -> None:
+    try:
+        rename_exchange(staging, name, place.fd, place.name)
+    except FileNotFoundError:
+        rename_new(staging, name, place.fd, place.name)
+        return
+    except OSError as error:
+        if error.errno not in _NO_EXCHANGE:
+            raise
+        os.rename(name, place.name, src_dir_fd=staging, dst_dir_fd=place.fd)
+        return
+    if binding_at(staging, name) != new:
+        # A third writer put theirs there in the meantime; it was swapped out with ours and must not get lost.
+        _salvage(place.space, staging, name, place.path)
+
+
+def _salvage(space: Space, staging: int, name: bytes, path: bytes) -> None:
+    """Put a staged thing that is somebody's into the trash."""
+    _log.error("space %s: two writers met at one name; one file is in the trash", space.record.id)
+    with intents.of(space).begin() as ticket, internal(space, "trash/files") as files:
+        trash.write_info(space, ticket.name, path, None, 0)
+        rename_new(staging, name, files, ticket.name)
+        sync_directory(files)
+
+
+def finish_put(space: Space, intent: Intent) -> list[bytes]:
+    """After a crash in a replacement: undo it if it had not happened, finish it if it had. The paths to look at."""
+    body, name = intent.body, intents.staged_name(intent.number)
+    path = bytes.fromhex(str(body["path"]))
+    with internal(space, "staging") as staging:
+        remove_staged(space, staging, name + _OLD)
+        here = binding_at(staging, name)
+        if here is None:
+            return [path]
+        if here == bytes.fromhex(str(body["new"])) or _is_same(staging, name, body):
+            retire(space, staging, name)
+            return [path]
+        try:
+            place = open_destination(space, path, known_name=path.rpartition(b"/")[2])
+        except FsdError:
+            _salvage(space, staging, name, path)
+            return [path]
+        try:
+            new = bytes.fromhex(str(body["new"]))
+            if place.binding() in (new, None):
+                _swap_back(place, name, staging, new)
+                remove_staged(space, staging, name)
+                sync_directory(place.fd)
+            else:
+                _salvage(space, staging, name, path)
+        finally:
+            place.close()
+    return [path]
+
+
+def put_staged(ticket: Ticket, place: Place, staging: int, *, overwrite: bool, only: bool = False) -> bool:
+    """Give the ticket's staged thing its place; what stood there goes into the trash. True if nothing did.
+
+    `only`: the staged thing is the only one there is (moved here, not built), so after a crash it is put in place
+    and never dropped. Raises PreconditionFailed if the place is taken and `overwrite` is False. Durable.
+    """
+    space = place.space
+    new = binding_at(staging, ticket.name)
+    assert new is not None
+    while True:
+        try:
+            with mounts_explained(place):
+                rename_new(staging, ticket.name, place.fd, place.name)
+            sync_directory(place.fd)
+            return True
+        except FileExistsError:
+            pass
+        if not overwrite:
+            raise PreconditionFailed(f"'{place.text}' exists already.")
+        try:
+            old = lookup(space, place.path)
+        except FileNotFoundError:
+            continue
+        trash.write_info(space, ticket.name, place.path, old.id, old.size)
+        ticket.record("place", {"path": place.path.hex(), "new": new.hex(), "only": only, "overwrite": True})
+        if _exchange_staged(ticket, place, staging):
+            trash.take_in_staged(space, ticket)
+            sync_directory(place.fd)
+            return False
+
+
+def _exchange_staged(ticket: Ticket, place: Place, staging: int) -> bool:
+    """Swap; False if there is nothing to swap with any more."""
+    try:
+        with mounts_explained(place):
+            rename_exchange(staging, ticket.name, place.fd, place.name)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_EXCHANGE:
+            raise
+        # No exchange here: for a moment the name is free. After a crash in it, the intent puts the new one there.
+        aside = ticket.name + _OLD
+        try:
+            rename_new(place.fd, place.name, staging, aside)
+        except FileNotFoundError:
+            return False
+        rename_new(staging, ticket.name, place.fd, place.name)
+        rename_new(staging, aside, staging, ticket.name)
+    return True
+
+
+def finish_place(space: Space, intent: Intent) -> list[bytes]:
+    """After a crash in `put_staged`, or before it when what is staged is the only one there is."""
+    body, name = intent.body, intents.staged_name(intent.number)
+    path, new = bytes.fromhex(str(body["path"])), bytes.fromhex(str(body["new"]))
+    ticket = intents.of(space).ticket(intent.number)
+    with internal(space, "staging") as staging:
+        aside = binding_at(staging, name + _OLD) is not None
+        here = binding_at(staging, name)
+        if here == new:
+            if body["only"] or aside:
+                _put_or_salvage(ticket, space, path, staging, bool(body["overwrite"]))
+            else:
+                remove_staged(space, staging, name)
+        elif here is not None:
+            trash.take_in_staged(space, ticket)
+        if aside:
+            rename_new(staging, name + _OLD, staging, name)
+            trash.take_in_staged(space, ticket)
+    return [path]
+
+
+def _put_or_salvage(ticket: Ticket, space: Space, path: bytes, staging: int, overwrite: bool) -> None:
+    try:
+        place = open_destination(space, path, known_name=path.rpartition(b"/")[2])
+    except FsdError:
+        _salvage(space, staging, ticket.name, path)
+        return
+    try:
+        put_staged(ticket, place, staging, overwrite=overwrite, only=True)
+    except FsdError:
+        _salvage(space, staging, ticket.name, path)
+    finally:
+        place.close()
+
+
+def is_file(found: Statx) -> bool:
+    """Whether this is a regular file."""
+    return stat.S_ISREG(found.mode)

@@ -1,0 +1,63 @@
+"""Quota: how many bytes a space may still take. Trash is not counted; it has a limit of its own."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fsd.core.errors import QuotaExceeded
+from fsd.core.tree import usage
+
+if TYPE_CHECKING:
+    from fsd.core.space import Space
+
+Limit = Callable[["Space"], "int | None"]
+
+
+def _unlimited(_space: Space) -> int | None:
+    return None
+
+
+_limit: Limit = _unlimited
+
+
+def use(limit: Limit) -> None:
+    """Tell this process where limits come from (the grants): bytes, or None for none. Set once, at start."""
+    global _limit
+    _limit = limit
+
+
+def free_on_disk(space: Space) -> int:
+    """Bytes that the filesystem of the space still has for the service."""
+    found = os.fstatvfs(space.root_fd())
+    return (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize
+
+
+def available(space: Space, limit: Limit | None = None) -> int | None:
+    """Bytes that may still be added under the quota, never negative and never more than the disk has; None if
+    there is no quota. Without `limit` the process's own source is asked."""
+    allowed = (limit or _limit)(space)
+    if allowed is None:
+        return None
+    return max(0, min(allowed - usage(space), free_on_disk(space)))
+
+
+def check(space: Space, extra_bytes: int) -> None:
+    """Raise QuotaExceeded, or OSError(ENOSPC), if `extra_bytes` more can't be taken. Shrinking is always allowed."""
+    check_limit(space, extra_bytes)
+    if extra_bytes > 0 and extra_bytes > free_on_disk(space):
+        raise OSError(errno.ENOSPC, "The disk of the space is full")
+
+
+def check_limit(space: Space, extra_bytes: int) -> None:
+    """The quota alone, for bytes that are on the disk already."""
+    if extra_bytes <= 0:
+        return
+    allowed = _limit(space)
+    if allowed is None:
+        return
+    room = max(0, allowed - usage(space))
+    if extra_bytes > room:
+        raise QuotaExceeded(f"The space has room for {room} more bytes, not {extra_bytes}.")

@@ -1,0 +1,297 @@
+"""The trash of a space: `.fsd/trash/files/<key>` and `.fsd/trash/info/<key>.trashinfo` (freedesktop.org's format).
+
+Deleting is one rename, whatever the size. The info file is written and fsynced first: it is the intent, and without
+its entry in `files` it means that nothing was deleted. The bytes here don't count as the space's size.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from fsd.core import intents
+from fsd.core.errors import ParentMissing
+from fsd.core.groupsync import sync_directory
+from fsd.core.names import join, quote_path, split, to_text, unquote_path
+from fsd.core.places import Place, destination, internal, mounts_explained, rename_new, require_writable
+from fsd.core.removal import remove_staged
+from fsd.core.settling import make_known
+from fsd.core.syscalls import statx
+
+if TYPE_CHECKING:
+    from fsd.core.intents import Ticket
+    from fsd.core.space import Space
+
+SUFFIX: Final = b".trashinfo"
+_HEAD: Final = "[Trash Info]"
+
+
+class TrashItem(NamedTuple):
+    """One deleted thing. `deleted` in seconds since the epoch; `path` is where it was; sizes in bytes, a directory's
+    as it was when it was deleted; `node_id` is 32 hex digits, or None where the info file is lost."""
+
+    key: str
+    path: bytes
+    deleted: float
+    kind: Literal["f", "d", "l", "o"]
+    size: int
+    mtime_ns: int
+    node_id: str | None
+
+    @property
+    def name(self) -> bytes:
+        """Its last name before it was deleted."""
+        return split(self.path)[1]
+
+
+def write_info(space: Space, name: bytes, path: bytes, node_id: str | None, size: int) -> None:
+    """Make the info file of the key `name`, durably. ENOSPC and others: no info file is left."""
+    now = time.time()
+    lines = [
+        _HEAD,
+        f"Path={quote_path(path)}",
+        f"DeletionDate={datetime.fromtimestamp(now).strftime('%Y-%m-%dT%H:%M:%S')}",
+        f"X-Fsd-Deleted={datetime.fromtimestamp(now, UTC).timestamp():.3f}",
+        f"X-Fsd-Size={size}",
+    ]
+    if node_id:
+        lines.append(f"X-Fsd-Id={node_id}")
+    with internal(space, "trash/info") as info:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name + SUFFIX, flags, 0o600, dir_fd=info)
+        try:
+            with open(fd, "w", encoding="ascii") as file:
+                file.write("\n".join(lines) + "\n")
+                file.flush()
+                os.fsync(fd)
+            sync_directory(info)
+        except BaseException:
+            os.unlink(name + SUFFIX, dir_fd=info)
+            raise
+
+
+def drop_info(space: Space, name: bytes) -> None:
+    """Remove a key's info file, if it is there."""
+    with internal(space, "trash/info") as info:
+        try:
+            os.unlink(name + SUFFIX, dir_fd=info)
+        except FileNotFoundError:
+            pass
+
+
+def take_in(space: Space, ticket: Ticket, place: Place, node_id: str | None, size: int) -> None:
+    """Move what stands at `place` into the trash under the ticket's key, durably; it vanishes from the tree at once.
+
+    The caller reconciles. On an error nothing was moved and nothing is left behind.
+    """
+    write_info(space, ticket.name, place.path, node_id, size)
+    try:
+        with internal(space, "trash/files") as files:
+            with mounts_explained(place):
+                rename_new(place.fd, place.name, files, ticket.name)
+            sync_directory(place.fd)
+            sync_directory(files)
+    except BaseException:
+        with internal(space, "trash/files") as files:
+            if not _stands(files, ticket.name):
+                drop_info(space, ticket.name)
+        raise
+
+
+def take_in_staged(space: Space, ticket: Ticket) -> None:
+    """Move a staged entry of the ticket into the trash; its info file is there."""
+    with internal(space, "staging") as staging, internal(space, "trash/files") as files:
+        rename_new(staging, ticket.name, files, ticket.name)
+        sync_directory(files)
+
+
+def put_back(space: Space, ticket: Ticket, place: Place) -> None:
+    """Undo `take_in`, if the place is still free."""
+    with internal(space, "trash/files") as files:
+        rename_new(files, ticket.name, place.fd, place.name)
+    drop_info(space, ticket.name)
+
+
+def items(space: Space) -> list[TrashItem]:
+    """What is in the trash, newest first. An entry without a readable info file is listed under its key."""
+    found = []
+    with internal(space, "trash/files") as files, internal(space, "trash/info") as info:
+        for name in os.listdir(b"/proc/self/fd/%d" % files):
+            item = _item(files, info, name)
+            if item is not None:
+                found.append(item)
+    return sorted(found, key=lambda item: (-item.deleted, item.key))
+
+
+def get(space: Space, key: str) -> TrashItem:
+    """One entry; FileNotFoundError if the key leads to nothing."""
+    name = _key_name(key)
+    with internal(space, "trash/files") as files, internal(space, "trash/info") as info:
+        item = _item(files, info, name)
+    if item is None:
+        raise FileNotFoundError(errno.ENOENT, f"There is no '{key}' in the trash")
+    return item
+
+
+def restore(
+    space: Space,
+    key: str,
+    to: bytes | None = None,
+    *,
+    taken: Literal["refuse", "rename"] = "refuse",
+) -> bytes:
+    """Move an entry back into the tree and return its path there; its id is the one it had.
+
+    `to` None: where it was, and missing directories above are made. A given `to` needs its parent (ParentMissing).
+    A taken name is refused (FileExistsError), or ` (2)` and so on is put before the extension.
+    """
+    require_writable(space)
+    item = get(space, key)
+    path = item.path if to is None else to
+    if to is None:
+        _make_parents(space, split(path)[0])
+    name = _key_name(key)
+    for wanted in _names(path) if taken == "rename" else (path,):
+        try:
+            _put_at(space, name, wanted, known_name=item.name)
+        except FileExistsError:
+            continue
+        drop_info(space, name)
+        return wanted
+    raise FileExistsError(errno.EEXIST, f"'{to_text(path)}' exists already")
+
+
+def remove(space: Space, key: str) -> None:
+    """Delete one entry for good. A crash leaves it whole or gone."""
+    require_writable(space)
+    get(space, key)
+    name = _key_name(key)
+    with intents.of(space).begin() as ticket, internal(space, "staging") as staging:
+        with internal(space, "trash/files") as files:
+            try:
+                rename_new(files, name, staging, ticket.name)
+            except FileNotFoundError:
+                return  # somebody else was quicker
+        drop_info(space, name)
+        remove_staged(space, staging, ticket.name)
+
+
+def empty(space: Space, before: float | None = None) -> int:
+    """Delete everything, or what was deleted before that time (seconds since the epoch); returns how many entries."""
+    count = 0
+    for item in items(space):
+        if before is None or item.deleted < before:
+            try:
+                remove(space, item.key)
+            except FileNotFoundError:
+                continue
+            count += 1
+    return count
+
+
+def purge(space: Space, retention_s: float, now: float | None = None) -> int:
+    """Delete what has been in the trash for longer than `retention_s`; returns how many entries."""
+    return empty(space, (time.time() if now is None else now) - retention_s)
+
+
+def sweep_info(space: Space) -> None:
+    """Remove info files whose deletion never happened and is not under way."""
+    with internal(space, "trash/files") as files, internal(space, "trash/info") as info:
+        for entry in os.listdir(b"/proc/self/fd/%d" % info):
+            name = entry.removesuffix(SUFFIX)
+            number = intents.number_of(name)
+            if number is None or name == entry or _stands(files, name):
+                continue
+            with intents.of(space).take_over(number) as abandoned:
+                if abandoned and not intents.of(space).get(number) and not _stands(files, name):
+                    drop_info(space, name)
+
+
+def _key_name(key: str) -> bytes:
+    name = os.fsencode(key)
+    if b"/" in name or name in (b"", b".", b".."):
+        raise FileNotFoundError(errno.ENOENT, f"There is no '{key}' in the trash")
+    return name
+
+
+def _stands(fd: int, name: bytes) -> bool:
+    try:
+        statx(fd, name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _item(files: int, info: int, name: bytes) -> TrashItem | None:
+    try:
+        found = statx(files, name)
+    except FileNotFoundError:
+        return None
+    fields = _read_info(info, name)
+    kind: Literal["f", "d", "l", "o"] = "o"
+    if stat.S_ISREG(found.mode):
+        kind = "f"
+    elif stat.S_ISDIR(found.mode):
+        kind = "d"
+    elif stat.S_ISLNK(found.mode):
+        kind = "l"
+    size = found.size if kind == "f" else _number(fields.get("X-Fsd-Size"), 0) if kind == "d" else 0
+    path = unquote_path(fields.get("Path", "")).strip(b"/") or name
+    deleted = _number(fields.get("X-Fsd-Deleted"), found.ctime_ns / 1e9)
+    return TrashItem(os.fsdecode(name), path, deleted, kind, int(size), found.mtime_ns, fields.get("X-Fsd-Id"))
+
+
+def _read_info(info: int, name: bytes) -> dict[str, str]:
+    try:
+        fd = os.open(name + SUFFIX, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=info)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG):
+            raise
+        return {}
+    with open(fd, encoding="ascii", errors="replace") as file:
+        return dict(line.rstrip("\n").split("=", 1) for line in file if "=" in line)
+
+
+def _number(text: str | None, otherwise: float) -> float:
+    try:
+        return float(text) if text is not None else otherwise
+    except ValueError:
+        return otherwise
+
+
+def _make_parents(space: Space, path: bytes) -> None:
+    from fsd.core.operations import make_directory  # the trash is below the operations in the import order
+
+    if not path:
+        return
+    try:
+        make_directory(space, path)
+    except FileExistsError:
+        return
+    except ParentMissing:
+        _make_parents(space, split(path)[0])
+        make_directory(space, path)
+
+
+def _names(path: bytes) -> list[bytes]:
+    parent, name = split(path)
+    stem, dot, extension = name.rpartition(b".")
+    if not stem:
+        stem, dot, extension = name, b"", b""
+    return [path] + [join(parent, b"%b (%d)%b%b" % (stem, n, dot, extension)) for n in range(2, 1000)]
+
+
+def _put_at(space: Space, name: bytes, path: bytes, known_name: bytes) -> None:
+    with destination(space, path, known_name=known_name) as place, internal(space, "trash/files") as files:
+        with mounts_explained(place):
+            rename_new(files, name, place.fd, place.name)
+        sync_directory(place.fd)
+
+        def undo() -> None:
+            rename_new(place.fd, place.name, files, name)
+
+        make_known(space, place, undo)
