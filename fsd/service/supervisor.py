@@ -37,14 +37,12 @@ class Plan:
 
     run_dir: Path
     children: Callable[[], Mapping[str, Callable[[], None]]]
-    listen: Sequence[tuple[str, int]] = ()
-    """Addresses on which the web workers listen (SO_REUSEPORT); the supervisor reserves them."""
     drain_seconds: float = 30.0
     reload: Callable[[], None] | None = None
     """Read the settings again; an exception leaves the old ones in force."""
     ready: Callable[[], None] | None = None
     """Called once, when requests are answered."""
-    notify: Callable[[str], None] = field(default=lambda state: None)
+    notify: Callable[[str], object] = field(default=lambda state: None)
     """sd_notify(3)."""
     watchdog: float | None = None
     """Seconds within which the service manager wants to hear from us."""
@@ -110,7 +108,8 @@ class Supervisor:
     """One run. `run` returns the exit code; it may be called once."""
 
     def __init__(self, plan: Plan, held: Sequence[int] = (), sockets: Sequence[socket.socket] = ()) -> None:
-        """`held` and `sockets`: the lock and the reserved addresses; children do not keep them."""
+        """`held`: the lock; `sockets`: the reserved addresses, on which the web workers are to listen. Children keep
+        none of them; the caller closes them after `run`."""
         self._plan = plan
         self._sockets = list(sockets)
         self._close = [*held, *(each.fileno() for each in sockets)]
@@ -123,10 +122,10 @@ class Supervisor:
     def run(self) -> int:
         """Start everything, keep it running, and return when all of it has ended."""
         signal.pthread_sigmask(signal.SIG_BLOCK, MANAGED)
-        # What is imported by now is shared by all children; a collection there must not touch it page by page.
+        self._adopt(self._plan.children())
+        # What is loaded by now is shared by all children; a collection there must not touch it page by page.
         gc.collect()
         gc.freeze()
-        self._adopt(self._plan.children())
         try:
             while self._step():
                 pass
@@ -201,6 +200,7 @@ class Supervisor:
         self._ready = True
         if not listening:
             log.error("the web workers did not begin to listen within %.0f s", READY_WITHIN)
+        self._write(self._children)
         self._plan.notify("READY=1")
         if self._plan.ready is not None:
             self._plan.ready()
@@ -284,6 +284,7 @@ class Supervisor:
         told = {
             "pid": os.getpid(),
             "running": bool(children),
+            "ready": self._ready,
             "listen": [_text(each.getsockname()) for each in self._sockets],
             "children": {
                 child.name: {"pid": child.pid, "restarts": child.restarts, "last_exit": child.last_exit}
@@ -296,17 +297,3 @@ class Supervisor:
 def _text(address: tuple[Any, ...]) -> str:
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     return f"{host}:{address[1]}"
-
-
-def run(plan: Plan) -> int:
-    """Lock, reserve the addresses, supervise. UserError before anything was started; else the exit code."""
-    held = lock(plan.run_dir)
-    sockets: list[socket.socket] = []
-    try:
-        for host, port in plan.listen:
-            sockets.append(reserve(host, port))
-        return Supervisor(plan, [held], sockets).run()
-    finally:
-        for each in sockets:
-            each.close()
-        os.close(held)

@@ -1,0 +1,133 @@
+"""`fsd status`: is everything up to date? Reads what the processes wrote; works without a server too.
+
+Exit codes: 0 up to date, 3 not (yet), or something needs attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from fsd.cli.common import add_json, human, print_json, print_table, registry_of, say, settings_of
+from fsd.core import dirty
+from fsd.core.errors import FINDINGS
+from fsd.core.registry import Registry
+from fsd.core.space import SpaceRecord
+from fsd.service import status
+
+_EVERY = 1.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    add_json(parser)
+    parser.add_argument("--watch", action="store_true", help="again every second, until ctrl-C")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it once, or again and again."""
+    registry = registry_of(args)
+    run_dir = settings_of(args).state / "run"
+    while True:
+        found = status.read(run_dir)
+        told = report(registry, found)
+        if args.json:
+            print_json(told)
+        else:
+            if args.watch:
+                print("\033[2J\033[H", end="")
+            show(told)
+        if not args.watch:
+            return 0 if told["up_to_date"] and not told["problems"] else FINDINGS
+        time.sleep(_EVERY)
+
+
+def report(registry: Registry, found: status.Status) -> dict[str, Any]:
+    """Everything `--json` prints."""
+    spaces = [_space(registry, record, found) for record in registry.spaces() if record.state == "active"]
+    unknown = [space["name"] for space in spaces if space["state"] == "unknown"]
+    return {
+        "server": {
+            "running": found.server_runs,
+            "pid": found.supervisor.get("pid") if found.server_runs else None,
+            "listen": found.supervisor.get("listen", []) if found.server_runs else [],
+            "processes": found.supervisor.get("children", {}) if found.server_runs else {},
+        },
+        "watcher": {"running": found.watcher_runs, "age": found.age, "pid": found.watcher.get("pid")},
+        "up_to_date": found.up_to_date() and not unknown,
+        "problems": found.problems(),
+        "spaces": spaces,
+    }
+
+
+def _space(registry: Registry, record: SpaceRecord, found: status.Status) -> dict[str, Any]:
+    """One space: from the watcher if it runs, else what its index says."""
+    told = found.spaces.get(record.hex)
+    if told is not None and found.watcher_runs:
+        return {"alias": record.alias, **told}
+    answer: dict[str, Any] = {"id": record.id, "name": record.name, "alias": record.alias, "state": "unknown"}
+    try:
+        space = registry.open(record.id)
+        counts = dirty.counts(space)
+        with space.index.read() as db:
+            (at,) = db.execute("SELECT swept_at FROM head").fetchone()
+    except OSError as error:
+        return {**answer, "why": str(error)}
+    oldest = max(0.0, time.time() - counts.oldest) if counts.oldest is not None else 0.0
+    return {**answer, "dirty": counts.hinted, "oldest_dirty": round(oldest, 1), "verified_at": at or None}
+
+
+def show(told: dict[str, Any]) -> None:
+    """For people."""
+    server = told["server"]
+    if server["running"]:
+        say(f"server: runs (process {server['pid']}) at {', '.join(server['listen']) or 'no address'}")
+        for name, child in server["processes"].items():
+            if child["restarts"]:
+                say(f"  {name} was restarted {child['restarts']} times, last after {child['last_exit']}")
+    else:
+        say("server: does not run")
+    say(f"up to date: {'yes' if told['up_to_date'] else 'no'}")
+    head = (
+        "SPACE",
+        "STATE",
+        "SOURCE",
+        "LAG",
+        "DIRTY",
+        "OLDEST",
+        "OVERFLOWS",
+        "UNWATCHED",
+        "VERIFIED",
+        "SIZE",
+    )
+    print_table(head, [_row(space) for space in told["spaces"]])
+    for problem in told["problems"]:
+        say(f"! {problem}")
+
+
+def _row(space: dict[str, Any]) -> tuple[str, ...]:
+    state = space["state"]
+    if sweep := space.get("sweep"):
+        state = f"sweeping {100 * sweep['done'] // max(1, sweep['total'])} %"
+    verified = space.get("verified_at")
+    size = space.get("bytes")
+    return (
+        space["alias"],
+        state,
+        str(space.get("source", "-")),
+        f"{space.get('lag', 0):.2f} s",
+        str(space.get("dirty", "-")),
+        f"{space.get('oldest_dirty', 0):.1f} s",
+        str(space.get("overflows", "-")),
+        str(space.get("unwatched") if space.get("unwatched") is not None else "-"),
+        f"{_ago(time.time() - verified)} ago" if verified else "never",
+        human(size) if size is not None else "-",
+    )
+
+
+def _ago(seconds: float) -> str:
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

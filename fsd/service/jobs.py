@@ -1,0 +1,155 @@
+"""The jobs process: the operations address, and work by the clock: trash retention, expired locks, abandoned intents.
+
+Each job does little at a time and may be killed at any point: what it did is done, the rest comes the next time.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+from fsd.core import replay, trash
+from fsd.core.errors import StorageUnavailable
+from fsd.core.locks import LockTable
+from fsd.core.registry import Registry
+from fsd.service import health
+
+if TYPE_CHECKING:
+    from fsd.core.space import Space
+    from fsd.service.config import Settings
+
+log = logging.getLogger(__name__)
+
+REPLAY_EVERY = 20.0
+"""A worker that was killed leaves its change to be finished or undone: after so many seconds at most."""
+LOCKS_EVERY = 60.0
+TRASH_EVERY = 600.0
+OPS_RETRY = 10.0
+
+
+@dataclass(slots=True)
+class Job:
+    """Something that is done for each space every so many seconds."""
+
+    name: str
+    every: float
+    work: Callable[[Space], object]
+    due: float = 0.0
+
+
+def over_limit(items: list[trash.TrashItem], limit: int) -> list[trash.TrashItem]:
+    """What has to go, oldest first, so that the rest is at most `limit` bytes."""
+    total = sum(item.size for item in items)
+    going = []
+    for item in sorted(items, key=lambda each: each.deleted):
+        if total <= limit:
+            break
+        going.append(item)
+        total -= item.size
+    return going
+
+
+class Jobs:
+    """All jobs of one data root."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._registry = Registry(settings.state)
+        self._ops: ThreadingHTTPServer | None = None
+        self._ops_due = 0.0
+        self._jobs = [
+            Job("replay", REPLAY_EVERY, self._replay),
+            Job("locks", LOCKS_EVERY, lambda space: LockTable(space).expire()),
+            Job("trash", TRASH_EVERY, self._trash, due=time.monotonic() + 30.0),
+        ]
+        self._said: set[tuple[str, str, str]] = set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until told to stop."""
+        try:
+            while not stop.is_set():
+                self._serve_operations()
+                self.turn(time.monotonic(), stop)
+                stop.wait(1.0)
+        finally:
+            if self._ops is not None:
+                self._ops.shutdown()
+                self._ops.server_close()
+
+    def turn(self, now: float, stop: threading.Event) -> None:
+        """Do what is due, one space after the other."""
+        for job in self._jobs:
+            if now < job.due:
+                continue
+            job.due = now + job.every
+            for space in self._spaces():
+                if stop.is_set():
+                    return
+                self._do(job, space)
+
+    def _spaces(self) -> Iterator[Space]:
+        for record in self._registry.spaces():
+            if record.state == "active" and not record.read_only:
+                try:
+                    yield self._registry.open(record.id)
+                except OSError as error:
+                    log.info("space %s is skipped: %s", record.id, error)
+
+    def _do(self, job: Job, space: Space) -> None:
+        """One space's failure keeps no other from its turn, and is said once until it changes."""
+        said = (job.name, space.record.id, "")
+        try:
+            job.work(space)
+        except StorageUnavailable:
+            return
+        except Exception as error:
+            said = (job.name, space.record.id, f"{type(error).__name__}: {error}")
+            if said not in self._said:
+                known = isinstance(error, OSError)
+                log.error("job %s of space %s failed: %s", *said, exc_info=None if known else error)
+        self._said = {each for each in self._said if each[:2] != said[:2]} | ({said} if said[2] else set())
+
+    def _replay(self, space: Space) -> None:
+        def peer(space_id: str) -> Space | None:
+            try:
+                return self._registry.open(space_id)
+            except OSError:
+                return None
+
+        replay.replay(space, peer)
+
+    def _trash(self, space: Space) -> None:
+        trash.purge(space, float(self._settings.trash_keep))
+        if self._settings.trash_limit is not None:
+            for item in over_limit(trash.items(space), self._settings.trash_limit):
+                try:
+                    trash.remove(space, item.key)
+                except FileNotFoundError:
+                    continue
+
+    def _serve_operations(self) -> None:
+        """Open the operations address; another server on this machine may have the default one."""
+        address = self._settings.ops_listen
+        if address is None or self._ops is not None or time.monotonic() < self._ops_due:
+            return
+        first = self._ops_due == 0.0
+        self._ops_due = time.monotonic() + OPS_RETRY
+        run_dir = self._settings.state / "run"
+        try:
+            self._ops = health.start(address, run_dir, health.render_metrics(run_dir))
+        except OSError as error:
+            if first:
+                log.warning("no health and metrics at %s: %s", address, error.strerror or error)
+
+
+def run(settings: Settings) -> None:
+    """Do the jobs until SIGTERM; the caller forked and set logging up."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    Jobs(settings).run(stop)
