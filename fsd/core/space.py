@@ -179,16 +179,12 @@ class Space:
 
         The internal directory does not exist for callers (ENOENT), under whatever name.
         """
-        fd = open_beneath(self.root_fd(), path, _DIRECTORY)
-        try:
-            first, deeper, _ = path.partition(b"/")
-            found = os.stat(first, dir_fd=self.root_fd(), follow_symlinks=False) if deeper else os.fstat(fd)
-            if path and self.is_hidden(found):
+        if path:
+            # First of all: not even the kind of what lies in there is told.
+            found = os.stat(path.partition(b"/")[0], dir_fd=self.root_fd(), follow_symlinks=False)
+            if self.is_hidden(found):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+        return open_beneath(self.root_fd(), path, _DIRECTORY)
 
     def open_parent(self, path: bytes) -> tuple[int, bytes]:
         """(descriptor of the directory that holds `path`, last name); the caller closes it."""
