@@ -226,7 +226,8 @@ def _parse(item: Field[Any], key: str, value: Any, where: str) -> Any:
     try:
         return kind.parse(value)
     except ValueError as error:
-        raise UserError(f"{where}: '{key}' {error}, not '{value}'.", USAGE) from None
+        shown = "" if kind is options.SECRET else f", not {value!r}"
+        raise UserError(f"{where}: '{key}' {error}{shown}.", USAGE) from None
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:

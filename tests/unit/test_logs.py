@@ -1,0 +1,148 @@
+"""Log lines, the audit trail, and systemd's notifications."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsd.service import logs, notify
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    root, audit = logging.getLogger(), logging.getLogger("fsd.audit")
+    before = root.handlers[:], root.level, audit.handlers[:], audit.level
+    yield
+    root.handlers[:], audit.handlers[:] = before[0], before[2]
+    root.setLevel(before[1])
+    audit.setLevel(before[3])
+
+
+def lines(monkeypatch: pytest.MonkeyPatch, form: str, level: str = "info") -> io.StringIO:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    logs.setup("web-1", form, level)
+    return stream
+
+
+def test_text_is_one_line_with_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = lines(monkeypatch, "text")
+    with logs.request("r1"):
+        logging.getLogger("x").info(
+            "opened %s", "a\nb", extra=logs.fields(path=b"odd\xff\n", size=3, none=None)
+        )
+    (line,) = stream.getvalue().splitlines()
+    assert (
+        "web-1[" in line
+        and r"opened a\nb" in line
+        and "size=3" in line
+        and "request=r1" in line
+        and "none" not in line
+    )
+
+
+def test_json_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = lines(monkeypatch, "json")
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        logging.getLogger("x").exception("failed", extra=logs.fields(path=b"odd\xff", level="not the level"))
+    (line,) = stream.getvalue().splitlines()
+    body = json.loads(line)
+    assert body["event"] == "failed" and body["level"] == "error" and body["process"] == "web-1"
+    assert "ValueError: boom" in body["trace"] and body["path"].startswith("odd")
+
+
+def test_journal_prefixes_each_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = lines(monkeypatch, "journal")
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        logging.getLogger("x").exception("failed")
+    found = stream.getvalue().splitlines()
+    assert len(found) > 1 and all(line.startswith("<3>") for line in found)
+
+
+def test_levels_do_not_hide_the_audit_trail(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = lines(monkeypatch, "json", "error")
+    logging.getLogger("x").warning("hidden")
+    logs.audit("ann", "file delete", "/x", space="s", address="::1")
+    (line,) = stream.getvalue().splitlines()
+    body = json.loads(line)
+    assert (body["event"], body["actor"], body["target"], body["outcome"]) == (
+        "file delete",
+        "ann",
+        "/x",
+        "ok",
+    )
+
+
+def test_the_audit_file_survives_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines(monkeypatch, "text")
+    logs.audit_to_file(tmp_path)
+    logs.audit_to_file(tmp_path)
+    logs.audit("ann", "one", "x")
+    (tmp_path / "audit.log").rename(tmp_path / "audit.log.1")
+    logs.audit("ann", "two", "x")
+    assert [json.loads(line)["event"] for line in (tmp_path / "audit.log.1").read_text().splitlines()] == [
+        "one"
+    ]
+    assert [json.loads(line)["event"] for line in (tmp_path / "audit.log").read_text().splitlines()] == [
+        "two"
+    ]
+    assert (tmp_path / "audit.log.1").stat().st_mode & 0o777 == 0o600
+
+
+def test_no_audit_file_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = lines(monkeypatch, "text")
+    logs.audit_to_file(tmp_path / "missing")
+    logs.audit("ann", "one", "x")
+    assert "no audit file" in stream.getvalue() and "one" in stream.getvalue()
+
+
+def test_setup_again_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = lines(monkeypatch, "text")
+    logs.setup("web-2", "text")
+    logging.getLogger("x").info("once")
+    assert len(stream.getvalue().splitlines()) == 1 and "web-2" in stream.getvalue()
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_notify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
+    name = f"fsd-test-{os.getpid()}" if abstract else str(tmp_path / "sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind("\0" + name if abstract else name)
+        server.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + name if abstract else name)
+        assert notify.ready("serving") and notify.alive() and notify.reloading() and notify.stopping()
+        found = [server.recv(500).decode() for _ in range(4)]
+    assert found[0].splitlines() == ["READY=1", f"MAINPID={os.getpid()}", "STATUS=serving"]
+    assert (
+        found[1] == "WATCHDOG=1"
+        and found[2].startswith("RELOADING=1\nMONOTONIC_USEC=")
+        and found[3] == "STOPPING=1"
+    )
+
+
+@pytest.mark.parametrize("address", ["", "relative", "/nowhere/at/all"])
+def test_nobody_listens(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    assert notify.ready() is False
+
+
+def test_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    assert notify.watchdog_interval() == 15.0
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert notify.watchdog_interval() is None
+    monkeypatch.setenv("WATCHDOG_USEC", "no")
+    assert notify.watchdog_interval() is None
