@@ -27,6 +27,7 @@ class App:
     """Everything between the server and the core.  Thread-safe."""
 
     def __init__(self, registry: Registry, auth: BasicAuth, proxies: TrustedProxies) -> None:
+        self.registry = registry
         self.router = Router(registry)
         self._auth = auth
         self._proxies = proxies

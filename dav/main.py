@@ -11,7 +11,7 @@ from dav.auth.cache import CredentialCache
 from dav.auth.forwarded import TrustedProxies
 from dav.auth.throttle import Throttle
 from dav.server import Listen, Server
-from fsd.core import quota
+from fsd.core import quota, replay
 from fsd.core.registry import Registry
 from fsd.service import logs
 from fsd.service.config import Settings
@@ -56,6 +56,15 @@ def build_server(settings: Settings, *, reuse_port: bool = True) -> Server:
     )
 
 
+def _replay(registry: Registry) -> None:
+    """Settle what a crash cut off; serving does not wait for it."""
+    for record in registry.spaces():
+        try:
+            replay.replay(registry.open(record.id), registry.open)
+        except OSError as error:
+            log.info("the changes under way in space %s wait: %s", record.id, error)
+
+
 def run_worker(settings: Settings, index: int) -> None:
     """Serve until SIGTERM; requests under way are finished first.  Call it in a process of its own."""
     logs.setup(f"web-{index}", settings.log_format, settings.log_level)
@@ -64,6 +73,7 @@ def run_worker(settings: Settings, index: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     server = build_server(settings)
     server.prepare()
+    threading.Thread(target=_replay, args=(server.wsgi_app.registry,), name="replay", daemon=True).start()
     thread = threading.Thread(target=server.serve, name="front", daemon=True)
     thread.start()
     while not stop.wait(60) and thread.is_alive():

@@ -51,13 +51,13 @@ class Throttle:
         slot, tag = struct.unpack("<II", digest)
         return _HEADER.size + slot % _SLOTS * _SLOT.size, tag
 
-    def _read(self, key: str, now: float) -> tuple[int, int, float, float]:
+    def _read(self, key: str, now: float) -> tuple[int, int, int, float]:
         """(offset, tag, failures that still count, time of the last)."""
         offset, tag = self._place(key)
         last, count, seen = _SLOT.unpack_from(self._table, offset)
         if seen != tag or last > now + 1:
-            return offset, tag, 0.0, 0.0
-        return offset, tag, max(0.0, count - (now - last) / _FORGIVE_SECONDS), last
+            return offset, tag, 0, 0.0
+        return offset, tag, max(0, count - int((now - last) / _FORGIVE_SECONDS)), last
 
     def wait(self, *keys: str) -> int:
         """Whole seconds until another try is allowed for all of the keys; 0: now."""
@@ -77,7 +77,7 @@ class Throttle:
         try:
             for key in keys:
                 offset, tag, failures, _ = self._read(key, now)
-                _SLOT.pack_into(self._table, offset, now, min(int(failures + 0.999) + 1, 1 << 20), tag)
+                _SLOT.pack_into(self._table, offset, now, min(failures + 1, 1 << 20), tag)
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 

@@ -62,7 +62,7 @@ class Request:
         self.head = head
         conn.requests_seen += 1
         self.no_body = head.method == "HEAD"
-        self.keep = head.keep_alive and self.server.ready
+        self.keep = head.keep_alive
         body: Body
         if head.chunked:
             body = ChunkedBody(conn, head.expect)
@@ -198,6 +198,7 @@ class Request:
                 lines.append(b"Transfer-Encoding: chunked\r\n")
             else:
                 self.keep = False
+        self.keep = self.keep and self.server.ready
         self._settle_body()
         if not self.keep:
             lines.append(b"Connection: close\r\n")

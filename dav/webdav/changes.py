@@ -37,7 +37,6 @@ def delete(call: Call) -> Reply:
     call.locks.check(place.path, call.tokens, call.user.id, subtree=True, binding=True)
     if_match = frozenset({entry.etag}) if "HTTP_IF_MATCH" in call.environ else None
     operations.delete(place.space, place.path, if_match=if_match)
-    call.locks.drop(place.path)
     return Reply(204)
 
 
@@ -76,7 +75,6 @@ def _transfer(call: Call, *, moving: bool) -> Reply:
                 overwrite=overwrite,
                 if_match=if_match,
             )
-            call.locks.drop(source.path)
         else:
             created = operations.copy(
                 source.space,

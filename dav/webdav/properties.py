@@ -66,7 +66,7 @@ class Scope:
         """Dead properties; {} for what cannot have any or cannot be read."""
         if entry.kind not in "fd" or entry.unreadable:
             return {}
-        return dead.get_all(self.place.space, entry.path)
+        return dead.get_all(self.place.space, entry.path, entry.id)
 
 
 Getter = Callable[[Scope, Entry], str | None]

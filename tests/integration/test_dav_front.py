@@ -1,0 +1,307 @@
+"""The HTTP front over real sockets: each thing that stock cheroot gets wrong (dav-performance.md, 4 and 5)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dav.http import limits
+from tests.support.waiting import wait_for
+from tests.unit.dav.served import Served, basic, serving
+
+FILES = "/dav/files/alice"
+
+
+@pytest.fixture
+def served(tmp_path):
+    with serving(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("front")) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (["Content-Length: 3", "Content-Length: 4"], 400),
+        (["Content-Length: 3", "Transfer-Encoding: chunked"], 400),
+        (["Content-Length : 3"], 400),
+        (["Content-Length: +3"], 400),
+        (["Content-Length: 1_0"], 400),
+        (["Host: again"], 400),
+        (["X: a\rb"], 400),
+        (["X: a\x00b"], 400),
+        ([" folded"], 400),
+        (["X-Big: " + "a" * limits.HEAD_BYTES], 431),
+        ([f"X-{n}: 1" for n in range(101)], 431),
+        (["Transfer-Encoding: gzip"], 501),
+    ],
+)
+def test_malformed_heads_are_refused_and_the_connection_closed(shared: Served, lines, status):
+    smuggled = shared.head("DELETE", f"{FILES}/victim")
+    with shared.wire() as wire:
+        answer = wire.send(shared.head("PUT", f"{FILES}/x", *lines) + smuggled).answer()
+        assert answer is not None and answer.status == status
+        assert answer.headers["connection"] == "close"
+        assert wire.closed(), "what follows a malformed head must never be parsed as a request"
+
+
+def test_missing_host_is_refused(shared: Served):
+    with shared.wire() as wire:
+        assert wire.send(b"GET / HTTP/1.1\r\n\r\n").answer().status == 400
+
+
+def test_trailers_are_not_a_request(shared: Served):
+    head = shared.head("PUT", f"{FILES}/trailers", "Transfer-Encoding: chunked")
+    trailer = b"0\r\nX-Sum: 1\r\nDELETE: /dav/files/alice/trailers HTTP/1.1\r\n\r\n"
+    with shared.wire() as wire:
+        assert wire.send(head + b"3\r\nabc\r\n" + trailer).answer().status in (201, 204)
+        assert wire.send(shared.head("GET", f"{FILES}/trailers")).answer().body == b"abc"
+
+
+@pytest.mark.parametrize(
+    "chunks", [b"0x3\r\nabc\r\n0\r\n\r\n", b"-1\r\nabc", b"3\r\nabcX\r\n0\r\n\r\n", b"3\nabc"]
+)
+def test_malformed_chunks_change_nothing(shared: Served, chunks):
+    with shared.wire() as wire:
+        head = shared.head("PUT", f"{FILES}/chunky", "Transfer-Encoding: chunked")
+        assert wire.send(head + chunks).answer().status == 400
+        assert wire.closed()
+    assert shared.ask("GET", f"{FILES}/chunky").status == 404
+
+
+def test_underscored_headers_are_dropped(shared: Served):
+    answer = shared.ask("PUT", f"{FILES}/under", "Content_Length: 2", "Content-Length: 4", body=b"four")
+    assert answer.status == 201
+    assert shared.ask("GET", f"{FILES}/under").body == b"four"
+
+
+def test_pipelined_requests_are_answered_in_order(shared: Served):
+    put = shared.head("PUT", f"{FILES}/pipe", "Content-Length: 2") + b"ab"
+    get = shared.head("GET", f"{FILES}/pipe")
+    with shared.wire() as wire:
+        wire.send(put + get + get)
+        assert wire.answer().status in (201, 204)
+        assert [wire.answer().body, wire.answer().body] == [b"ab", b"ab"]
+
+
+def test_continue_only_after_credentials_and_preconditions(shared: Served):
+    expecting = ["Expect: 100-continue", "Content-Length: 3"]
+    with shared.wire() as wire:
+        assert wire.send(shared.head("PUT", f"{FILES}/e", *expecting, user=None)).answer().status == 401
+        assert wire.closed()
+    for path, more, status in (
+        (f"{FILES}/missing/e", [], 409),
+        (f"{FILES}/e", ['If-Match: "x"'], 412),
+    ):
+        with shared.wire() as wire:
+            assert wire.send(shared.head("PUT", path, *expecting, *more)).answer().status == status
+    with shared.wire() as wire:
+        assert wire.send(shared.head("PUT", f"{FILES}/e", *expecting)).answer().status == 100
+        assert wire.send(b"abc").answer().status == 201
+
+
+def test_a_small_unwanted_body_keeps_the_connection(shared: Served):
+    with shared.wire() as wire:
+        head = shared.head("PUT", f"{FILES}/nowhere/x", f"Content-Length: {limits.DRAIN_BYTES}")
+        assert wire.send(head).answer().status == 409
+        wire.send(b"x" * limits.DRAIN_BYTES + shared.head("GET", f"{FILES}/"))
+        assert wire.answer().status == 200
+
+
+def test_a_large_unwanted_body_costs_no_memory(served: Served):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with served.wire() as wire:
+        wire.send(served.head("PUT", f"{FILES}/huge", f"Content-Length: {300 << 20}", user=None))
+        block = b"x" * (1 << 20)
+        try:
+            for _ in range(300):
+                wire.send(block)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - before < 32 << 10, "an unauthenticated body must not be held in memory"
+
+
+def test_a_chunked_body_is_streamed(served: Served):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    size = 64 << 20
+    with served.wire() as wire:
+        wire.send(served.head("PUT", f"{FILES}/big", "Transfer-Encoding: chunked") + b"%x\r\n" % size)
+        for _ in range(size >> 20):
+            wire.send(b"y" * (1 << 20))
+        assert wire.send(b"\r\n0\r\n\r\n").answer().status == 201
+    assert (served.root() / "big").stat().st_size == size
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10
+
+
+def test_silent_connections_hold_no_worker(served: Served):
+    silent = [served.wire() for _ in range(100)]
+    for wire in silent[::2]:
+        wire.send(b"GET / HT")
+    began = time.monotonic()
+    assert served.ask("GET", "/").status == 200
+    assert time.monotonic() - began < 5
+
+
+def test_slow_heads_and_silence_end_at_their_deadline(served: Served, monkeypatch):
+    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.3)
+    with served.wire() as silent, served.wire() as dribbling:
+        dribbling.send(b"GET / HTTP/1.1\r\nX: ")
+        assert dribbling.answer().status == 408
+        assert silent.closed()
+
+
+def test_slow_bodies_are_cut_off(served: Served, monkeypatch):
+    monkeypatch.setattr(limits, "GRACE_SECONDS", 0.3)
+    with served.wire() as wire:
+        wire.send(served.head("PUT", f"{FILES}/slow", "Content-Length: 1000000") + b"a")
+        assert wire.answer().status == 408
+        assert wire.closed()
+    assert not (served.root() / "slow").exists()
+
+
+def test_dribbled_uploads_leave_others_room(served: Served):
+    slow = [served.wire() for _ in range(12)]
+    for number, wire in enumerate(slow):
+        wire.send(served.head("PUT", f"{FILES}/d{number}", "Content-Length: 100000") + b"a")
+    assert served.ask("GET", "/").status == 200
+
+
+def test_a_full_queue_is_503(tmp_path, monkeypatch):
+    with serving(tmp_path) as served:
+        monkeypatch.setattr(type(served.server.requests), "put", _refuse)
+        answer = served.ask("GET", "/")
+        assert answer.status == 503 and answer.headers["retry-after"]
+
+
+def _refuse(self, conn):
+    import queue
+
+    raise queue.Full
+
+
+def test_stop_finishes_what_is_under_way(tmp_path):
+    with serving(tmp_path) as served:
+        wire = served.wire()
+        wire.send(served.head("PUT", f"{FILES}/late", "Content-Length: 4") + b"ab")
+        pool = served.server.requests
+        wait_for(lambda: pool.idle < len(pool._threads), what="a worker on the upload")
+        stopper = threading.Thread(target=served.server.stop)
+        stopper.start()
+        wait_for(lambda: not served.server.ready, what="the stop")
+        wire.send(b"cd")
+        answer = wire.answer()
+        assert answer.status == 201 and answer.headers["connection"] == "close"
+        stopper.join(10)
+        assert not stopper.is_alive()
+        assert (served.root() / "late").read_bytes() == b"abcd"
+
+
+class _NoDescriptors:
+    """A listener whose accept fails a few times as in a process without free descriptors."""
+
+    def __init__(self, real: socket.socket) -> None:
+        self.real, self.failures = real, 0
+
+    def fileno(self) -> int:
+        return self.real.fileno()
+
+    def accept(self):
+        if self.failures < 2:
+            self.failures += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self.real.accept()
+
+
+def test_running_out_of_descriptors_is_a_pause(served: Served, allow_log):
+    allow_log("cannot accept connections")
+    listener = _NoDescriptors(served.server._manager._listener)
+    served.server._manager._listener = listener
+    assert served.ask("GET", "/").status == 200
+    assert listener.failures == 2
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> tuple[Path, Path]:
+    base = tmp_path_factory.mktemp("tls")
+    cert, key = base / "cert.pem", base / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    command += ["-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(command, check=True, capture_output=True)
+    return cert, key
+
+
+@pytest.fixture
+def tls(tmp_path, certificate):
+    with serving(tmp_path, tls_cert=certificate[0], tls_key=certificate[1]) as made:
+        yield made
+
+
+def _tls_client(served: Served) -> ssl.SSLSocket:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", served.port), timeout=20))
+
+
+def test_a_client_that_never_shakes_hands_blocks_nobody(tls: Served):
+    silent = [tls.wire() for _ in range(20)]
+    silent[0].send(b"\x16\x03\x01")
+    began = time.monotonic()
+    with _tls_client(tls) as client:
+        client.sendall(tls.head("GET", "/"))
+        assert client.recv(12) == b"HTTP/1.1 200"
+    assert time.monotonic() - began < 5
+
+
+def test_tls_carries_large_bodies_both_ways(tls: Served):
+    data = os.urandom(3 << 20)
+    with _tls_client(tls) as client:
+        client.sendall(tls.head("PUT", f"{FILES}/big", f"Content-Length: {len(data)}") + data)
+        assert client.recv(65536).startswith(b"HTTP/1.1 201")
+        client.sendall(tls.head("GET", f"{FILES}/big", "Connection: close"))
+        got = b""
+        while piece := client.recv(1 << 20):
+            got += piece
+    head, _, body = got.partition(b"\r\n\r\n")
+    assert body == data and b"Strict-Transport-Security" in head
+
+
+def test_an_unfinished_handshake_ends(tls: Served, monkeypatch):
+    monkeypatch.setattr(limits, "HANDSHAKE_SECONDS", 0.3)
+    with tls.wire() as wire:
+        assert wire.closed()
+
+
+def test_plain_http_on_the_tls_port_is_told_so(tls: Served):
+    with tls.wire() as wire:
+        answer = wire.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").answer()
+        assert answer is not None and answer.status == 400
+
+
+def test_keep_alive_is_unlimited(shared: Served):
+    wires = [shared.wire() for _ in range(30)]
+    for wire in wires:
+        assert wire.send(shared.head("OPTIONS", "/")).answer().status == 200
+    for wire in wires:
+        assert wire.send(shared.head("OPTIONS", "/")).answer().status == 200
+
+
+def test_http_1_0_closes(shared: Served):
+    with shared.wire() as wire:
+        request = f"GET / HTTP/1.0\r\nAuthorization: {basic('alice')}\r\n\r\n".encode()
+        assert wire.send(request).answer().status == 200
+        assert wire.closed()
