@@ -19,7 +19,7 @@ from tests.support.davclient import Dav
 from tests.support.waiting import wait_for
 
 ADMIN, ADMIN_PASSWORD = "admin", "admin-test-password"
-COMPLAINT = re.compile(r"\b(WARNING|ERROR|CRITICAL|Traceback)\b")
+COMPLAINT = re.compile(r"^\S+ \S+ (warning|error|critical)\b|\b(WARNING|ERROR|CRITICAL|Traceback)\b")
 
 
 def free_port() -> int:
