@@ -45,9 +45,10 @@ def data_argument(args: argparse.Namespace) -> str | None:
     if args.directory is None:
         found: str | None = args.data
         return found
-    if args.data is not None and os.path.abspath(args.data) != str(args.directory):
+    named: str = os.path.abspath(args.directory)
+    if args.data is not None and os.path.abspath(args.data) != named:
         raise UserError(f"Two data roots were named: {args.data} and {args.directory}.", USAGE)
-    return str(args.directory)
+    return named
 
 
 def announce(settings: Settings, password: str) -> None:
@@ -74,22 +75,22 @@ def ensure_initialised(settings: Settings) -> str | None:
     _write_config(settings)
     registry = Registry(settings.state)
     registry.recover()
-    password = None
-    if not any(user.role == "admin" for user in registry.accounts.users()):
-        password = settings.admin_password or "-".join(
-            "".join(secrets.choice(_ALPHABET) for _ in range(5)) for _ in range(4)
-        )
-        registry.add_user(settings.admin_name, password, role="admin", display_name="Administrator")
-        if settings.spaces_quota is not None:
-            _give_quota(registry, settings)
+    with registry.installation.db.exclusive():  # two first starts at once make one administrator
+        password = _make_admin(registry, settings)
     registry.installation.close()
     return password
 
 
-def _give_quota(registry: Registry, settings: Settings) -> None:
-    record = registry.personal(registry.accounts.get(settings.admin_name))
-    if record is not None:
+def _make_admin(registry: Registry, settings: Settings) -> str | None:
+    if any(user.role == "admin" for user in registry.accounts.users()):
+        return None
+    made = "-".join("".join(secrets.choice(_ALPHABET) for _ in range(5)) for _ in range(4))
+    password = settings.admin_password or made
+    user = registry.add_user(settings.admin_name, password, role="admin", display_name="Administrator")
+    record = registry.personal(user)
+    if record is not None and settings.spaces_quota is not None:
         registry.grants.set_quota(record, settings.spaces_quota)
+    return password
 
 
 def _check_places(settings: Settings) -> None:

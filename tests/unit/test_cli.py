@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from argon2 import PasswordHasher
 
 from fsd.cli import main as main_module
