@@ -59,9 +59,11 @@ class Commit:
     def __init__(
         self, space: Space, db: sqlite3.Connection, n: int, path: bytes, now: float, *, explicit: bool, sweep: bool,
         first_look: bool,
+        defer_labels: bool,
     ) -> None:  # fmt: skip
         self.space, self.db, self.n, self.path, self.now = space, db, n, path, now
         self._explicit, self.sweep, self._first_look = explicit, sweep, first_look
+        self._defer_labels = defer_labels
         row = index.node(db, n)
         parent = index.directory(db, n)
         assert row is not None and parent is not None
@@ -401,13 +403,16 @@ class Commit:
             if urgent:
                 self._bind_plain(n)
             return
+        if not urgent and self._first_look and self.space.record.label == "lazy":
+            return
         if urgent:
             self.db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (n, self.now))
             self.result.to_label.append(ToLabel(n, seen.name, True))
-        elif flags & READY:
+        elif flags & READY and not self._defer_labels:
             self.result.to_label.append(ToLabel(n, seen.name, False))
         else:
-            self.db.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, 0)", (n, self.now + SETTLE_S))
+            due = self.now if flags & READY else self.now + SETTLE_S
+            self.db.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, 0)", (n, due))
 
     def _bind_plain(self, n: int) -> None:
         row = index.node(self.db, n)

@@ -48,7 +48,7 @@ def populate(work: Commit, fd: int, entries: Sequence[Seen], *, label: bool) -> 
             dirs.append((seen._replace(ctime_ns=ctime_ns), n))
         nodes.append((n, node_id, work.n, seen.name, seen.kind, seen.binding, seen.ino, seen.size, seen.mtime_ns, ctime_ns,
                       seen.mode, seen.uid, seen.gid, seen.nlink, rev, flags, seen.xattrs))  # fmt: skip
-        if not flags & (READY | LABELLED):
+        if not flags & LABELLED:
             work.note_label(n, seen, flags, urgent=False)
     work.db.executemany(_NODE, nodes)
     if dirs:

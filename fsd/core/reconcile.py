@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import dirty, ids, index, relabel, totals
-from fsd.core.commit import Commit, Result, ToLabel
+from fsd.core.commit import Commit, Result
 from fsd.core.dirty import Item
 from fsd.core.errors import NotYetKnown, StorageUnavailable
 from fsd.core.index import DirRow, NodeRow
@@ -122,16 +122,10 @@ def _attempt(
         result = _commit(space, path, place, scan, seen, explicit, item, full=names is None)
         if result is None:
             return None
-        due = result.to_label + scan.to_label
-        relabel.write_labels(space, fd, _wanted(due, item, explicit))
+        relabel.write_labels(space, fd, result.to_label + (scan.to_label if item is not None else []))
         return Outcome(result.changed, False, result.new_dirs)
     finally:
         os.close(fd)
-
-
-def _wanted(due: list[ToLabel], item: Item | None, explicit: bool) -> list[ToLabel]:
-    """A reader's own reconcile writes only the labels that can't wait; the watcher writes the rest."""
-    return due if item is not None or explicit else [label for label in due if label.urgent]
 
 
 def _not_opened(space: Space, path: bytes, error: OSError, item: Item | None) -> Outcome | None:
@@ -234,6 +228,8 @@ def _commit(
     expected = scan.seq
     sweep = item.sweep if item is not None else place.dir.epoch == 0
     first_look = full and place.dir.epoch == 0
+    # A reader's own reconcile writes only the labels that can't wait; the watcher writes the rest.
+    defer = item is None and not explicit
     for start in range(0, max(1, len(seen)), _CHUNK):
         last = start + _CHUNK >= len(seen)
         now = time.time()
@@ -242,8 +238,9 @@ def _commit(
             if current is None or current[0] != expected or index.path_of(db, place.row.n) != path:
                 return None
             work = Commit(
-                space, db, place.row.n, path, now, explicit=explicit, sweep=sweep, first_look=first_look
-            )
+                space, db, place.row.n, path, now,
+                explicit=explicit, sweep=sweep, first_look=first_look, defer_labels=defer,
+            )  # fmt: skip
             batch = seen[start : start + _CHUNK]
             if first_look:
                 batch = populate(work, place.fd, batch, label=item is not None)
