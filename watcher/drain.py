@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fsd.core import dirty
+from fsd.core import dirty, index
 from fsd.core.errors import StorageUnavailable
 from fsd.core.names import split
 from fsd.core.reconcile import Outcome, reconcile
@@ -208,7 +208,7 @@ class Drain:
 
     def _serve(self, path: bytes, item: Waiting) -> bool | None:
         """One pass; True if it was a whole one, None if another process was quicker."""
-        n, row = dirty.known(self.space, path)
+        n, row = known(self.space, path)
         if n is None:
             # Its parent has not been looked at yet: that makes it known, and dirty as a whole.
             parent, name = split(path)
@@ -218,7 +218,7 @@ class Drain:
                 self._enter(path, max(first, self._clock()) + AFTER_PARENT)
                 return None
             self._note(self._work(self.space, parent, [name]))
-            n, row = dirty.known(self.space, path)
+            n, row = known(self.space, path)
             if n is None:
                 return False
         if row is None:
@@ -263,6 +263,20 @@ class Drain:
         now = self._clock()
         self._schedule[path] = item
         self._enter(path, self._pacer.due(path, now, whole=item.names is None, soft=item.soft))
+
+
+def known(space: Space, path: bytes) -> tuple[int | None, dirty.Item | None]:
+    """The row number of the directory at a path, None if the index has none there, and its dirty row, if any."""
+    with space.index.read() as db:
+        row = index.find(db, path)
+        if row is None or row.kind != index.DIRECTORY:
+            return None, None
+        found = db.execute("SELECT names, stamp, since, sweep FROM dirty WHERE n=?", (row.n,)).fetchone()
+    if found is None:
+        return row.n, None
+    packed, stamp, since, rank = found
+    names = None if packed is None else frozenset(packed.split(b"/"))
+    return row.n, dirty.Item(row.n, path, names, stamp, since, bool(rank))
 
 
 def _names(item: dirty.Item) -> set[bytes] | None:

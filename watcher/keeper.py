@@ -11,11 +11,12 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from fsd.core import dirty, limbo, relabel, tree
+from fsd.core import limbo, relabel, tree
 from fsd.core.errors import StorageUnavailable
 from fsd.core.sweep import Progress, Sweep
 from watcher.drain import Drain
 from watcher.hint import Hint
+from watcher.pace import failure_wait
 from watcher.sources.base import SourceStatus
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ class Keeper:
         self._next_total = 0.0
         self._labels_left = False
         self._usage = 0
+        self._failures = 0
+        self._rest_until = 0.0
+        self._said = ""
+        self._say_again = 0.0
 
     # -- hints
 
@@ -98,6 +103,7 @@ class Keeper:
             self._labels_left = relabel.label_due(self.space, LABELS) >= LABELS
             return
         self.progress = self._sweep.step(budget)
+        self._failures = 0
         if not self.progress.finished:
             return
         self.sweeping = False
@@ -108,10 +114,24 @@ class Keeper:
             self._again = False
             self.begin_sweep()
 
-    @property
-    def wants_slice(self) -> bool:
+    def wants_slice(self, now: float) -> bool:
         """There is work for `sweep`."""
-        return self.available and (self.sweeping or self._labels_left)
+        return self.available and (self.sweeping or self._labels_left) and now >= self._rest_until
+
+    def failed(self, error: Exception, now: float) -> None:
+        """Something other than one directory's pass failed (state disk full, a defect): rest, and try again.
+
+        The same failure is logged once a minute; each one is counted.
+        """
+        text = f"{type(error).__name__}: {error}"
+        self.drain.errors[type(error).__name__] += 1
+        self.drain.last_error = text
+        self._failures += 1
+        self._rest_until = now + failure_wait(self._failures)
+        if text != self._said or now >= self._say_again:
+            self._said, self._say_again = text, now + 60.0
+            known = isinstance(error, OSError)
+            log.error("space %s: %s", self.space.record.id, text, exc_info=None if known else error)
 
     # -- every second
 
@@ -217,8 +237,3 @@ def _verified(space: Space) -> tuple[bool, float]:
     with space.index.read() as db:
         complete, at = db.execute("SELECT complete, swept_at FROM head").fetchone()
     return bool(complete), float(at)
-
-
-def waiting_on_disk(space: Space) -> dirty.Counts:
-    """What waits in the durable dirty set."""
-    return dirty.counts(space)

@@ -69,7 +69,6 @@ class Watcher:
         self._turn = 0
         self._started = time.time()
         self._mounts = Mounts()
-        self._failed: dict[str, str] = {}
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Work until `stop` says so (asked after each `wake` of the source), then keep what was heard."""
@@ -188,7 +187,7 @@ class Watcher:
     def _slice(self) -> bool:
         """A slice of sweeping for the next space that wants one; True if work should go on at once."""
         now = time.monotonic()
-        wanting = [keeper for keeper in self.keepers.values() if keeper.wants_slice]
+        wanting = [keeper for keeper in self.keepers.values() if keeper.wants_slice(now)]
         if not wanting or now < self._sweep_at:
             return False
         busy = now < self._busy_until
@@ -218,27 +217,12 @@ class Watcher:
         except StorageUnavailable as error:
             keeper.lost_storage(error)
             return None
-        except OSError as error:
-            self._complain(keeper, error)
-            return None
         except Exception as error:
-            self._complain(keeper, error)
+            keeper.failed(error, time.monotonic())
             return None
         if not keeper.available:
             keeper.found_storage()
-        self._failed.pop(keeper.space.record.hex, None)
         return answer
-
-    def _complain(self, keeper: Keeper, error: Exception) -> None:
-        """Log a failure once until it changes; count it always."""
-        text = f"{type(error).__name__}: {error}"
-        keeper.drain.errors[type(error).__name__] += 1
-        keeper.drain.last_error = text
-        if self._failed.get(keeper.space.record.hex) != text:
-            self._failed[keeper.space.record.hex] = text
-            known = isinstance(error, OSError)
-            log.error("space %s: %s", keeper.space.record.id, text, exc_info=None if known else error)
-        self._sweep_at = max(self._sweep_at, time.monotonic() + 0.5)
 
     def _wait(self) -> None:
         now = time.monotonic()
@@ -247,7 +231,7 @@ class Watcher:
             due = keeper.drain.next_due() if keeper.available else None
             if due is not None:
                 until = min(until, due)
-        if any(keeper.wants_slice for keeper in self.keepers.values()):
+        if any(keeper.wants_slice(now) for keeper in self.keepers.values()):
             until = min(until, self._sweep_at)
         timeout = max(0.0, until - now)
         if self._source is not None:
