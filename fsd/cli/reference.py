@@ -46,7 +46,7 @@ def render() -> str:
 
 def _settings() -> Iterator[str]:
     yield "## Settings\n"
-    yield "In the file a dot separates section and key. The file beats the default, the environment the file, a flag all."
+    yield "In the file a dot separates section and key. A flag beats the environment, which beats the file."
     yield "\n| key | environment | default | what |\n|---|---|---|---|"
     for item in config.option_fields():
         key, kind = item.metadata["key"], item.metadata["kind"]
