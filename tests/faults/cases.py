@@ -1,0 +1,117 @@
+"""The operations that are stopped at each of their system calls, and the trees that may be left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fsd.core import operations, properties, tree
+from fsd.core.content import Upload
+from fsd.core.reconcile import reconcile
+from fsd.core.space import Space
+from tests.faults.world import BIG, TREE, Files, below, changed
+
+NEW = b"the new content, longer than the old one"
+
+
+@dataclass(frozen=True)
+class Case:
+    """`trees`: the new tree of each space. `old` is always allowed too; `preserved` contents must be findable."""
+
+    name: str
+    operate: Callable[[list[Space]], object]
+    trees: tuple[Files, ...]
+    old: tuple[Files, ...] = (TREE,)
+    preserved: tuple[bytes, ...] = ()
+    between: tuple[tuple[Files, ...], ...] = ()
+
+    @property
+    def allowed(self) -> list[list[Files]]:
+        return [list(self.old), list(self.trees), *map(list, self.between)]
+
+
+def put(path: bytes, **options: object) -> Callable[[list[Space]], object]:
+    def operate(spaces: list[Space]) -> object:
+        with Upload(spaces[0], path, length=len(NEW), **options) as upload:  # type: ignore[arg-type]
+            upload.write(NEW)
+            return upload.commit()
+
+    return operate
+
+
+def put_if_match(spaces: list[Space]) -> object:
+    return put(b"file", if_match={tree.lookup(spaces[0], b"file").etag})(spaces)
+
+
+def move(src: bytes, dst: bytes, *, to: int = 0) -> Callable[[list[Space]], object]:
+    return lambda spaces: operations.move(spaces[0], src, spaces[to], dst, overwrite=True)
+
+
+def copy(src: bytes, dst: bytes) -> Callable[[list[Space]], object]:
+    return lambda spaces: operations.copy(spaces[0], src, spaces[0], dst, overwrite=True)
+
+
+def set_properties(spaces: list[Space]) -> object:
+    return properties.update(spaces[0], b"file", {"{n}a": b"1", "{n}b": b"2", "{n}c": b"3" * 3000})
+
+
+ONE = (
+    Case("put new", put(b"new"), (changed(add={b"new": NEW}),)),
+    Case("put over", put(b"file"), (changed(add={b"file": NEW}),)),
+    Case("put if-match", put_if_match, (changed(add={b"file": NEW}),)),
+    Case("mkcol", lambda s: operations.make_directory(s[0], b"dir/new"), (changed(add={b"dir/new": None}),)),
+    Case("move file", move(b"file", b"dir/file"), (changed(gone=(b"file",), add={b"dir/file": TREE[b"file"]}),)),
+    Case(
+        "move over file",
+        move(b"file", b"other"),
+        (changed(gone=(b"file",), add={b"other": TREE[b"file"]}),),
+        preserved=(b"another file", b"the old content"),
+    ),
+    Case("move dir", move(b"dir", b"full/dir"), (changed(gone=(b"dir",), add=below(b"dir", b"full/dir")),)),
+    Case(
+        "move dir over dir",
+        move(b"dir", b"full"),
+        (changed(gone=(b"dir", b"full"), add=below(b"dir", b"full")),),
+        preserved=(b"must not get lost", BIG, b"22"),
+    ),
+    Case(
+        "move file over dir",
+        move(b"file", b"full"),
+        (changed(gone=(b"file", b"full"), add={b"full": TREE[b"file"]}),),
+        preserved=(b"must not get lost",),
+    ),
+    Case(
+        "delete file",
+        lambda s: operations.delete(s[0], b"file"),
+        (changed(gone=(b"file",)),),
+        preserved=(b"the old content",),
+    ),
+    Case("delete dir", lambda s: operations.delete(s[0], b"dir"), (changed(gone=(b"dir",)),), preserved=(BIG, b"22")),
+    Case("copy file", copy(b"dir/sub/big", b"new"), (changed(add={b"new": BIG}),)),
+    Case("copy dir", copy(b"dir", b"new"), (changed(add=below(b"dir", b"new")),)),
+    Case(
+        "copy dir over dir",
+        copy(b"dir", b"full"),
+        (changed(gone=(b"full",), add=below(b"dir", b"full")),),
+        preserved=(b"must not get lost",),
+    ),
+    Case("properties", set_properties, (TREE,)),
+    Case("reconcile names", lambda s: reconcile(s[0], b"dir", [b"one", b"gone"]), (TREE,)),
+    Case("reconcile full", lambda s: reconcile(s[0], b"dir/sub"), (TREE,)),
+)
+
+TWO = (
+    Case(
+        "move file across",
+        move(b"file", b"arrived", to=1),
+        (changed(gone=(b"file",)), changed(add={b"arrived": TREE[b"file"]})),
+        old=(TREE, TREE),
+    ),
+    Case(
+        "move dir across over dir",
+        move(b"dir", b"full", to=1),
+        (changed(gone=(b"dir",)), changed(gone=(b"full",), add=below(b"dir", b"full"))),
+        old=(TREE, TREE),
+        preserved=(b"must not get lost", BIG, b"22"),
+    ),
+)
