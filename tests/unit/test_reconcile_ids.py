@@ -1,4 +1,5 @@
-"""Identity through the ways people and programs save, copy, link and move, reconciled after every single step."""
+"""Identity through the ways people and programs save, copy, link and move, reconciled after every single
+step."""
 
 from __future__ import annotations
 
@@ -216,7 +217,10 @@ def test_a_first_sweep_changes_no_etag_of_what_was_there(tmp_path: Path) -> None
     (root(space) / "a/b/f").write_text("text")
     try:
         before = lookup(space, b"").etag
-        while os.stat(root(space) / "a/b/f").st_ctime_ns >= lookup(space, b"").ctime_ns and space.index.path.exists():
+        while (
+            os.stat(root(space) / "a/b/f").st_ctime_ns >= lookup(space, b"").ctime_ns
+            and space.index.path.exists()
+        ):
             break
         sweep(space)
         space.index.path.unlink()
