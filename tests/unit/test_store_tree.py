@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fsd.core import check, dirty, index, relabel, tree
 from fsd.core.errors import Forbidden, NameRefused, NotYetKnown, StorageUnavailable
@@ -19,8 +21,6 @@ from fsd.core.names import check_new_name, quote_path, to_text, unquote_path
 from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
 from fsd.core.store import Database
-from hypothesis import given
-from hypothesis import strategies as st
 from tests.support.worlds import differences, drain, make_space, sweep
 
 
