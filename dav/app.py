@@ -59,7 +59,6 @@ class App:
             if answer.status == 500:
                 log.exception("request failed")
             return self._refusal(environ, answer)
-        environ["fsd.call"] = call
         reply = self._requests.reply(call)
         if reply.status >= 400 and pages.wants_page(environ):
             reply = pages.error_page(reply)

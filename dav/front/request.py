@@ -229,9 +229,12 @@ class Request:
                 self.keep = False
                 conn.unwanted = limits.DRAIN_BYTES
             elif body.remaining:
-                conn.unwanted = body.remaining
-                conn.state = State.DISCARD
-                conn.deadline = time.monotonic() + limits.HEAD_SECONDS
+                arrived = min(len(conn.buffer), body.remaining)
+                del conn.buffer[:arrived]
+                conn.unwanted = body.remaining - arrived
+                if conn.unwanted:
+                    conn.state = State.DISCARD
+                    conn.deadline = time.monotonic() + limits.HEAD_SECONDS
         elif isinstance(body, ChunkedBody) and not body.done:
             self.keep = False
             conn.unwanted = limits.DRAIN_BYTES

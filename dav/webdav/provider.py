@@ -145,6 +145,7 @@ class Requests(RequestServer):  # type: ignore[misc]
         if isinstance(call.target, Virtual):
             return _VIRTUAL
         call.environ["fsd.call"] = call
+        call.environ["wsgidav.provider"] = self._davProvider
         resource = self._davProvider.get_resource_inst(call.uri, call.environ)
         if resource is None:
             return _UNMAPPED

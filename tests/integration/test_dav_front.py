@@ -122,6 +122,17 @@ def test_a_small_unwanted_body_keeps_the_connection(shared: Served):
         assert wire.answer().status == 200
 
 
+@pytest.mark.parametrize("early", [0, 1, 50, 100])
+def test_an_unwanted_body_is_not_taken_for_a_request(shared: Served, early):
+    """However much of it arrived together with the head."""
+    body = b"DELETE /dav/files/alice/ HTTP/1.1\r\nHost: h\r\n\r\n".ljust(100, b" ")
+    with shared.wire() as wire:
+        wire.send(shared.head("PUT", f"{FILES}/nowhere/x", "Content-Length: 100") + body[:early])
+        assert wire.answer().status == 409
+        wire.send(body[early:] + shared.head("GET", f"{FILES}/"))
+        assert wire.answer().status == 200
+
+
 def test_a_large_unwanted_body_costs_no_memory(served: Served):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with served.wire() as wire:
