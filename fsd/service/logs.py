@@ -6,6 +6,8 @@ on each line while one is being served. The audit trail is the logger `fsd.audit
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -14,7 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,15 @@ def audit(actor: str, action: str, target: str, *, outcome: str = "ok", **more: 
 def audit_to_file(state_dir: Path) -> None:
     """Also append audit lines to `audit.log` in the state directory, as JSON, whole lines from all processes.
 
-    Rotation by rename is noticed (logrotate without copytruncate). Can be called again.
+    The file is turned over at 32 MiB and eight old ones are kept; whoever else renames it is noticed. When it can't
+    be written the work goes on: the lines are on stderr as well. Can be called again.
     """
-    for old in [handler for handler in _audit.handlers if isinstance(handler, WatchedFileHandler)]:
+    for old in [handler for handler in _audit.handlers if isinstance(handler, _AuditFile)]:
         _audit.removeHandler(old)
         old.close()
     path = state_dir / "audit.log"
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
-        handler = WatchedFileHandler(path, encoding="utf-8", delay=True)
+        handler = _AuditFile(path)
     except OSError as error:
         logging.getLogger(__name__).warning(
             "no audit file", extra=fields(path=str(path), error=error.strerror)
@@ -75,6 +76,69 @@ def audit_to_file(state_dir: Path) -> None:
     handler.setFormatter(_Json("audit"))
     _audit.addHandler(handler)
     _audit.setLevel(logging.INFO)
+
+
+class _AuditFile(logging.Handler):
+    """The audit file of one process; several append to it at once (O_APPEND, one write(2) a line)."""
+
+    limit = 32 << 20
+    kept = 8
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._fd = -1
+        self._failing = self._torn = False
+        self._open()
+
+    def _open(self) -> None:
+        self._shut()
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def _shut(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def close(self) -> None:
+        """Close the file; the handler is of no use afterwards."""
+        self._shut()
+        super().close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append one line. A failure is told once, until it works again; the caller never notices."""
+        try:
+            data = (self.format(record) + "\n").encode("utf-8", "replace")
+            if not self._named():
+                self._open()
+            data = b"\n" + data if self._torn else data
+            self._torn = os.write(self._fd, data) < len(data)
+            if self._torn:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._failing = False
+            if os.fstat(self._fd).st_size > self.limit:
+                self._turn_over()
+        except OSError as error:
+            if not self._failing:
+                self._failing = True
+                more = fields(path=str(self.path), error=error.strerror)
+                logging.getLogger(__name__).error("the audit file cannot be written", extra=more)
+
+    def _named(self) -> bool:
+        try:
+            return self._fd >= 0 and os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
+
+    def _turn_over(self) -> None:
+        # The lock is on the file, not on the name: whoever was slower finds another file under the name.
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        if self._named():
+            for turn in range(self.kept - 1, 0, -1):
+                if os.path.exists(f"{self.path}.{turn}"):
+                    os.replace(f"{self.path}.{turn}", f"{self.path}.{turn + 1}")
+            os.replace(self.path, f"{self.path}.1")
+        self._open()
 
 
 class _Formatter(logging.Formatter):

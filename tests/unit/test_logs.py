@@ -108,6 +108,42 @@ def test_no_audit_file_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.
     assert "no audit file" in stream.getvalue() and "one" in stream.getvalue()
 
 
+def test_the_audit_file_turns_over_and_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines(monkeypatch, "text")
+    monkeypatch.setattr(logs._AuditFile, "limit", 2000)
+    logs.audit_to_file(tmp_path)
+    one = logging.getLogger("fsd.audit").handlers[-1]
+    other = logs._AuditFile(tmp_path / "audit.log")
+    other.setFormatter(one.formatter)
+    for turn in range(60):
+        record = logging.LogRecord("fsd.audit", logging.INFO, "", 0, f"event {turn}", (), None)
+        (one, other)[turn % 2].handle(record)
+    other.close()
+    found = [
+        json.loads(line)["event"]
+        for path in tmp_path.glob("audit.log*")
+        for line in path.read_text().splitlines()
+    ]
+    assert len(found) == len(set(found)) == 60
+    assert (tmp_path / "audit.log.2").exists()
+    assert all(path.stat().st_size < 2500 for path in tmp_path.glob("audit.log*"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = lines(monkeypatch, "text")
+    (tmp_path / "audit.log").symlink_to("/dev/full")
+    logs.audit_to_file(tmp_path)
+    for _ in range(3):
+        logs.audit("ann", "one", "x")
+    found = stream.getvalue()
+    assert (
+        found.count("cannot be written") == 1
+        and found.count("fsd.audit: one") == 3
+        and "Traceback" not in found
+    )
+
+
 def test_setup_again_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = lines(monkeypatch, "text")
     logs.setup("web-2", "text")
