@@ -28,7 +28,9 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _TRIES = 3
 
 
-def build(src: Place, space: Space, staging: int, name: bytes, *, keep: bool = False, deep: bool = True) -> bytes:
+def build(
+    src: Place, space: Space, staging: int, name: bytes, *, keep: bool = False, deep: bool = True
+) -> bytes:
     """Copy what stands at `src` to `name` in the staging directory of `space`; returns the binding of the copy.
 
     All of it is durable when this returns (one syncfs(2), however large). An entry that can't be read fails the
@@ -130,7 +132,9 @@ class _Copy:
                     os.ftruncate(target, 0)
                 else:
                     if self._keep:
-                        raise PreconditionFailed(f"'{to_text(path)}' was written to while it was being moved.")
+                        raise PreconditionFailed(
+                            f"'{to_text(path)}' was written to while it was being moved."
+                        )
                     copying.copy_data(source, target)  # a log that never rests is copied as it is
                 self._dress(source, target, found, mode | (found.mode & 0o111 & (mode & 0o444) >> 2))
                 os.utime(target, ns=(found.mtime_ns, found.mtime_ns))
@@ -159,16 +163,26 @@ class _Copy:
             return
         record = self._space.record
         if record.uid is not None or record.gid is not None:
-            os.fchown(target, -1 if record.uid is None else record.uid, -1 if record.gid is None else record.gid)
+            os.fchown(
+                target, -1 if record.uid is None else record.uid, -1 if record.gid is None else record.gid
+            )
         if mode is not None and (stat.S_ISREG(found.mode) or record.dir_mode is not None):
-            os.fchmod(target, mode & ~_umask() if record.file_mode is None and stat.S_ISREG(found.mode) else mode)
+            os.fchmod(
+                target, mode & ~_umask() if record.file_mode is None and stat.S_ISREG(found.mode) else mode
+            )
 
     def _finish_special(self, src: int, name: bytes, found: Statx, dst: int, new: bytes) -> None:
         record = self._space.record
         uid, gid = (found.uid, found.gid) if self._keep else (record.uid, record.gid)
         if uid is not None or gid is not None:
             try:
-                os.chown(new, -1 if uid is None else uid, -1 if gid is None else gid, dir_fd=dst, follow_symlinks=False)
+                os.chown(
+                    new,
+                    -1 if uid is None else uid,
+                    -1 if gid is None else gid,
+                    dir_fd=dst,
+                    follow_symlinks=False,
+                )
             except PermissionError:
                 if not self._keep:
                     raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import stat
 import zlib
@@ -22,7 +23,7 @@ from fsd.core.errors import Forbidden, NameRefused, ParentMissing, PreconditionF
 from fsd.core.groupsync import sync_directory
 from fsd.core.places import binding_at, internal, open_destination, require_writable
 from fsd.core.publish import Changed, Seen, is_file, retire, swap_in, swap_out
-from fsd.core.settling import make_known, settle_quietly
+from fsd.core.settling import settle, settle_quietly
 from fsd.core.syscalls import O_TMPFILE, link_fd
 from fsd.core.tree import lookup
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fsd.core.space import Space
     from fsd.core.tree import Entry
 
+_log = logging.getLogger(__name__)
 _TRIES = 5
 _ACL = "system.posix_acl_access"
 
@@ -93,6 +95,7 @@ class Upload:
         self._written = 0
         self._attributes: dict[str, bytes] | None = None
         self._mode_bits = 0
+        self._staged = False
         self._open = ExitStack()
         with ExitStack() as stack:
             self._place = stack.enter_context(closing(open_destination(space, path)))
@@ -140,7 +143,9 @@ class Upload:
         try:
             return lookup(self._space, path), created
         except FileNotFoundError as error:
-            raise ParentMissing("The directory was moved or deleted while the file was being written.") from error
+            raise ParentMissing(
+                "The directory was moved or deleted while the file was being written."
+            ) from error
 
     def abort(self) -> None:
         """Drop everything; harmless when done already."""
@@ -193,13 +198,16 @@ class Upload:
             with internal(self._space, "staging") as staging:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 fd = os.open(self._ticket.name, flags, mode, dir_fd=staging)
+            self._staged = True
         stack.callback(os.close, fd)
         stack.callback(self._unstage)
         return fd
 
     def _check_whole(self) -> None:
         if self._length is not None and self._written != self._length:
-            raise NameRefused(f"{self._written} of {self._length} announced bytes arrived; nothing was changed.")
+            raise NameRefused(
+                f"{self._written} of {self._length} announced bytes arrived; nothing was changed."
+            )
         if self._hash is not None and self._hash.hexdigest() != self._expected:
             raise NameRefused("The checksum does not fit the bytes that arrived; nothing was changed.")
 
@@ -235,16 +243,16 @@ class Upload:
             raise Changed from error
         except FileNotFoundError as error:
             raise ParentMissing(f"The directory of '{place.text}' was deleted.") from error
-        self._unstage()
-        if self._durability:
-            sync_directory(place.fd)
         binding = binding_at(fd, b"")
-
-        def undo() -> None:
+        try:
+            if self._durability:
+                sync_directory(place.fd)
+            settle(space, place.path)
+        except Exception:
             if place.binding() == binding:
                 os.unlink(place.name, dir_fd=place.fd)
-
-        make_known(space, place, undo)
+            settle_quietly(space, place.path)
+            raise
         return True
 
     def _publish_over(self, old: Seen) -> bool:
@@ -253,9 +261,10 @@ class Upload:
         copying.dress_like(fd, place.link, like, user=self._attributes is None)
         self._finish_file(*labels.label_for_replacement(space, old.entry))
         with internal(space, "staging") as staging:
+            self._staged = True
             try:
                 swap_in(ticket, fd, place, old, staging)
-                make_known(space, place)
+                settle(space, place.path)
             except Changed:
                 raise  # the tree is as it was, and the next try uses the staged name again
             except Exception:
@@ -263,8 +272,13 @@ class Upload:
                 ticket.finish()
                 settle_quietly(space, place.path)
                 raise
-            retire(space, staging, ticket.name)
-        ticket.finish()
+            try:
+                retire(space, staging, ticket.name)
+            except OSError as error:
+                # The change is made and durable; the intent knows what is left to do.
+                _log.error("space %s: a replaced file is left to the next replay: %s", space.record.id, error)
+            else:
+                ticket.finish()
         return False
 
     def _finish_file(self, node_id: str, rev: int) -> None:
@@ -289,9 +303,14 @@ class Upload:
 
         A displaced file that is still there (a step failed) stays for `replay`, which has the intent.
         """
-        with internal(self._space, "staging") as staging:
-            if binding_at(staging, self._ticket.name) == binding_at(self._fd, b""):
-                os.unlink(self._ticket.name, dir_fd=staging)
+        if not self._staged:
+            return
+        try:
+            with internal(self._space, "staging") as staging:
+                if binding_at(staging, self._ticket.name) == binding_at(self._fd, b""):
+                    os.unlink(self._ticket.name, dir_fd=staging)
+        except OSError as error:
+            _log.error("space %s: a staged file is left to the next replay: %s", self._space.record.id, error)
 
 
 def set_owner(fd: int, uid: int | None, gid: int | None, parent: int) -> None:

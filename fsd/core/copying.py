@@ -90,7 +90,9 @@ def user_attributes(target: int | bytes) -> dict[str, bytes]:
 def list_attributes(target: int | bytes) -> list[str]:
     """Attribute names; none where the filesystem or the kind of the node has none."""
     try:
-        return os.listxattr(target) if isinstance(target, int) else os.listxattr(target, follow_symlinks=False)
+        return (
+            os.listxattr(target) if isinstance(target, int) else os.listxattr(target, follow_symlinks=False)
+        )
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise

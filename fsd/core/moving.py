@@ -10,6 +10,8 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fsd.core import intents, quota, trash
@@ -28,9 +30,9 @@ from fsd.core.places import (
     require_writable,
     source,
 )
-from fsd.core.publish import put_staged
+from fsd.core.publish import put_staged, take_out
 from fsd.core.removal import remove_staged
-from fsd.core.settling import make_known, settle, settle_quietly
+from fsd.core.settling import make_move_known, settle, settle_quietly
 from fsd.core.syscalls import rename_exchange
 from fsd.core.tree import lookup
 
@@ -45,15 +47,15 @@ _NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 
 
 def over(src: Place, dst: Place, old: Entry) -> None:
-    """Rename `src` over `dst` within a space; what stood at `dst` goes into the trash. Durable; not yet reconciled."""
-    with intents.of(src.space).begin() as ticket:
+    """Rename `src` over `dst` within a space; what stood at `dst` goes into the trash. Durable and made known."""
+    space = src.space
+    with intents.of(space).begin() as ticket:
         moved, replaced = src.seen(), dst.seen()
-        if moved is None or replaced is None:
+        new, displaced = src.binding(), dst.binding()
+        if moved is None or replaced is None or new is None or displaced is None:
             raise PreconditionFailed(f"'{dst.text}' is being changed by somebody else.")
-        trash.write_info(src.space, ticket.name, dst.path, old.id, old.size)
+        trash.write_info(space, ticket.name, dst.path, old.id, old.size)
         try:
-            new, displaced = src.binding(), dst.binding()
-            assert new is not None and displaced is not None
             body: intents.Body = {
                 "src": src.path.hex(), "dst": dst.path.hex(), "new": new.hex(), "old": displaced.hex(),
             }  # fmt: skip
@@ -63,8 +65,9 @@ def over(src: Place, dst: Place, old: Entry) -> None:
                 _exchange_and_trash(src, dst, ticket, new, displaced)
             sync_directory(dst.fd)
             sync_directory(src.fd)
+            make_move_known(space, src.path, dst.path)
         except BaseException:
-            _undo_over(src.space, ticket, dst)
+            _undo_over(src, dst, ticket, new, displaced)
             raise
         ticket.finish()
 
@@ -107,18 +110,22 @@ def _exchange_and_trash(src: Place, dst: Place, ticket: Ticket, new: bytes, disp
         sync_directory(files)
 
 
-def _undo_over(space: Space, ticket: Ticket, dst: Place) -> None:
+def _undo_over(src: Place, dst: Place, ticket: Ticket, new: bytes, displaced: bytes) -> None:
     """Take back what an error left; what can't be is left to `replay`, which has the intent."""
     try:
-        intent = intents.of(space).get(ticket.number)
-        if intent is None:
-            trash.drop_info(space, ticket.name)
-            return
-        finish_over(space, intent)
-        ticket.finish()
-    except OSError:
-        return
-    settle_quietly(space, dst.path)
+        with internal(src.space, "trash/files") as files:
+            if dst.binding() == new and binding_at(files, ticket.name) == displaced and src.binding() is None:
+                rename_exchange(files, ticket.name, dst.fd, dst.name)
+                rename_new(files, ticket.name, src.fd, src.name)
+        intent = intents.of(src.space).get(ticket.number)
+        if intent is not None:
+            finish_over(src.space, intent)
+            ticket.finish()
+        else:
+            trash.drop_info(src.space, ticket.name)
+    except OSError as error:
+        _log.error("space %s: a move is left to the next replay: %s", src.space.record.id, error)
+    settle_quietly(src.space, dst.path, src.path)
 
 
 def finish_over(space: Space, intent: Intent) -> list[bytes]:
@@ -137,6 +144,10 @@ def finish_over(space: Space, intent: Intent) -> list[bytes]:
         elif kept is None and at_dst == new and at_src == old:
             with source(space, paths[1]) as here, source(space, paths[0]) as there:
                 rename_exchange(here.fd, here.name, there.fd, there.name)
+        elif kept == new and at_dst == old and at_src is None:
+            with destination(space, paths[1], known_name=paths[1].rpartition(b"/")[2]) as place:
+                rename_new(files, name, place.fd, place.name)  # cut off while it was being taken back
+            kept = None
         elif kept == old and at_dst is None and at_src == new:
             with destination(space, paths[0], known_name=paths[0].rpartition(b"/")[2]) as place:
                 rename_new(files, name, place.fd, place.name)
@@ -154,7 +165,9 @@ def _standing(space: Space, path: bytes) -> bytes | None:
         return None
 
 
-def across(src_space: Space, src: bytes, dst_space: Space, dst: bytes, *, overwrite: bool, entry: Entry) -> bool:
+def across(
+    src_space: Space, src: bytes, dst_space: Space, dst: bytes, *, overwrite: bool, entry: Entry
+) -> bool:
     """Move between spaces. True if nothing stood at `dst`; what did goes into the destination's trash.
 
     On one filesystem the thing itself moves; else it is copied, checked, put in place, and the source goes into the
@@ -162,7 +175,10 @@ def across(src_space: Space, src: bytes, dst_space: Space, dst: bytes, *, overwr
     """
     require_writable(src_space)
     require_writable(dst_space)
-    with source(src_space, src) as here, destination(dst_space, dst, known_name=src.rpartition(b"/")[2]) as there:
+    with (
+        source(src_space, src) as here,
+        destination(dst_space, dst, known_name=src.rpartition(b"/")[2]) as there,
+    ):
         taken = there.seen()
         if taken is not None and not overwrite:
             raise PreconditionFailed(f"'{there.text}' exists already.")
@@ -192,38 +208,38 @@ def drop_locks(space: Space, *paths: bytes) -> None:
         try:
             LockTable(space).drop(path)
         except OSError as error:
-            _log.error("space %s: the locks below a moved path could not be dropped: %s", space.record.id, error)
+            _log.error(
+                "space %s: the locks below a moved path could not be dropped: %s", space.record.id, error
+            )
 
 
 def _carry(here: Place, there: Place, binding: bytes, overwrite: bool) -> bool:
     """One filesystem: into the destination's staging, then in place. The destination's intent rolls it forward."""
     out, into = intents.of(here.space), intents.of(there.space)
     with into.begin() as ticket, out.begin() as leaving, internal(there.space, "staging") as staging:
-        body: intents.Body = {"path": there.path.hex(), "new": binding.hex(), "only": True, "overwrite": overwrite}
-        ticket.record("place", body)
-        leaving.record("out", {"src": here.path.hex(), "old": binding.hex(), "copied": False})
+        body: intents.Body = {
+            "path": there.path.hex(), "new": binding.hex(), "only": True, "overwrite": overwrite,
+        }  # fmt: skip
         try:
-            rename_new(here.fd, here.name, staging, ticket.name)
-        except OSError as error:
-            ticket.finish()
-            leaving.finish()
-            if error.errno == errno.EBUSY:
-                raise Forbidden(f"'{here.text}' is a mount point.") from error
-            raise
-        try:
+            ticket.record("place", body)
+            leaving.record("out", {"src": here.path.hex(), "old": binding.hex(), "copied": False})
+            with _busy_explained(here):
+                rename_new(here.fd, here.name, staging, ticket.name)
             created = put_staged(ticket, there, staging, overwrite=overwrite, only=True)
+            sync_directory(here.fd)
+            settle(there.space, there.path)
+            settle(here.space, here.path)
         except BaseException:
-            if binding_at(staging, ticket.name) == binding:  # else the intent has to be rolled forward
+            if here.binding() is None:
+                take_out(ticket, there, staging, binding)
                 rename_new(staging, ticket.name, here.fd, here.name)
+                settle_quietly(there.space, there.path)
+                settle_quietly(here.space, here.path)
+            raise
+        finally:
+            if binding_at(staging, ticket.name) is None:
                 ticket.finish()
                 leaving.finish()
-            settle_quietly(here.space, here.path)
-            raise
-        sync_directory(here.fd)
-        make_known(there.space, there)
-        settle(here.space, here.path)
-        ticket.finish()
-        leaving.finish()
     return created
 
 
@@ -232,22 +248,45 @@ def _carry_copy(here: Place, there: Place, binding: bytes, entry: Entry, overwri
     quota.check(there.space, entry.size)
     out, into = intents.of(here.space), intents.of(there.space)
     with into.begin() as ticket, out.begin() as leaving, internal(there.space, "staging") as staging:
+        copy = b""
         try:
             copy = build(here, there.space, staging, ticket.name, keep=True)
             leaving.record("out", _leaving(here, there, binding, copy))
             created = put_staged(ticket, there, staging, overwrite=overwrite)
-            make_known(there.space, there)
+            settle(there.space, there.path)
             _trash_source(here, leaving, binding, entry)
+            settle(here.space, here.path)
         except BaseException:
-            # Reported as failed, so it must not be finished later: the source stays, for good.
-            out.delete([leaving.number])
-            if into.get(ticket.number) is None:
-                remove_staged(there.space, staging, ticket.name)
+            _undo_copy(here, there, ticket, leaving, staging, copy)
             raise
         ticket.finish()
         leaving.finish()
-        settle(here.space, here.path)
     return created
+
+
+def _undo_copy(here: Place, there: Place, ticket: Ticket, leaving: Ticket, staging: int, copy: bytes) -> None:
+    """Reported as failed, so it must not be finished later either: the source first, then the copy goes."""
+    with internal(here.space, "trash/files") as files:
+        if binding_at(files, leaving.name) is not None:
+            trash.put_back(here.space, leaving, here)
+    intents.of(here.space).delete([leaving.number])
+    if copy:
+        take_out(ticket, there, staging, copy)
+    remove_staged(there.space, staging, ticket.name)
+    ticket.finish()
+    settle_quietly(there.space, there.path)
+    settle_quietly(here.space, here.path)
+
+
+@contextmanager
+def _busy_explained(place: Place) -> Iterator[None]:
+    """EBUSY is a mount point; EXDEV is left to the caller, who has another way then."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise Forbidden(f"'{place.text}' is a mount point.") from error
+        raise
 
 
 def _leaving(here: Place, there: Place, binding: bytes, copy: bytes) -> intents.Body:
@@ -272,13 +311,14 @@ def finish_moved_out(space: Space, intent: Intent, peers: Peers | None) -> list[
         return [src]
     if peers is None:
         return None
+    copy = bytes.fromhex(str(body["copy"]))
     try:
         other = peers(str(body["space"]))
-        arrived = other is not None and _standing(other, bytes.fromhex(str(body["dst"]))) == bytes.fromhex(
-            str(body["copy"])
-        )
+        arrived = other is not None and _standing(other, bytes.fromhex(str(body["dst"]))) == copy
     except StorageUnavailable:
         return None
+    except OSError:
+        arrived = False  # the other space is no more: what can't be proven to have arrived stays here
     if not arrived or _standing(space, src) != bytes.fromhex(str(body["old"])):
         return [src]
     with source(space, src) as here:

@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Collection
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from fsd.core import copying, intents, labels, moving, properties, quota, trash
@@ -22,15 +23,16 @@ from fsd.core.places import (
     destination,
     internal,
     mounts_explained,
+    open_source,
     refuse_mounts_below,
     rename_new,
     require_writable,
     source,
 )
-from fsd.core.publish import put_staged
+from fsd.core.publish import put_staged, take_out
 from fsd.core.removal import remove_staged
 from fsd.core.replay import replay
-from fsd.core.settling import make_known, make_move_known
+from fsd.core.settling import make_known, make_move_known, settle_quietly
 from fsd.core.tree import Entry, lookup
 
 if TYPE_CHECKING:
@@ -143,7 +145,6 @@ def _rename(here: Place, there: Place, overwrite: bool) -> bool:
     if not overwrite:
         raise PreconditionFailed(f"'{there.text}' exists already.")
     _replace(here, there)
-    make_move_known(space, here.path, there.path)
     return False
 
 
@@ -155,6 +156,7 @@ def _replace(here: Place, there: Place) -> None:
         # Two names of one file: rename(2) would do nothing at all.
         os.unlink(here.name, dir_fd=here.fd)
         sync_directory(here.fd)
+        make_move_known(here.space, here.path, there.path)
         return
     moving.over(here, there, old)
 
@@ -200,12 +202,14 @@ def _copy_file(src_space: Space, entry: Entry, dst_space: Space, dst: bytes, *, 
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise Forbidden(f"'{here.text}' is being changed by somebody else.")
+        overflow = properties.overflow_of(src_space, fd)
         with Upload(
             dst_space, dst, length=found.st_size, mtime_ns=found.st_mtime_ns, must_not_exist=must_not_exist
         ) as upload:
             upload.fill_from(fd)
             new, created = upload.commit()
-        properties.copy_overflow(src_space, fd, dst_space, -1, new.id)
+        if overflow:
+            properties.store_overflow(dst_space, new.id, overflow)
         return created
     finally:
         os.close(fd)
@@ -213,34 +217,27 @@ def _copy_file(src_space: Space, entry: Entry, dst_space: Space, dst: bytes, *, 
 
 def _copy_aside(here: Place, there: Place, overwrite: bool, deep: bool) -> bool:
     space = there.space
-    try:
-        with intents.of(space).begin() as ticket, internal(space, "staging") as staging:
-            try:
-                build(here, space, staging, ticket.name, deep=deep)
-                created = put_staged(ticket, there, staging, overwrite=overwrite)
-
-                def undo() -> None:
-                    if created:
-                        rename_new(there.fd, there.name, staging, ticket.name)
-                        remove_staged(space, staging, ticket.name)
-
-                make_known(space, there, undo)
-            except BaseException:
-                if intents.of(space).get(ticket.number) is None:
-                    remove_staged(space, staging, ticket.name)
-                raise
+    with closing(here), intents.of(space).begin() as ticket, internal(space, "staging") as staging:
+        new = b""
+        try:
+            new = build(here, space, staging, ticket.name, deep=deep)
+            created = put_staged(ticket, there, staging, overwrite=overwrite)
+            make_known(space, there)
+        except BaseException:
+            if new:
+                take_out(ticket, there, staging, new)
+            remove_staged(space, staging, ticket.name)
             ticket.finish()
-            return created
-    finally:
-        here.close()
+            settle_quietly(space, there.path)
+            raise
+        ticket.finish()
+        return created
 
 
 def _open_any(space: Space, path: bytes) -> Place:
     """The place of a source; of the root, its own directory under the name '.'."""
     if not path:
         return Place(space, b"", os.dup(space.root_fd()), b".")
-    from fsd.core.places import open_source
-
     return open_source(space, path)
 
 

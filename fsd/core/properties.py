@@ -47,7 +47,9 @@ class _State(NamedTuple):
 
     def spilled(self) -> _State:
         """The same with everything in the overflow file."""
-        inside = {unquote(name.removeprefix(PROPERTY_PREFIX)): value for name, value in self.attributes.items()}
+        inside = {
+            unquote(name.removeprefix(PROPERTY_PREFIX)): value for name, value in self.attributes.items()
+        }
         return _State({}, self.overflow | inside)
 
     def values(self) -> dict[str, bytes]:
@@ -91,7 +93,9 @@ def update(space: Space, path: bytes, set: Mapping[str, bytes], remove: Collecti
         values = {clark: value for clark, value in old.values().items() if clark not in remove}
         values |= {clark: bytes(value) for clark, value in set.items()}
         if sum(len(clark) + len(value) for clark, value in values.items()) > TOTAL_CAP:
-            raise QuotaExceeded(f"The properties of '{place.text}' would take more than {TOTAL_CAP // 1024} KiB.")
+            raise QuotaExceeded(
+                f"The properties of '{place.text}' would take more than {TOTAL_CAP // 1024} KiB."
+            )
         new = _placed(place, values, keep_out=old.overflow.keys() - set.keys())
         _change(place, node_id, old, new)
         if path:
@@ -100,13 +104,19 @@ def update(space: Space, path: bytes, set: Mapping[str, bytes], remove: Collecti
         place.close()
 
 
-def copy_overflow(src_space: Space, src: int, dst_space: Space, dst: int, dst_id: str | None = None) -> None:
-    """Carry what doesn't fit attributes from one open node to another, which gets its derived id, or has `dst_id`."""
-    names = copying.list_attributes(src)
-    announced = _MORE in names or labels.ID_ATTRIBUTE not in names
-    overflow = _load(src_space, _id_of(src_space, src)) if announced else {}
-    if overflow or dst_id:
-        _store(dst_space, dst_id or labels.new_label(dst_space, dst)[0], overflow)
+def overflow_of(space: Space, fd: int) -> dict[str, bytes]:
+    """What of an open node's properties doesn't fit attributes; the rest travels as `user.*`."""
+    names = copying.list_attributes(fd)
+    if _MORE not in names and labels.ID_ATTRIBUTE in names:
+        return {}
+    return _load(space, _id_of(space, fd))
+
+
+def copy_overflow(src_space: Space, src: int, dst_space: Space, dst: int) -> None:
+    """Carry it from one open node to another that was just made, and has its derived id."""
+    overflow = overflow_of(src_space, src)
+    if overflow:
+        store_overflow(dst_space, labels.new_label(dst_space, dst)[0], overflow)
 
 
 def finish_update(space: Space, intent: Intent) -> list[bytes]:
@@ -198,7 +208,7 @@ def _write(place: Place, node_id: str, state: _State) -> None:
     """Make the node's properties those of `state`; the overflow file first, so that its announcement is true."""
     names = copying.list_attributes(place.link)
     if state.overflow:
-        _store(place.space, node_id, state.overflow)
+        store_overflow(place.space, node_id, state.overflow)
     for name in names:
         if name.startswith(PROPERTY_PREFIX) and name != _MORE and name not in state.attributes:
             _remove(place, name)
@@ -214,7 +224,7 @@ def _write(place: Place, node_id: str, state: _State) -> None:
     if not state.overflow:
         if _MORE in names:
             _remove(place, _MORE)
-        _store(place.space, node_id, {})
+        store_overflow(place.space, node_id, {})
 
 
 def _remove(place: Place, name: str) -> None:
@@ -243,7 +253,7 @@ def _load(space: Space, node_id: str) -> dict[str, bytes]:
     return {clark: value.encode("utf-8", "surrogateescape") for clark, value in data["properties"].items()}
 
 
-def _store(space: Space, node_id: str, overflow: Mapping[str, bytes]) -> None:
+def store_overflow(space: Space, node_id: str, overflow: Mapping[str, bytes]) -> None:
     """Replace the overflow file atomically and durably; without content there is no file."""
     with internal(space, "meta") as meta:
         name = _file_name(node_id)

@@ -168,7 +168,8 @@ def put_staged(ticket: Ticket, place: Place, staging: int, *, overwrite: bool, o
     """Give the ticket's staged thing its place; what stood there goes into the trash. True if nothing did.
 
     `only`: the staged thing is the only one there is (moved here, not built), so after a crash it is put in place
-    and never dropped. Raises PreconditionFailed if the place is taken and `overwrite` is False. Durable.
+    and never dropped. Raises PreconditionFailed if the place is taken and `overwrite` is False. Durable; on an error
+    `take_out` brings back what was.
     """
     space = place.space
     new = binding_at(staging, ticket.name)
@@ -193,6 +194,25 @@ def put_staged(ticket: Ticket, place: Place, staging: int, *, overwrite: bool, o
             trash.take_in_staged(space, ticket)
             sync_directory(place.fd)
             return False
+
+
+def take_out(ticket: Ticket, place: Place, staging: int, new: bytes) -> None:
+    """Undo `put_staged`, wherever it got to: the thing `new` is staged again, and what it replaced is back.
+
+    If somebody else has changed the place since, theirs is left there.
+    """
+    with internal(place.space, "trash/files") as files:
+        if binding_at(staging, ticket.name) != new:
+            if place.binding() != new:
+                return
+            if binding_at(staging, ticket.name) is not None:
+                rename_exchange(staging, ticket.name, place.fd, place.name)
+            elif binding_at(files, ticket.name) is not None:
+                rename_exchange(files, ticket.name, place.fd, place.name)
+                rename_new(files, ticket.name, staging, ticket.name)
+            else:
+                rename_new(place.fd, place.name, staging, ticket.name)
+        trash.drop_info(place.space, ticket.name)
 
 
 def _exchange_staged(ticket: Ticket, place: Place, staging: int) -> bool:

@@ -60,7 +60,9 @@ def _settle(space: Space, intent: Intent, peers: Peers | None) -> bool:
         for path in paths:
             settle(space, path)
     except (OSError, ValueError, KeyError) as error:
-        _log.error("space %s: %s %x could not be settled: %s", space.record.id, intent.kind, intent.number, error)
+        _log.error(
+            "space %s: %s %x could not be settled: %s", space.record.id, intent.kind, intent.number, error
+        )
         return False
     return True
 
@@ -79,7 +81,9 @@ def _finish(space: Space, intent: Intent, peers: Peers | None) -> list[bytes] | 
         case "properties":
             return finish_update(space, intent)
         case _:
-            _log.error("space %s: an intent of the unknown kind '%s' is left alone", space.record.id, intent.kind)
+            _log.error(
+                "space %s: an intent of the unknown kind '%s' is left alone", space.record.id, intent.kind
+            )
             return None
 
 
@@ -95,4 +99,6 @@ def _sweep_staging(space: Space) -> None:
                     try:
                         remove_staged(space, staging, name)
                     except OSError as error:
-                        _log.error("space %s: staged '%s' could not be removed: %s", space.record.id, name, error)
+                        _log.error(
+                            "space %s: staged '%s' could not be removed: %s", space.record.id, name, error
+                        )

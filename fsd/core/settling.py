@@ -61,5 +61,7 @@ def take_back(space: Space, paths: list[bytes], undo: Callable[[], None], error:
     try:
         undo()
     except OSError as second:
-        _log.error("space %s: a change could neither be recorded (%s) nor undone: %s", space.record.id, error, second)
+        _log.error(
+            "space %s: a change could neither be recorded (%s) nor undone: %s", space.record.id, error, second
+        )
     settle_quietly(space, *paths)

@@ -89,17 +89,17 @@ def take_in(space: Space, ticket: Ticket, place: Place, node_id: str | None, siz
     The caller reconciles. On an error nothing was moved and nothing is left behind.
     """
     write_info(space, ticket.name, place.path, node_id, size)
-    try:
-        with internal(space, "trash/files") as files:
+    with internal(space, "trash/files") as files:
+        try:
             with mounts_explained(place):
                 rename_new(place.fd, place.name, files, ticket.name)
             sync_directory(place.fd)
             sync_directory(files)
-    except BaseException:
-        with internal(space, "trash/files") as files:
-            if not _stands(files, ticket.name):
-                drop_info(space, ticket.name)
-        raise
+        except BaseException:
+            if _stands(files, ticket.name):
+                rename_new(files, ticket.name, place.fd, place.name)
+            drop_info(space, ticket.name)
+            raise
 
 
 def take_in_staged(space: Space, ticket: Ticket) -> None:
@@ -242,7 +242,9 @@ def _item(files: int, info: int, name: bytes) -> TrashItem | None:
     size = found.size if kind == "f" else _number(fields.get("X-Fsd-Size"), 0) if kind == "d" else 0
     path = unquote_path(fields.get("Path", "")).strip(b"/") or name
     deleted = _number(fields.get("X-Fsd-Deleted"), found.ctime_ns / 1e9)
-    return TrashItem(os.fsdecode(name), path, deleted, kind, int(size), found.mtime_ns, fields.get("X-Fsd-Id"))
+    return TrashItem(
+        os.fsdecode(name), path, deleted, kind, int(size), found.mtime_ns, fields.get("X-Fsd-Id")
+    )
 
 
 def _read_info(info: int, name: bytes) -> dict[str, str]:

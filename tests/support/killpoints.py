@@ -33,7 +33,7 @@ _ORIG_RAX, _RAX, _RSI, _RDX = 15, 10, 13, 12
 
 CHANGING = {
     1: "write", 18: "pwrite64", 20: "writev", 296: "pwritev", 26: "msync", 40: "sendfile", 326: "copy_file_range",
-    2: "open", 257: "openat", 437: "openat2", 85: "creat", 3: "close",
+    2: "open", 257: "openat", 85: "creat",
     82: "rename", 264: "renameat", 316: "renameat2", 86: "link", 265: "linkat", 87: "unlink", 263: "unlinkat",
     83: "mkdir", 258: "mkdirat", 84: "rmdir", 88: "symlink", 266: "symlinkat", 133: "mknod", 259: "mknodat",
     90: "chmod", 91: "fchmod", 268: "fchmodat", 452: "fchmodat2", 92: "chown", 93: "fchown", 260: "fchownat",
@@ -48,10 +48,10 @@ FAILING = {
     1, 18, 326, 2, 257, 82, 264, 316, 86, 265, 87, 263, 83, 258, 84, 88, 266, 133, 259, 91, 93, 77, 74, 75,
     188, 189, 190, 199, 280,
 }  # fmt: skip
-"""Calls that a filesystem can refuse with ENOSPC, EIO or EACCES."""
+"""Calls that a filesystem can refuse with ENOSPC, EIO or EACCES; opening what exists is among them."""
 
 _CREATING = os.O_CREAT | os.O_TRUNC | (os.O_TMPFILE & ~os.O_DIRECTORY)
-_LOCKING = {6, 7, 37, 38}  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
+_FICLONE = 0x40049409
 _FAILED, _OK = 66, 0
 
 
@@ -102,6 +102,7 @@ def fail_at_each(
     error: int,
     *,
     fresh: Callable[[], object] | None = None,
+    calls: set[int] = FAILING,
 ) -> Iterator[Stop]:
     """The same, but the call returns -`error` without having been made, and the operation goes on from
     there."""
@@ -109,7 +110,7 @@ def fail_at_each(
     while True:
         if fresh is not None:
             fresh()
-        stop = _counted(prepare, operate, index, FAILING, error, False)
+        stop = _counted(prepare, operate, index, calls, error, False)
         yield stop
         if stop.call is None:
             return
@@ -119,8 +120,9 @@ def fail_at_each(
 class _Counter:
     """Decides at each call's entry; remembers at which one it struck."""
 
-    def __init__(self, index: int, wanted: set[int], every: bool) -> None:
+    def __init__(self, index: int, wanted: set[int], every: bool, looks: bool) -> None:
         self._left = index
+        self._looks = looks
         self._wanted = wanted
         self._every = every
         self.struck: str | None = None
@@ -129,7 +131,7 @@ class _Counter:
         if self.struck is not None:
             return False
         number = regs[_ORIG_RAX]
-        if not self._every and not (number in self._wanted and _has_effect(number, regs)):
+        if not self._every and not (number in self._wanted and (self._looks or _has_effect(number, regs))):
             return False
         if self._left:
             self._left -= 1
@@ -141,10 +143,8 @@ class _Counter:
 def _has_effect(number: int, regs: Any) -> bool:
     if number in (2, 257):
         return bool(regs[_RSI if number == 2 else _RDX] & _CREATING)
-    if number == 437:
-        return False  # openat2 is used to look, never to create
-    if number == 72:
-        return regs[_RSI] in _LOCKING
+    if number == 16:
+        return bool(regs[_RSI] == _FICLONE)
     return True
 
 
@@ -156,7 +156,7 @@ def _counted(
     error: int | None,
     every: bool,
 ) -> Stop:
-    counter = _Counter(index, wanted, every)
+    counter = _Counter(index, wanted, every, looks=error is not None)
     message = _run(prepare, operate, counter, error)
     return Stop(index, counter.struck, message)
 
