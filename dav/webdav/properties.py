@@ -66,7 +66,11 @@ class Scope:
         """Dead properties; {} for what cannot have any or cannot be read."""
         if entry.kind not in "fd" or entry.unreadable:
             return {}
-        return dead.get_all(self.place.space, entry.path, entry.id)
+        try:
+            return dead.get_all(self.place.space, entry.path, entry.id)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            # Replaced or deleted since it was listed: the listing stands, it must not become a 404.
+            return {}
 
 
 Getter = Callable[[Scope, Entry], str | None]

@@ -18,6 +18,7 @@ from dav.webdav import changes, get, locks, propfind, proppatch, put
 from dav.webdav.call import Call, Reply, error_reply
 from dav.webdav.properties import DIRECTORY_TYPE, content_type
 from fsd.core import tree
+from fsd.core.errors import NotYetKnown
 from fsd.core.tree import Entry
 
 _COLLECTION = "OPTIONS, GET, HEAD, PROPFIND, PROPPATCH, DELETE, COPY, MOVE, LOCK, UNLOCK"
@@ -75,6 +76,19 @@ class Folder(DAVCollection):  # type: ignore[misc]
             return [child.name.decode("utf-8", "surrogateescape") for child in self.target.children]
         _, children = tree.listing(self.target.space, self.target.path)
         return [child.name.decode("utf-8", "surrogateescape") for child in children]
+
+
+def _proven_absent(call: Call) -> bool:
+    """Whether an ENOENT is about the request's own resource, and not about something the server lacks."""
+    if isinstance(call.target, Virtual):
+        return False
+    try:
+        tree.lookup(call.target.space, call.target.path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 class Provider(DAVProvider):  # type: ignore[misc]
@@ -137,6 +151,8 @@ class Requests(RequestServer):  # type: ignore[misc]
             return error_reply(error)
         except OSError as error:
             answer = from_os_error(error)
+            if answer.status == 404 and not _proven_absent(call):
+                answer = from_os_error(NotYetKnown("The answer is not known yet; ask again."))
             if answer.status == 500:
                 raise
             return error_reply(answer)

@@ -92,12 +92,12 @@ class Served:
         bob = self.registry.accounts.get("bob")
         self.registry.grants.grant(self.shared, "user", bob.id, bob.name, Role.VIEWER)
         settings = config.load({"data": str(self.data), "state": str(self.state)}, {})
-        settings = replace(settings, listen=Address("127.0.0.1", 0), http_threads=4, **overrides)
-        self.server = build_server(settings, reuse_port=False)
+        self._settings = replace(settings, listen=Address("127.0.0.1", 0), http_threads=4, **overrides)
         self._clients: list[Dav] = []
         self._wires: list[Wire] = []
 
     def start(self) -> Served:
+        self.server = build_server(self._settings, reuse_port=False)
         self.server.prepare()
         self._thread = threading.Thread(target=self.server.serve, daemon=True)
         self._thread.start()
