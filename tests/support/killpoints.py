@@ -19,7 +19,7 @@ import platform
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -110,7 +110,7 @@ def fail_at_each(
     while True:
         if fresh is not None:
             fresh()
-        stop = _counted(prepare, operate, index, calls, error, False)
+        stop = _counted(prepare, operate, index, calls, errors[index % len(errors)], False)
         yield stop
         if stop.call is None:
             return

@@ -2,11 +2,12 @@
 
 `walk` says what a space's directory contains, `crawl` what the server says, `compare` where they differ.
 `changed_ancestors` says which directories' etags must differ between two crawls. Identity is judged by the
-kernel's inode numbers, never by fsd's attributes.
+kernel's file handles, never by fsd's attributes.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat as stat_
 from collections.abc import Callable, Iterable, Mapping
@@ -26,8 +27,22 @@ class OnDisk:
     kind: str  # f d l o
     size: int
     mtime: int
-    node: tuple[int, int]
+    node: bytes
     nlink: int
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_HANDLE_ROOM = 128
+
+
+def handle(path: bytes) -> bytes:
+    """The kernel's handle of a node (name_to_handle_at(2)): an inode number that is reused has another one."""
+    buffer = ctypes.create_string_buffer(_HANDLE_ROOM.to_bytes(4, "little"), 8 + _HANDLE_ROOM)
+    mount = ctypes.c_int()
+    if _libc.name_to_handle_at(-100, path, buffer, ctypes.byref(mount), 0):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return bytes(buffer.raw[4 : 8 + int.from_bytes(buffer.raw[:4], "little")])
 
 
 def _kind(mode: int) -> str:
@@ -61,11 +76,9 @@ def _walk_directory(root: bytes, path: bytes, found: dict[bytes, OnDisk]) -> int
         size = entry.st_size if kind == "f" else 0
         total += size
         found[below] = OnDisk(
-            below, kind, size, int(entry.st_mtime), (entry.st_dev, entry.st_ino), entry.st_nlink
+            below, kind, size, int(entry.st_mtime), handle(os.path.join(here, name)), entry.st_nlink
         )
-    found[path] = OnDisk(
-        path, "d", total, int(status.st_mtime), (status.st_dev, status.st_ino), status.st_nlink
-    )
+    found[path] = OnDisk(path, "d", total, int(status.st_mtime), handle(here), status.st_nlink)
     return total
 
 
@@ -155,11 +168,6 @@ def unstable_ids(old: Snapshot, new: Snapshot) -> list[str]:
             or (entry.nlink > 1 and entry.kind != "d")
         ):
             continue
-        if (entry.kind, entry.size if entry.kind == "f" else 0) != (
-            old.disk[was].kind,
-            old.disk[was].size if entry.kind == "f" else 0,
-        ):
-            continue  # an inode number that was reused says nothing
         if old.served[was].id != new.served[path].id:
             wrong.append(f"{was!r} moved to {path!r} and lost its id")
     return wrong
