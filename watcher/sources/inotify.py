@@ -188,12 +188,12 @@ class InotifySource:
 
     def _moved_self(self, node: Node) -> None:
         """The last of a rename's events. A node that nobody took in has left; one that hangs is where it hangs."""
+        spot = place(node)
         for cookie, (leaving, _, _) in list(self._leaving.items()):
-            if leaving is node:
+            if leaving is node and spot is None:
                 del self._leaving[cookie]
                 self.walker.drop(node)
                 return
-        spot = place(node)
         if spot is None or self.walker.is_at(node, absolute(*spot)):
             return
         # Its old or new parent is not watched, or it moved again: a later event says where, or it is told here.
@@ -216,6 +216,9 @@ class InotifySource:
     def _arrive(self, parent: Node, name: bytes, cookie: int) -> None:
         kid, old_root, old_path = self._leaving.pop(cookie)
         spot = place(parent)
+        if place(kid) is not None:
+            self.walker.discover(parent, name, tell=True)  # found elsewhere meanwhile, so it was not this one
+            return
         if spot is None or is_above(kid, parent):
             self.walker.drop(kid)
             return
@@ -228,14 +231,17 @@ class InotifySource:
         else:
             new_path = spot[1] + b"/" + name if spot[1] else name
             self._say(root, Kind.MOVED, new_path, peer=old_path)
-        if self.walker.young or self.walker.busy():
-            self.walker.queue(kid, deep=True)
+        if self.walker.young:
+            # The object may be of a directory that took the old name before this event was read.
+            if self.walker.is_at(kid, absolute(*place(kid) or (root, b""))):
+                self.walker.queue(kid, deep=True)
+            else:
+                self.walker.discover(parent, name, tell=True)
 
     def _overflow(self) -> None:
         """Events were lost: walk everything again, then say GAP."""
         log.warning("inotify queue overflowed: every space is walked and swept again")
-        for cookie in list(self._leaving):
-            self.walker.drop(self._leaving.pop(cookie)[0])
+        self._drop_left()
         for space, root in self._roots.items():
             self._overflows[space] += 1
             self.walker.restart(root)
@@ -259,7 +265,7 @@ class InotifySource:
     def _walk(self, deadline: float) -> None:
         for root, path in self.walker.step(deadline, self.queue.held):
             self._say(root, Kind.DIRECTORY, path)
-        if self.walker.young and self.queue.idle() and not self.walker.busy():
+        if (self.walker.young or self._leaving) and not self.walker.busy() and self.queue.idle():
             self.walker.young = False
             self._drop_left()
         for root in self._roots.values():
@@ -268,8 +274,11 @@ class InotifySource:
                 self._say(root, Kind.GAP, b"")
 
     def _drop_left(self) -> None:
-        for cookie in list(self._leaving):
-            self.walker.drop(self._leaving.pop(cookie)[0])
+        """No second half can come any more: what hangs nowhere has left."""
+        leaving, self._leaving = self._leaving, {}
+        for node, _, _ in leaving.values():
+            if place(node) is None:
+                self.walker.drop(node)
 
     def _timers(self, now: float) -> None:
         if now >= self._next_retry:

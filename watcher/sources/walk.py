@@ -55,7 +55,8 @@ class Walker:
         self._max = max_watches if max_watches > 0 else 1 << 62
         self.nodes: dict[int, Node] = {}
         self.young = False
-        """Something was listed since the event queue was last seen empty."""
+        """Something was looked at on disk since the event queue was last seen empty, so the forest may be ahead of
+        the events still queued, or have missed what moved away before it was looked for."""
         self._soon: deque[_Job] = deque()
         self._later: deque[_Job] = deque()
         self._news: list[tuple[Root, bytes]] = []
@@ -111,6 +112,7 @@ class Walker:
             return
         root, path = spot
         full = absolute(root, path + b"/" + name if path else name)
+        self.young = True
         try:
             info = os.lstat(full)
         except OSError:
@@ -269,6 +271,8 @@ class Walker:
         if isinstance(node, Root) or is_above(node, parent) or twice:
             self._starve(root, parent, OSError(errno.EXDEV, "the directory is visible twice"))
             return None
+        if node.parent is not None and spot is not None:
+            self.queue(node.parent, deep=False)  # something else is, or was, at the old place
         home = owner(node)
         if home is not None and home is not root:
             self.change_root(node, home, root)

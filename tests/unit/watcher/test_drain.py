@@ -1,0 +1,222 @@
+"""Hints to reconcile, with a clock of our own and a real index."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fsd.core import dirty
+from fsd.core.errors import StorageUnavailable
+from fsd.core.installation import Installation
+from fsd.core.reconcile import reconcile
+from fsd.core.registry import Registry
+from fsd.core.space import Space
+from fsd.core.sweep import Sweep
+from watcher.drain import Drain
+from watcher.hint import Hint, Kind
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Space:
+    Installation.initialise(tmp_path / "state", tmp_path / "data")
+    registry = Registry(tmp_path / "state")
+    space = registry.open(registry.create("p").id)
+    assert Sweep(space).step(5.0).finished
+    yield space
+    space.close()
+    registry.installation.close()
+
+
+def hear(
+    drain: Drain, directory: bytes, *names: bytes, soft: bool = False, kind: Kind = Kind.ENTRIES
+) -> None:
+    drain.hear(Hint("s", kind, directory, frozenset(names), soft=soft, heard=drain._clock()))
+    drain.flush()
+
+
+def write(space: Space, path: bytes, data: bytes = b"x") -> None:
+    Path(space.root.decode(), path.decode()).write_bytes(data)
+
+
+def verify(space: Space) -> None:
+    sweep = Sweep(space)
+    sweep.begin()
+    assert sweep.step(5.0).finished
+
+
+def usage(space: Space) -> int:
+    with space.index.read() as db:
+        return db.execute("SELECT total FROM dir WHERE n=1").fetchone()[0]
+
+
+def test_a_hint_is_durable_before_it_is_handled(space: Space):
+    drain = Drain(space, clock=Clock())
+    write(space, b"f", b"12345")
+    hear(drain, b"", b"f")
+    (item,) = dirty.pending(space, 10, sweep=False)
+    assert item.names == {b"f"}
+    assert not drain.run(1.0)
+    assert usage(space) == 5
+    assert dirty.counts(space).hinted == 0
+    assert drain.waiting() == 0
+    assert drain.next_due() is None
+
+
+def test_after_a_crash_the_next_drain_finds_what_waited(space: Space):
+    write(space, b"f", b"12345")
+    hear(Drain(space, clock=Clock()), b"", b"f")
+    again = Drain(space, clock=Clock())
+    again.refill(100.0)
+    again.run(1.0)
+    assert usage(space) == 5
+
+
+def test_a_directory_under_fire_waits_and_a_quiet_one_does_not(space: Space):
+    clock = Clock()
+    passes: list[bytes] = []
+
+    def slow(space: Space, path: bytes, names: object = None, **more: object):
+        passes.append(path)
+        clock.now += 0.1
+        return reconcile(space, path, names, **more)
+
+    for name in (b"fire", b"quiet"):
+        Path(space.root.decode(), name.decode()).mkdir()
+    verify(space)
+    drain = Drain(space, clock=clock, work=slow)
+    hear(drain, b"fire", b"a")
+    drain.run(1.0)
+    hear(drain, b"fire", b"b")
+    hear(drain, b"quiet", b"a")
+    drain.run(1.0)
+    assert passes == [b"fire", b"quiet"]
+    clock.now += 1.0
+    drain.run(1.0)
+    assert passes == [b"fire", b"quiet", b"fire"]
+
+
+def failing(bad: bytes, error: Exception) -> Callable:
+    def work(space: Space, path: bytes, names: object = None, **more: object):
+        if path == bad:
+            raise error
+        return reconcile(space, path, names, **more)
+
+    return work
+
+
+def test_one_failing_directory_holds_up_nobody(space: Space, allow_log):
+    allow_log("reconciling b'bad' failed")
+    for name in ("bad", "good"):
+        Path(space.root.decode(), name).mkdir()
+    verify(space)
+    clock = Clock()
+    drain = Drain(space, clock=clock, work=failing(b"bad", OSError(errno.EIO, "broken disk")))
+    write(space, b"good/f", b"123")
+    hear(drain, b"bad", kind=Kind.DIRECTORY)
+    hear(drain, b"good", b"f")
+    drain.run(1.0)
+    assert usage(space) == 3
+    assert drain.errors["EIO"] == 1
+    assert "broken disk" in drain.last_error
+    assert drain.waiting() == 1
+    drain.run(1.0)
+    assert drain.errors["EIO"] == 1, "not before its time"
+    clock.now += 0.3
+    drain.run(1.0)
+    assert drain.errors["EIO"] == 2
+    assert drain.next_due() > clock.now + 0.4
+    drain.forget_failures()
+    assert drain.next_due() == clock.now
+
+
+def test_defects_are_contained_too(space: Space, allow_log):
+    allow_log("failed")
+    drain = Drain(space, clock=Clock(), work=failing(b"", ZeroDivisionError("oops")))
+    hear(drain, b"", b"f")
+    drain.run(1.0)
+    assert drain.errors["ZeroDivisionError"] == 1
+    assert drain.waiting() == 1
+
+
+def test_unavailable_storage_is_told_and_everything_still_waits(space: Space):
+    drain = Drain(space, clock=Clock(), work=failing(b"", StorageUnavailable("gone")))
+    hear(drain, b"", b"f")
+    with pytest.raises(StorageUnavailable):
+        drain.run(1.0)
+    assert drain.waiting() == 1
+    assert dirty.counts(space).hinted == 1
+
+
+def test_a_new_directory_waits_for_its_parent(space: Space):
+    drain = Drain(space)
+    Path(space.root.decode(), "a/b/c").mkdir(parents=True)
+    write(space, b"a/b/c/f", b"1234")
+    for directory in (b"a/b/c", b"a/b", b"a"):
+        hear(drain, directory, kind=Kind.DIRECTORY)
+    hear(drain, b"", b"a")
+    deadline = drain._clock() + 10
+    while drain.waiting() and drain._clock() < deadline:
+        drain.run(0.1)
+    assert usage(space) == 4
+    assert dirty.counts(space).hinted == 0
+
+
+def test_what_waits_follows_a_renamed_directory(space: Space):
+    root = Path(space.root.decode())
+    (root / "old/deep").mkdir(parents=True)
+    drain = Drain(space)
+    hear(drain, b"", kind=Kind.SUBTREE)
+    while drain.waiting():
+        drain.run(0.1)
+    drain._pacer.failed(b"old/deep", drain._clock())
+    write(space, b"old/deep/f", b"12")
+    hear(drain, b"old/deep", b"f")
+    (root / "old").rename(root / "new")
+    hear(drain, b"", b"old", b"new")
+    drain.hear(Hint("s", Kind.MOVED, b"new", peer=b"old", heard=drain._clock()))
+    drain.flush()
+    while drain.waiting():
+        drain.run(0.1)
+    assert usage(space) == 2
+
+
+def test_subtree_goes_all_the_way_down(space: Space):
+    root = Path(space.root.decode())
+    (root / "a/b/c").mkdir(parents=True)
+    (root / "a/b/link").symlink_to(root)
+    drain = Drain(space)
+    hear(drain, b"", kind=Kind.SUBTREE)
+    while drain.waiting():
+        drain.run(0.1)
+    (root / "a/b/c/f").write_bytes(b"123456")
+    hear(drain, b"a", kind=Kind.SUBTREE)
+    while drain.waiting():
+        drain.run(0.1)
+    assert usage(space) == 6
+
+
+def test_the_schedule_is_bounded_and_the_rest_comes_from_the_dirty_set(space: Space):
+    root = Path(space.root.decode())
+    for number in range(8):
+        (root / f"d{number}").mkdir()
+    verify(space)
+    drain = Drain(space, max_scheduled=3)
+    for number in range(8):
+        (root / f"d{number}/f").write_bytes(b"1")
+        hear(drain, b"d%d" % number, b"f")
+    assert drain.waiting() <= 3
+    for _ in range(10):
+        drain.run(1.0)
+        drain.refill(drain._clock(), force=True)
+    assert usage(space) == 8
