@@ -62,18 +62,19 @@ class Commit:
         defer_labels: bool,
     ) -> None:  # fmt: skip
         self.space, self.db, self.n, self.path, self.now = space, db, n, path, now
-        self._explicit, self.sweep, self._first_look = explicit, sweep, first_look
+        self._explicit, self.sweep, self.first_look = explicit, sweep, first_look
         self._defer_labels = defer_labels
         row = index.node(db, n)
         parent = index.directory(db, n)
         assert row is not None and parent is not None
-        self._id, self.dev, self.seq = row.id, parent.dev, parent.seq
+        self.id, self.dev, self.seq = row.id, parent.dev, parent.seq
         (self._epoch, self.born_ns) = db.execute("SELECT epoch, born_ns FROM head").fetchone()
         self.bindings_exist = self._any_bindings()
         self.deltas = Deltas()
         self.changes: list[Change] = []
         self.result = Result()
-        self._linked: set[bytes] = set()
+        self._linked: dict[bytes, int] = {}
+        """Hard-linked nodes that were met, with the ctime they have now (0: not known)."""
 
     def _any_bindings(self) -> bool:
         with self.space.state.read() as db:
@@ -96,7 +97,7 @@ class Commit:
             seen, verdict = self._opaque(seen), Verdict(link=True)
         self._place(row, seen, verdict)
         if seen.nlink > 1 and seen.kind != DIRECTORY:
-            self._linked.add(seen.binding)
+            self._linked[seen.binding] = seen.ctime_ns
 
     def _mount_is_gone(self, row: NodeRow, seen: Seen) -> bool:
         if row.kind != DIRECTORY or seen.kind != DIRECTORY or seen.dev != self.dev:
@@ -123,7 +124,7 @@ class Commit:
                 known.append(other)
         remembered = None
         if self.bindings_exist and not known:
-            remembered = self.space.state.bound(seen.binding, place_key(self._id, seen.name))
+            remembered = self.space.state.bound(seen.binding, place_key(self.id, seen.name))
             if remembered and index.by_id(self.db, remembered[0]):
                 remembered = None
         claimed, alive, agrees, buried = (
@@ -146,7 +147,7 @@ class Commit:
                 return None, False, False, None
             stone = self.space.state.tombstone(label.id)
             agrees = stone is not None and (
-                (stone.parent, stone.name) == (self._id, seen.name) or stone.uid == seen.uid
+                (stone.parent, stone.name) == (self.id, seen.name) or stone.uid == seen.uid
             )
             return None, False, False, stone.rev if stone and agrees else None
         alive = owner.parent is not None and self._alive(owner)
@@ -200,7 +201,7 @@ class Commit:
         if verdict.node_id is not None and index.by_id(self.db, verdict.node_id) is None:
             return verdict.node_id, not (proven and seen.label and seen.label.id == verdict.node_id)
         if verdict.link:
-            candidate = ids.link_id(space.key, seen.binding, self._id, seen.name)
+            candidate = ids.link_id(space.key, seen.binding, self.id, seen.name)
         else:
             candidate = ids.derived_id(space.key, seen.binding)
         turn = 0
@@ -264,12 +265,12 @@ class Commit:
             dirty.mark_row(self.db, n, None, self.now, sweep=self.sweep)
             self.result.new_dirs.append(join(self.path, seen.name))
         self.note_label(n, seen, flags, urgent)
-        if self._first_look:
+        if self.first_look:
             # Entries older than the index are not news: whoever read the etag of this directory has seen them.
             self.deltas.add(self.n, visible=seen.ctime_ns > self.born_ns)
         else:
             self.deltas.add(self.n, seen.size, total)
-            self.changes.append(Change(kind, node_id, seen.kind, self._id, seen.name))
+            self.changes.append(Change(kind, node_id, seen.kind, self.id, seen.name))
 
     def _attach(self, row: NodeRow, seen: Seen, rev: int, *, rebound: bool) -> None:
         """Bring an existing row to this place; a directory brings its whole subtree."""
@@ -288,15 +289,19 @@ class Commit:
             self.db.execute(
                 "UPDATE dir SET mounted=?, dev=? WHERE n=?", (int(seen.dev != self.dev), seen.dev, row.n)
             )
+            parts = index.directory(self.db, row.n)
             if rebound:
                 dirty.mark_row(self.db, row.n, None, self.now, sweep=self.sweep)
+            elif parts is not None and parts.epoch != self._epoch:
+                # A sweep passes it by where it was, and where it is it looks only at what was there before.
+                dirty.mark_row(self.db, row.n, None, self.now, sweep=True)
             total = self._total(row)
         else:
             total = seen.size
         self.note_label(row.n, seen, flags, rebound or rev != row.rev)
         self.deltas.add(self.n, seen.size, total)
         stayed = (row.parent, row.name) == (self.n, seen.name)
-        self.changes.append(Change("changed" if stayed else "moved", row.id, seen.kind, self._id, seen.name))
+        self.changes.append(Change("changed" if stayed else "moved", row.id, seen.kind, self.id, seen.name))
 
     def _update(self, row: NodeRow, seen: Seen) -> None:
         """The same node at the same place."""
@@ -317,10 +322,10 @@ class Commit:
             )
         self.deltas.add(self.n, seen.size - row.size, seen.size - row.size, visible=visible)
         self.changes.append(
-            Change("changed" if visible else "metadata", row.id, seen.kind, self._id, seen.name)
+            Change("changed" if visible else "metadata", row.id, seen.kind, self.id, seen.name)
         )
         if (seen.nlink > 1 and seen.kind != DIRECTORY) or row.nlink > 1:
-            self._linked.add(seen.binding)
+            self._linked[seen.binding] = seen.ctime_ns
 
     # -- entries that are gone --------------------------------------------------------------------------------
 
@@ -334,9 +339,9 @@ class Commit:
             "INSERT OR REPLACE INTO limbo VALUES (?, ?, ?, ?)", (row.n, self.n, row.name, self.now)
         )
         self.deltas.add(self.n, -fresh.size, -self._total(fresh))
-        self.changes.append(Change("deleted", row.id, row.kind, self._id, row.name))
+        self.changes.append(Change("deleted", row.id, row.kind, self.id, row.name))
         if row.nlink > 1 and row.kind != DIRECTORY:
-            self._linked.add(row.binding)
+            self._linked.setdefault(row.binding, 0)
 
     def _drop(self, row: NodeRow) -> None:
         """Delete a file's row whose id lives on in another row."""
@@ -362,12 +367,12 @@ class Commit:
     def _settle_links(self) -> None:
         """Remember which name of a hard-linked node has which id: the one label on the inode can't tell."""
         rows: list[tuple[bytes, bytes, bytes, int]] = []
-        for binding in self._linked:
+        for binding, ctime_ns in self._linked.items():
             names = [row for row in index.by_binding(self.db, binding) if row.parent is not None]
             for row in names:
                 parent = index.node(self.db, row.parent) if row.parent is not None else None
-                if parent is not None and row.ctime_ns != max(name.ctime_ns for name in names):
-                    # What was seen at one name holds for all, but nobody tells about the others.
+                if parent is not None and row.ctime_ns != ctime_ns:
+                    # What happened through one name holds for all, but nobody tells about the others.
                     dirty.mark_row(self.db, parent.n, [row.name], self.now, sweep=self.sweep)
                 if parent is not None:
                     rows.append((binding, place_key(parent.id, row.name), row.id, row.rev))
@@ -403,7 +408,7 @@ class Commit:
             if urgent:
                 self._bind_plain(n)
             return
-        if not urgent and self._first_look and self.space.record.label == "lazy":
+        if not urgent and self.first_look and self.space.record.label == "lazy":
             return
         if urgent:
             self.db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (n, self.now))

@@ -1,4 +1,4 @@
-"""The first look into a directory, in bulk: what a sweep of a large tree spends its time on.
+"""Many new entries of one directory at once: what a sweep of a large tree and a copied tree spend their time on.
 
 Entries whose identity is plain (no row, no rival for the id, one name, nothing remembered about the place)
 are inserted together; all others take the way of `Commit.put`. Labels of quiet nodes are written before the
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fsd.core import ids, index, labels
 from fsd.core.index import DIRECTORY, FILE, LABELLED, READY
+from fsd.core.journal import Change
 from fsd.core.names import join
 
 if TYPE_CHECKING:
@@ -46,16 +47,15 @@ def populate(work: Commit, fd: int, entries: Sequence[Seen], *, label: bool) -> 
                 flags, ctime_ns = READY | LABELLED, after
         if seen.kind == DIRECTORY:
             dirs.append((seen._replace(ctime_ns=ctime_ns), n))
-        nodes.append((n, node_id, work.n, seen.name, seen.kind, seen.binding, seen.ino, seen.size, seen.mtime_ns, ctime_ns,
-                      seen.mode, seen.uid, seen.gid, seen.nlink, rev, flags, seen.xattrs))  # fmt: skip
+        nodes.append((n, node_id, work.n, seen.name, seen.kind, seen.binding, seen.ino, seen.size, seen.mtime_ns,
+                      ctime_ns, seen.mode, seen.uid, seen.gid, seen.nlink, rev, flags, seen.xattrs))  # fmt: skip
         if not flags & LABELLED:
             work.note_label(n, seen, flags, urgent=False)
     work.db.executemany(_NODE, nodes)
     if dirs:
         _insert_dirs(work, dirs)
     if plain:
-        # Entries older than the index are not news: whoever read the etag of this directory has seen them.
-        work.deltas.add(work.n, visible=any(seen.ctime_ns > work.born_ns for seen, _ in plain))
+        _account(work, plain)
     return others
 
 
@@ -95,12 +95,21 @@ def _sort_out(work: Commit, entries: Sequence[Seen]) -> tuple[list[tuple[Seen, b
     return plain, others
 
 
-def _present(work: Commit, column: str, values: list[bytes]) -> set[bytes]:
+def _account(work: Commit, plain: list[tuple[Seen, bytes]]) -> None:
+    """Sums, etags and journal. At a first look the sums are taken at its end, and entries older than the index are not
+    news: whoever read the etag of this directory has seen them."""
+    if work.first_look:
+        work.deltas.add(work.n, visible=any(seen.ctime_ns > work.born_ns for seen, _ in plain))
+        return
+    own = sum(seen.size for seen, _ in plain)
+    work.deltas.add(work.n, own, own + sum(seen.assumed for seen, _ in plain))
+    work.changes += [Change("created", node_id, seen.kind, work.id, seen.name) for seen, node_id in plain]
+
+
+def _present(work: Commit, column: str, values: list[bytes], also: str = "") -> set[bytes]:
     marks = ",".join("?" * len(values))
-    return {
-        value
-        for (value,) in work.db.execute(f"SELECT {column} FROM node WHERE {column} IN ({marks})", values)
-    }
+    query = f"SELECT {column} FROM node WHERE {also}{column} IN ({marks})"
+    return {value for (value,) in work.db.execute(query, values)}
 
 
 def _write(work: Commit, fd: int, seen: Seen, node_id: bytes, rev: int) -> int:
@@ -124,9 +133,19 @@ def _write(work: Commit, fd: int, seen: Seen, node_id: bytes, rev: int) -> int:
 def _insert_dirs(work: Commit, dirs: Iterable[tuple[Seen, int]]) -> None:
     dirs = list(dirs)
     counter = index.take_numbers(work.space, work.db, len(dirs))
-    work.db.executemany(_DIR, (
-        (n, seen.assumed, seen.assumed, counter + turn, seen.mtime_ns, seen.ctime_ns, seen.dev, int(seen.dev != work.dev))
+    rows = [
+        (
+            n,
+            seen.assumed,
+            seen.assumed,
+            counter + turn,
+            seen.mtime_ns,
+            seen.ctime_ns,
+            seen.dev,
+            seen.dev != work.dev,
+        )
         for turn, (seen, n) in enumerate(dirs)
-    ))  # fmt: skip
+    ]
+    work.db.executemany(_DIR, rows)
     work.db.executemany(_DIRTY, ((n, work.now, int(work.sweep)) for _, n in dirs))
     work.result.new_dirs += [join(work.path, seen.name) for seen, _ in dirs]

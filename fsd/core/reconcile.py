@@ -37,6 +37,8 @@ _TURNS = 12
 _TURNS_UNLOCKED = 3
 _CHUNK = 250
 """Rows per transaction: others wait for the writers' lock meanwhile."""
+_BULK = 4
+"""From so many entries on, the plain new ones among them are inserted together."""
 
 
 class Outcome(NamedTuple):
@@ -242,7 +244,7 @@ def _commit(
                 explicit=explicit, sweep=sweep, first_look=first_look, defer_labels=defer,
             )  # fmt: skip
             batch = seen[start : start + _CHUNK]
-            if first_look:
+            if len(batch) >= _BULK:
                 batch = populate(work, place.fd, batch, label=item is not None)
             for entry in batch:
                 work.put(entry)
