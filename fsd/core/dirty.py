@@ -18,7 +18,7 @@ from fsd.core.syscalls import statx
 if TYPE_CHECKING:
     from fsd.core.space import Space
 
-MAX_NAMES = 256
+MAX_NAMES = 2000
 """More named entries than this become the whole directory."""
 
 
