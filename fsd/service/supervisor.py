@@ -85,6 +85,8 @@ def reserve(host: str, port: int) -> socket.socket:
             probe.listen(1)
             address = probe.getsockname()
         kept = socket.socket(family, kind, proto)
+        # Also here: connections of an earlier server that are in TIME_WAIT don't forbid a restart.
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         kept.bind(address)
     except OSError as error:
