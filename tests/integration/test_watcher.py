@@ -1,0 +1,312 @@
+"""The watcher on a real space: what is written directly becomes right, whatever happens to the watcher."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsd.core.installation import Installation
+from fsd.core.registry import Registry
+from fsd.service import status
+from tests.support.waiting import wait_for
+from watcher.loop import Watcher
+from watcher.sources.inotify import InotifySource
+from watcher.sources.queue import Queue
+
+
+class Rig:
+    """An installation with one space, and a watcher in a thread."""
+
+    def __init__(self, base: Path) -> None:
+        self.state = base / "state"
+        Installation.initialise(self.state, base / "data")
+        self.registry = Registry(self.state)
+        self.record = self.registry.create("p")
+        self.root = Path(os.fsdecode(self.record.path))
+        self.space = self.registry.open(self.record.id)
+        self.source: InotifySource | None = None
+        self.watcher: Watcher | None = None
+        self._stop = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, source: InotifySource | None = None, *, settled: bool = True) -> Rig:
+        self.source = source or InotifySource()
+        self.watcher = Watcher(Registry(self.state), self.state / "run", self.source)
+        self._stop = False
+        self._thread = threading.Thread(target=self.watcher.run, args=(lambda: self._stop,))
+        self._thread.start()
+        if settled:
+            wait_for(lambda: self.told().get("state") == "watching", what="a watched space")
+        return self
+
+    def stop(self) -> None:
+        if self._thread is not None:
+            self._stop = True
+            self.source.wake()
+            self._thread.join(20)
+            assert not self._thread.is_alive()
+            self._thread = None
+
+    def told(self) -> dict[str, Any]:
+        return status.read(self.state / "run").spaces.get(self.record.hex, {})
+
+    def usage(self) -> int:
+        with self.space.index.read() as db:
+            return db.execute("SELECT total FROM dir WHERE n=1").fetchone()[0]
+
+    def walk(self) -> int:
+        """Bytes below the root: this test's own idea of the truth."""
+        total = 0
+        for here, names, files in os.walk(self.root):
+            names[:] = [name for name in names if name != ".fsd"]
+            found = [os.lstat(os.path.join(here, name)) for name in files]
+            total += sum(info.st_size for info in found if stat.S_ISREG(info.st_mode))
+        return total
+
+    def right(self, timeout: float = 15.0) -> None:
+        wait_for(lambda: self.usage() == self.walk(), timeout=timeout, what="the tree size", every=0.005)
+
+    def close(self) -> None:
+        self.stop()
+        self.space.close()
+        self.registry.installation.close()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path)
+    yield made
+    made.close()
+
+
+def write(path: Path, size: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * size)
+
+
+def test_direct_writes(rig: Rig):
+    rig.start()
+    write(rig.root / "a/b/c/f", 100)
+    rig.right()
+    os.truncate(rig.root / "a/b/c/f", 7)
+    rig.right()
+    with open(rig.root / "a/log", "ab", buffering=0) as log:
+        for _ in range(5):
+            log.write(b"line\n")
+            rig.right()
+    os.rename(rig.root / "a/b", rig.root / "z")
+    write(rig.root / "z/c/g", 3)
+    rig.right()
+    os.link(rig.root / "z/c/g", rig.root / "hard")
+    os.symlink("/etc", rig.root / "link")
+    os.mkfifo(rig.root / "fifo")
+    write(Path(os.fsdecode(os.fsencode(rig.root) + b"/n\xff\n")), 11)
+    rig.right()
+    shutil.rmtree(rig.root / "z")
+    os.unlink(rig.root / "link")
+    rig.right()
+
+
+def test_bulk_copy_and_removal(rig: Rig, tmp_path: Path):
+    rig.start()
+    for number in range(20):
+        for name in range(30):
+            write(tmp_path / f"src/d{number}/f{name}", name)
+    shutil.copytree(tmp_path / "src", rig.root / "copy")
+    rig.right()
+    shutil.rmtree(rig.root / "copy")
+    rig.right()
+    assert rig.usage() == 0
+
+
+def test_changes_while_it_was_down(rig: Rig):
+    rig.start()
+    write(rig.root / "a/f", 10)
+    write(rig.root / "b/f", 10)
+    rig.right()
+    rig.stop()
+    write(rig.root / "a/f", 3)
+    write(rig.root / "new/deep/f", 5)
+    shutil.rmtree(rig.root / "b")
+    rig.start()
+    rig.right()
+
+
+def test_overflow_ends_right_and_shows(rig: Rig, allow_log):
+    allow_log("overflowed")
+    rig.start(InotifySource(Queue(max_bytes=3000)))
+    rig.source.queue.gate.clear()
+    for number in range(300):
+        write(rig.root / f"d{number}/f", number)
+    rig.source.queue.gate.set()
+    rig.right()
+    wait_for(lambda: rig.told().get("overflows", 0) >= 1, what="the overflow in the status")
+    write(rig.root / "d5/late", 5)
+    rig.right()
+
+
+def test_exhausted_watches_end_right_and_show(rig: Rig, allow_log, monkeypatch: pytest.MonkeyPatch):
+    allow_log("polled instead")
+    monkeypatch.setattr("watcher.sources.inotify.POLL_EVERY", 0.3)
+    for number in range(8):
+        write(rig.root / f"d{number}/e/f", 1)
+    rig.start(InotifySource(max_watches=5))
+    rig.right()
+    wait_for(lambda: rig.told().get("unwatched", 0) > 0, what="unwatched directories in the status")
+    for number in range(8):
+        write(rig.root / f"d{number}/e/f", 100 + number)
+        write(rig.root / f"d{number}/new/g", 1)
+    rig.right()
+    assert status.read(rig.state / "run").problems()
+
+
+def test_spaces_come_and_go(rig: Rig):
+    rig.start()
+    second = rig.registry.create("second")
+    root = Path(os.fsdecode(second.path))
+    write(root / "f", 5)
+    space = rig.registry.open(second.id)
+
+    def usage() -> int:
+        with space.index.read() as db:
+            return db.execute("SELECT total FROM dir WHERE n=1").fetchone()[0]
+
+    wait_for(lambda: usage() == 5)
+    rig.registry.disable(second.id)
+    wait_for(lambda: second.hex not in status.read(rig.state / "run").spaces)
+    write(root / "f", 50)
+    rig.registry.restore(second.id)
+    wait_for(lambda: usage() == 50)
+    space.close()
+
+
+def test_storage_that_goes_away_deletes_nothing(rig: Rig, allow_log, tmp_path: Path):
+    allow_log("is unavailable|reconciling")
+    rig.start()
+    write(rig.root / "a/f", 10)
+    rig.right()
+    os.rename(rig.root, tmp_path / "away")
+    rig.root.mkdir()
+    wait_for(lambda: rig.told().get("state") == "unavailable")
+    assert rig.usage() == 10
+    write(tmp_path / "away/a/g", 5)
+    rig.root.rmdir()
+    os.rename(tmp_path / "away", rig.root)
+    rig.right()
+    wait_for(lambda: rig.told().get("state") == "watching")
+    write(rig.root / "a/h", 1)
+    rig.right()
+
+
+def test_a_deleted_index_comes_back_under_the_running_watcher(rig: Rig):
+    rig.start()
+    write(rig.root / "a/b/f", 10)
+    rig.right()
+    (rig.state / f"{rig.record.hex}.index.db").unlink()
+    write(rig.root / "a/g", 4)
+    rig.right(30)
+    write(rig.root / "c/d/g", 4)
+    rig.right()
+
+
+def test_an_unreadable_neighbour_disturbs_nobody(rig: Rig, allow_log):
+    allow_log("polled instead")
+    rig.start()
+    write(rig.root / "closed/f", 10)
+    rig.right()
+    (rig.root / "closed").chmod(0)
+    write(rig.root / "open/f", 5)
+    wait_for(lambda: rig.usage() == 15)
+    (rig.root / "closed").chmod(0o755)
+    rig.right()
+
+
+def test_our_own_labels_wake_nobody_for_long(rig: Rig):
+    """Labelling and publishing are heard as attribute changes; they must come to rest."""
+    rig.start()
+    for number in range(30):
+        write(rig.root / f"d{number}/f", 1)
+    rig.right()
+    label = "user.fsd.id"
+    wait_for(
+        lambda: all(label in os.listxattr(rig.root / f"d{number}/f") for number in range(30)),
+        timeout=30,
+        what="labels",
+        every=0.1,
+    )
+    keeper = rig.watcher.keepers[rig.record.hex]
+    seen: list[tuple[int, int]] = []
+
+    def at_rest() -> bool:
+        counts = keeper.drain.counts
+        seen.append((counts["names"] + counts["whole"], counts["changed"]))
+        return len(seen) > 4 and len(set(seen[-4:])) == 1
+
+    wait_for(at_rest, timeout=20, every=0.7, what="rest")
+
+
+def run_forked(rig: Rig) -> int:
+    from watcher.main import run
+
+    class Settings:
+        state = rig.state
+        watch_max = 0
+        watch_sweep = 86400
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run(Settings)  # type: ignore[arg-type]
+        finally:
+            os._exit(0)
+    return pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_at_work_and_started_again(tmp_path: Path, number: signal.Signals):
+    rig = Rig(tmp_path)
+    rig.space.close()
+    rig.registry.installation.close()
+    pid = run_forked(rig)
+    wait_for(lambda: rig.told().get("state") == "watching")
+    for turn in range(200):
+        write(rig.root / f"d{turn % 20}/f{turn}", turn)
+    os.kill(pid, number)
+    os.waitpid(pid, 0)
+    write(rig.root / "d3/late", 10)
+    shutil.rmtree(rig.root / "d4")
+    pid = run_forked(rig)
+    try:
+        rig.right(20)
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        rig.close()
+    assert not status.read(rig.state / "run").watcher_runs
+
+
+def test_a_sweep_that_never_ended_is_finished_first(rig: Rig, monkeypatch: pytest.MonkeyPatch):
+    from fsd.core.sweep import Sweep
+
+    for number in range(300):
+        write(rig.root / f"d{number}/f", 1)
+    partly = Sweep(rig.space)
+    while partly.progress().done_dirs < 50:
+        partly.step(0.0005)
+    before = partly.progress()
+    assert not before.finished
+    begun: list[int] = []
+    real: Callable[..., None] = Sweep.begin
+    monkeypatch.setattr(Sweep, "begin", lambda self: (begun.append(self.progress().done_dirs), real(self))[1])
+    rig.start()
+    rig.right()
+    assert begun, "a new epoch follows, as anything may have changed"
+    assert begun[0] >= 300, "but only after the interrupted one was finished"
