@@ -11,6 +11,7 @@ from dav.auth.forwarded import TrustedProxies
 from dav.http.errors import HttpError, from_os_error
 from dav.routes import Place, Router
 from dav.ui import pages
+from dav.view import Views
 from dav.webdav.call import Call, Reply, error_reply
 from dav.webdav.provider import Provider, Requests
 from fsd.core.names import to_text
@@ -28,7 +29,7 @@ class App:
 
     def __init__(self, registry: Registry, auth: BasicAuth, proxies: TrustedProxies) -> None:
         self.registry = registry
-        self.router = Router(registry)
+        self.views = Views(registry)
         self._auth = auth
         self._proxies = proxies
         self._requests = Requests(Provider())
@@ -50,8 +51,9 @@ class App:
         try:
             if environ["REQUEST_URI"] == "*":
                 return Reply(200, [("DAV", "1, 2, 3"), ("MS-Author-Via", "DAV"), ("Content-Length", "0")])
-            user = self._auth(environ)
-            call = Call(environ, user, self.router)
+            view = self.views.current()
+            user = self._auth(environ, view)
+            call = Call(environ, user, Router(view))
         except HttpError as error:
             return self._refusal(environ, error)
         except OSError as error:

@@ -26,7 +26,6 @@ _STOP_SECONDS = 25.0
 def build_app(settings: Settings) -> App:
     """The application for these settings; opens files and databases, so call it after the fork."""
     registry = Registry(settings.state)
-    quota.use(registry.grants.quota)
     run = settings.state / "run"
     run.mkdir(exist_ok=True, mode=0o700)
     auth = BasicAuth(
@@ -35,7 +34,9 @@ def build_app(settings: Settings) -> App:
         Throttle(run / "logins", settings.auth_failures),
         settings.auth_realm,
     )
-    return App(registry, auth, TrustedProxies(settings.http_trusted_proxies))
+    app = App(registry, auth, TrustedProxies(settings.http_trusted_proxies))
+    quota.use(lambda space: app.views.latest.quota(space))
+    return app
 
 
 def build_server(settings: Settings, *, reuse_port: bool = True) -> Server:

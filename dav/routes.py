@@ -5,17 +5,17 @@ see.  A space that the user has no role in does not exist for them (404).
 """
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dav.http.errors import HttpError
 from dav.http.target import request_path, segments
+from dav.view import View
 from fsd.core import tree
 from fsd.core.accounts import User
 from fsd.core.errors import FsdError
 from fsd.core.grants import Role
 from fsd.core.names import join, quote_path
-from fsd.core.registry import Registry
 from fsd.core.space import Space, SpaceRecord
 
 SPACES_PREFIX = "/dav/spaces/"
@@ -81,19 +81,10 @@ class Virtual:
 
 
 class Router:
-    """Resolves URL paths for a user.  Thread-safe; nothing is kept between requests but the registry's cache."""
+    """Resolves URL paths for a user, in one view of the registry: made for a request."""
 
-    def __init__(self, registry: Registry) -> None:
-        self.registry = registry
-        self._aliases: dict[tuple[bytes, ...], Callable[[_Request], Place | Virtual]] = {
-            (b"dav", b"spaces"): self._spaces,
-            (b"remote.php", b"dav", b"spaces"): self._spaces,
-            (b"dav", b"files"): self._files,
-            (b"remote.php", b"dav", b"files"): self._files,
-            (b"dav", b"home"): self._home,
-            (b"remote.php", b"webdav"): self._personal,
-            (b"webdav",): self._personal,
-        }
+    def __init__(self, view: View) -> None:
+        self.view = view
 
     def resolve(self, user: User, uri: str) -> Place | Virtual:
         """The place of a URL path (still encoded).  HttpError 400 or 404; StorageUnavailable, NotYetKnown."""
@@ -102,26 +93,19 @@ class Router:
         spelled = [part for part in raw.split("/") if part]
         request = _Request(user, names, spelled, 0, raw)
         for depth in (3, 2, 1):
-            handler = self._aliases.get(names[:depth]) if len(names) >= depth else None
+            handler = _ALIASES.get(names[:depth]) if len(names) >= depth else None
             if handler is not None:
                 request.used = depth
-                return handler(request)
+                return handler(self, request)
         static = _STATIC.get(names)
         if static is None:
             raise HttpError(404, "There is nothing here.")
         return request.virtual([Child(name) for name in static])
 
-    def visible(self, user: User) -> Iterator[tuple[SpaceRecord, Role]]:
-        """The spaces in which the user has a role."""
-        for record in self.registry.spaces():
-            role = self.registry.grants.role_of(record, user)
-            if role is not None:
-                yield record, role
-
     def home(self, user: User) -> dict[bytes, SpaceRecord]:
         """The user's spaces by the names they have as folders: unique, and free of slashes."""
         found: dict[bytes, SpaceRecord] = {}
-        for record, _ in sorted(self.visible(user), key=lambda pair: (pair[0].created, pair[0].id)):
+        for record, _ in sorted(self.view.visible(user), key=lambda pair: (pair[0].created, pair[0].id)):
             name = record.name.replace("/", "_").encode("utf-8", "surrogateescape")
             if name in (b"", b".", b"..") or name in found:
                 name += f" ({record.hex[:8]})".encode()
@@ -129,14 +113,14 @@ class Router:
         return found
 
     def _enter(self, request: "_Request", record: SpaceRecord, root_path: bytes = b"") -> Place:
-        role = self.registry.grants.role_of(record, request.user)
+        role = self.view.role(record, request.user)
         if role is None:
             raise HttpError(404, "There is nothing here.")
         path = root_path
         for name in request.names[request.used :]:
             path = join(path, name)
         return Place(
-            space=self.registry.open(record.id),
+            space=self.view.space(record),
             role=role,
             path=path,
             href=request.href,
@@ -147,27 +131,27 @@ class Router:
 
     def _spaces(self, request: "_Request") -> Place | Virtual:
         if len(request.names) == request.used:
-            return request.virtual([Child(r.id.encode(), r) for r, _ in self.visible(request.user)])
+            return request.virtual([Child(r.id.encode(), r) for r, _ in self.view.visible(request.user)])
         space_id, mark, node_id = request.names[request.used].decode("utf-8", "replace").partition("!")
         request.used += 1
         try:
-            record = self.registry.get(space_id)
+            record = self.view.record(space_id)
         except FileNotFoundError:
             raise HttpError(404, "There is nothing here.") from None
         root_path = b""
         if mark:
-            if self.registry.grants.role_of(record, request.user) is None:
+            if self.view.role(record, request.user) is None:
                 raise HttpError(404, "There is nothing here.")
-            root_path = _path_of(self.registry.open(record.id), node_id)
+            root_path = _path_of(self.view.space(record), node_id)
         return self._enter(request, record, root_path)
 
     def _files(self, request: "_Request") -> Place | Virtual:
         if len(request.names) == request.used:
-            own = self.registry.personal(request.user)
+            own = self.view.personal(request.user)
             return request.virtual([Child(request.user.name.encode(), own)] if own else [])
-        owner = self.registry.accounts.find(request.names[request.used].decode("utf-8", "replace"))
+        owner = self.view.user(request.names[request.used].decode("utf-8", "replace"))
         request.used += 1
-        record = self.registry.personal(owner) if owner is not None else None
+        record = self.view.personal(owner) if owner is not None else None
         if record is None:
             raise HttpError(404, "There is nothing here.")
         return self._enter(request, record)
@@ -183,10 +167,21 @@ class Router:
         return self._enter(request, record)
 
     def _personal(self, request: "_Request") -> Place:
-        record = self.registry.personal(request.user)
+        record = self.view.personal(request.user)
         if record is None:
             raise HttpError(404, "You have no personal space.")
         return self._enter(request, record)
+
+
+_ALIASES: dict[tuple[bytes, ...], Callable[[Router, "_Request"], Place | Virtual]] = {
+    (b"dav", b"spaces"): Router._spaces,
+    (b"remote.php", b"dav", b"spaces"): Router._spaces,
+    (b"dav", b"files"): Router._files,
+    (b"remote.php", b"dav", b"files"): Router._files,
+    (b"dav", b"home"): Router._home,
+    (b"remote.php", b"webdav"): Router._personal,
+    (b"webdav",): Router._personal,
+}
 
 
 def _path_of(space: Space, node_id: str) -> bytes:
@@ -213,10 +208,10 @@ class _Request:
         return Virtual(self.names, self.href, self.raw.endswith("/"), children)
 
 
-def root_entry(registry: Registry, record: SpaceRecord) -> tree.Entry | None:
+def root_entry(view: View, record: SpaceRecord) -> tree.Entry | None:
     """The root of a space for a listing of spaces; None while its storage is unavailable."""
     try:
-        return tree.lookup(registry.open(record.id), b"")
+        return tree.lookup(view.space(record), b"")
     except FsdError as error:
         if error.errno in (errno.ENODEV, errno.EAGAIN, errno.ENOENT):
             return None

@@ -9,6 +9,7 @@ from typing import Any
 from dav.auth.cache import CredentialCache
 from dav.auth.throttle import Throttle
 from dav.http.errors import RETRY_SECONDS, HttpError
+from dav.view import View
 from fsd.core.accounts import Accounts, User, fold
 from fsd.service import logs
 
@@ -30,7 +31,7 @@ class BasicAuth:
         self._hashing = threading.Semaphore(_HASHING)
         self._waiting = threading.Semaphore(_WAITING)
 
-    def __call__(self, environ: dict[str, Any]) -> User:
+    def __call__(self, environ: dict[str, Any], view: View) -> User:
         """The user of the request's credentials."""
         header: str = environ.get("HTTP_AUTHORIZATION", "")
         if not header:
@@ -38,12 +39,14 @@ class BasicAuth:
         if len(header) > _MAX_HEADER:
             raise HttpError(400, "The Authorization header is too long.")
         cached = self._cache.get(header)
-        if cached is not None and self._accounts.epoch(cached.name) == cached.epoch:
-            if cached.user_id is None:
-                raise self._unauthorized("The user name or password is wrong.")
-            user = self._accounts.find(cached.name)
-            if user is not None and user.id == cached.user_id and not user.disabled:
-                return user
+        if cached is not None:
+            user = view.user(cached.name)
+            epoch = None if user is None or user.disabled else user.epoch
+            if epoch == cached.epoch:
+                if user is not None and user.id == cached.user_id and not user.disabled:
+                    return user
+                if cached.user_id is None:
+                    raise self._unauthorized("The user name or password is wrong.")
         name, password = self._credentials(header)
         return self._verify(header, name, password, str(environ.get("REMOTE_ADDR", "")))
 

@@ -133,14 +133,13 @@ def virtual_page(call: "Call") -> "Reply":
     """The user's spaces, or what a collection above them holds."""
     target = call.target
     assert isinstance(target, Virtual)
-    registry = call.router.registry
     if target.names in ((), (b"dav",), (b"dav", b"home")):
         pairs = list(call.router.home(call.user).items())
     else:
         pairs = [(child.name, child.record) for child in target.children if child.record is not None]
     rows = []
     for _, record in pairs:
-        root = root_entry(registry, record)
+        root = root_entry(call.router.view, record)
         shown, machine = _times(root.mtime_ns) if root is not None else ("", "")
         href = f"/dav/spaces/{quote_path(record.id.encode())}/" if root is not None else None
         kind = f"{record.type} space" if root is not None else "unavailable now"

@@ -16,6 +16,8 @@ from dav.routes import Place
 from dav.webdav.xml import DAV, OC
 from fsd.core import properties as dead
 from fsd.core import quota, tree
+from fsd.core.copying import list_attributes
+from fsd.core.labels import ID_ATTRIBUTE, PROPERTY_PREFIX
 from fsd.core.locks import Lock, LockTable
 from fsd.core.names import split, to_text
 from fsd.core.tree import Entry
@@ -30,6 +32,8 @@ class Scope:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.id_prefix = place.record.id + "!"
+        self._writable = place.writable
+        self._fd: int | None = None
         self._locks: LockTable | None = None
         self._any_lock: bool | None = None
         self._available: int | None = None
@@ -37,7 +41,7 @@ class Scope:
 
     def permissions(self, entry: Entry) -> str:
         """Letters of clients.md: empty of all that writes where the user may only look."""
-        if not self.place.writable:
+        if not self._writable:
             return ""
         if entry.kind == "d":
             return "RDNVCK" if entry.path else "RCK"
@@ -67,10 +71,29 @@ class Scope:
         if entry.kind not in "fd" or entry.unreadable:
             return {}
         try:
+            if self._has_none(entry):
+                return {}
             return dead.get_all(self.place.space, entry.path, entry.id)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             # Replaced or deleted since it was listed: the listing stands, it must not become a 404.
             return {}
+
+    def _has_none(self, entry: Entry) -> bool:
+        """Whether one listxattr(2) below the listed directory says that there are no dead properties."""
+        parent, name = split(entry.path)
+        if not entry.path or parent != self.place.path:
+            return False
+        if self._fd is None:
+            self._fd = self.place.space.open_dir(parent)
+        names = list_attributes(b"/proc/self/fd/%d/%s" % (self._fd, name))
+        # Without the label it may be a filesystem without attributes, where they are kept elsewhere.
+        return ID_ATTRIBUTE in names and not any(text.startswith(PROPERTY_PREFIX) for text in names)
+
+    def close(self) -> None:
+        """Close the directory that look-ups of dead properties used."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
 
 Getter = Callable[[Scope, Entry], str | None]

@@ -102,7 +102,8 @@ def handle(call: Call) -> Reply:
     pieces = _responses(place.href, entry, children, scope, plan, minimal)
     if len(children) > _STREAM_ABOVE:
         return Reply(207, headers, _stream(pieces))
-    return Reply(207, headers, [b"".join((MULTISTATUS, *pieces, b"</d:multistatus>"))])
+    body = b"".join((MULTISTATUS, *pieces, b"</d:multistatus>"))
+    return Reply(207, [*headers, ("Content-Length", str(len(body)))], [body])
 
 
 def _listing(place: Place) -> tuple[Entry, list[Entry]]:
@@ -115,9 +116,15 @@ def _listing(place: Place) -> tuple[Entry, list[Entry]]:
 def _responses(
     base: str, entry: Entry, children: list[Entry], scope: Scope, plan: Plan, minimal: bool
 ) -> Iterator[bytes]:
-    yield response(base, entry, scope, plan, minimal)
-    for child in children:
-        yield response(f"{base}/{quote_path(child.name)}", child, scope, plan, minimal)
+    try:
+        base = escape(base)
+        yield response(base, entry, scope, plan, minimal)
+        for child in children:
+            # Of all that means something in XML, a quoted name still has the ampersand.
+            name = quote_path(child.name).replace("&", "&amp;")
+            yield response(f"{base}/{name}", child, scope, plan, minimal)
+    finally:
+        scope.close()
 
 
 def _stream(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -132,7 +139,10 @@ def _stream(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def response(path: str, entry: Entry, scope: Scope, plan: Plan, minimal: bool) -> bytes:
-    """One response element: one 200 propstat, then one 404 propstat unless ``minimal``."""
+    """One response element: one 200 propstat, then one 404 propstat unless ``minimal``.
+
+    ``path`` is the href without its trailing slash, escaped.
+    """
     if entry.kind == "d":
         path += "/"
     found: list[str] = []
@@ -150,7 +160,7 @@ def response(path: str, entry: Entry, scope: Scope, plan: Plan, minimal: bool) -
     if plan.all_dead:
         missing = [name for name in missing if name not in LIVE]
     missing += plan.absent
-    parts = [f"<d:response><d:href>{escape(path)}</d:href>"]
+    parts = [f"<d:response><d:href>{path}</d:href>"]
     if found or minimal or not missing:
         parts += ("<d:propstat><d:prop>", *found, "</d:prop>", _OK)
     if missing and not minimal:

@@ -26,7 +26,7 @@ class _Seen:
         if child.record is None:
             return None
         if child.record.id not in self._roots:
-            self._roots[child.record.id] = root_entry(self._call.router.registry, child.record)
+            self._roots[child.record.id] = root_entry(self._call.router.view, child.record)
         return self._roots[child.record.id]
 
 
