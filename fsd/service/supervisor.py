@@ -173,7 +173,9 @@ class Supervisor:
 
     @staticmethod
     def _due(child: Child, now: float) -> bool:
-        return child.wanted and child.pid == 0 and now >= child.start_at
+        # A replaced web worker serves on beside its successor; of the others only one may run at a time.
+        alone = not child.retired or child.name.startswith("web")
+        return child.wanted and child.pid == 0 and now >= child.start_at and alone
 
     def _left(self) -> bool:
         return any(child.pid or child.retired for child in self._children.values())
