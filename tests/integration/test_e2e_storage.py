@@ -1,0 +1,144 @@
+"""The storage misbehaves: not mounted, full, or the state disk is full. Nothing is ever answered with a false
+404."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.mounts import disk
+from tests.support.oracle import settled
+from tests.support.serving import Server
+from tests.support.waiting import agree, wait_for
+
+pytestmark = pytest.mark.root
+
+
+def _unavailable(status: int, headers: object) -> bool:
+    return status == 503 and "retry-after" in headers  # type: ignore[operator]
+
+
+def test_storage_that_is_not_mounted_is_unavailable_not_empty(
+    make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = make_server()
+    server.allow_log(
+        "storage|not available|unavailable|mount|internal directory|root of the space|registered"
+    )
+    with disk(tmp_path, "storage") as storage:
+        tree = storage.place / "tree"
+        (tree / "a/b").mkdir(parents=True)
+        (tree / "a/b/f").write_text("kept")
+        server.fsd("space", "adopt", str(tree), "--name", "away")
+        record = server.space("away")
+        dav = server.space_dav(record)
+        before = settled(os.fsencode(tree), dav, wait=agree)
+        for _ in range(2):
+            storage.unmount()
+            for method, path in (
+                ("PROPFIND", b""),
+                ("PROPFIND", b"a"),
+                ("GET", b"a/b/f"),
+                ("PUT", b"new"),
+                ("DELETE", b"a"),
+            ):
+                answer = dav.request(method, path, b"x" if method == "PUT" else None, {"Depth": "1"})
+                assert _unavailable(answer.status, answer.headers), (method, path, answer)
+            assert dav.at("/dav/home").request("PROPFIND", b"", None, {"Depth": "1"}).status in (207, 503)
+            storage.mount()
+            wait_for(
+                lambda: dav.request("PROPFIND", b"", None, {"Depth": "0"}).status == 207,
+                what="the storage again",
+            )
+            after = settled(os.fsencode(tree), dav, wait=agree)
+            assert {p: r.id for p, r in after.served.items()} == {p: r.id for p, r in before.served.items()}
+            (tree / "a/b/f").write_text("kept and changed")
+            before = settled(os.fsencode(tree), dav, wait=agree)
+            assert before.served[b""].size == len("kept and changed")
+            (tree / "a/b/f").write_text("kept")
+            before = settled(os.fsencode(tree), dav, wait=agree)
+
+
+def test_a_mount_inside_a_space_that_goes_away(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = make_server()
+    server.allow_log("storage|not available|unavailable|mount")
+    tree = tmp_path / "tree"
+    (tree / "inner").mkdir(parents=True)
+    with disk(tmp_path, "inner") as inner:
+        (inner.place / "f").write_text("inside")
+        inner.unmount()
+        inner.place = tree / "inner"
+        inner.mount()
+        server.fsd("space", "adopt", str(tree), "--name", "outer")
+        dav = server.space_dav(server.space("outer"))
+        before = settled(os.fsencode(tree), dav, wait=agree)
+        assert before.served[b"inner/f"].size == 6
+        inner.unmount()
+        for path in (b"inner/f", b"inner"):
+            answer = dav.request("PROPFIND", path, None, {"Depth": "1"})
+            assert _unavailable(answer.status, answer.headers), (path, answer)
+        # What is known stays, sizes too: it is unavailable, not deleted.
+        assert dav.stat(b"").size == before.served[b""].size
+        inner.mount()
+        wait_for(lambda: dav.request("GET", b"inner/f").status == 200, what="the inner mount again")
+        after = settled(os.fsencode(tree), dav, wait=agree)
+        assert after.served[b"inner/f"].id == before.served[b"inner/f"].id
+
+
+def test_a_full_data_disk_is_507_and_reading_goes_on(
+    make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = make_server()
+    server.allow_log("space left|disk|full|507|quota")
+    with disk(tmp_path, "storage") as storage:
+        tree = storage.place / "tree"
+        tree.mkdir()
+        (tree / "old").write_bytes(b"o" * 1000)
+        server.fsd("space", "adopt", str(tree), "--name", "full")
+        dav = server.space_dav(server.space("full"))
+        settled(os.fsencode(tree), dav, wait=agree)
+        filler = storage.fill()
+        for path in (b"new", b"old"):
+            assert dav.request("PUT", path, b"n" * 200_000).status == 507
+        assert dav.get(b"old") == b"o" * 1000
+        assert {r.path for r in dav.propfind(b"")} == {b"", b"old"}
+        seen = settled(os.fsencode(tree), dav, wait=agree)
+        assert seen.served[b""].size == 1000
+        filler.unlink()
+        dav.put(b"new", b"n" * 200_000)
+        assert settled(os.fsencode(tree), dav, wait=agree).served[b""].size == 201_000
+        assert server.run("check", "full").returncode == 0
+
+
+def test_a_full_state_disk_is_507_and_reading_goes_on(
+    make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = make_server(started=False)
+    server.allow_log("space left|disk|full|507|state|index|database|status|writ")
+    with disk(tmp_path, "state", megabytes=64) as storage:
+        server.state = storage.place / "state"
+        server.start()
+        tree = tmp_path / "tree"
+        (tree / "d").mkdir(parents=True)
+        (tree / "d/old").write_bytes(b"o" * 1000)
+        server.fsd("space", "adopt", str(tree), "--name", "full")
+        dav = server.space_dav(server.space("full"))
+        settled(os.fsencode(tree), dav, wait=agree)
+        filler = storage.fill()
+
+        def refused() -> bool:
+            # SQLite may still have room in pages and logs that it has already.
+            answers = {dav.request("PUT", b"d/new%d" % number, b"n").status for number in range(50)}
+            assert answers <= {201, 204, 507}, answers
+            return 507 in answers
+
+        wait_for(refused, timeout=60, what="a state disk that is really full")
+        assert dav.get(b"d/old") == b"o" * 1000
+        assert dav.request("PROPFIND", b"d", None, {"Depth": "1"}).status == 207
+        filler.unlink()
+        wait_for(lambda: dav.request("PUT", b"d/after", b"n").status in (201, 204), what="writing again")
+        settled(os.fsencode(tree), dav, wait=agree, timeout=60)
+        server.close()
