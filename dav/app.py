@@ -3,8 +3,11 @@
 import logging
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from dav.auth.basic import BasicAuth
 from dav.auth.forwarded import TrustedProxies
@@ -16,7 +19,7 @@ from dav.webdav.call import Call, Reply, error_reply
 from dav.webdav.provider import Provider, Requests
 from fsd.core.names import to_text
 from fsd.core.registry import Registry
-from fsd.service import logs
+from fsd.service import logs, metrics
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +27,25 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _AUDITED = frozenset({"GET", "PUT", "DELETE", "MKCOL", "COPY", "MOVE", "PROPPATCH", "LOCK", "UNLOCK"})
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """``max_body``: largest upload in bytes; ``public_url``: how clients address this server, if otherwise."""
+
+    max_body: int | None = None
+    public_url: str = ""
+
+
 class App:
     """Everything between the server and the core.  Thread-safe."""
 
-    def __init__(self, registry: Registry, auth: BasicAuth, proxies: TrustedProxies) -> None:
+    def __init__(
+        self, registry: Registry, auth: BasicAuth, proxies: TrustedProxies, options: Options | None = None
+    ) -> None:
+        options = options or Options()
+        self._extra = {
+            "fsd.max_body": options.max_body,
+            "fsd.public_host": urlsplit(options.public_url).netloc,
+        }
         self.registry = registry
         self.views = Views(registry)
         self._auth = auth
@@ -35,7 +53,9 @@ class App:
         self._requests = Requests(Provider())
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        began = time.perf_counter()
         self._proxies.apply(environ)
+        environ.update(self._extra)
         sent = environ.get("HTTP_X_REQUEST_ID", "")
         ident = sent if _REQUEST_ID.match(sent) else secrets.token_hex(8)
         with logs.request(ident):
@@ -43,6 +63,7 @@ class App:
             if environ.get("wsgi.url_scheme") == "https":
                 reply.headers.append(("Strict-Transport-Security", "max-age=31536000"))
             reply.headers.append(("X-Request-ID", ident))
+            metrics.observe_request(environ["REQUEST_METHOD"], reply.status, time.perf_counter() - began)
             start_response(reply.line, reply.headers)
             return reply.body
 

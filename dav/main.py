@@ -5,7 +5,7 @@ import signal
 import threading
 from pathlib import Path
 
-from dav.app import App
+from dav.app import App, Options
 from dav.auth.basic import BasicAuth
 from dav.auth.cache import CredentialCache
 from dav.auth.forwarded import TrustedProxies
@@ -34,7 +34,8 @@ def build_app(settings: Settings) -> App:
         Throttle(run / "logins", settings.auth_failures),
         settings.auth_realm,
     )
-    app = App(registry, auth, TrustedProxies(settings.http_trusted_proxies))
+    options = Options(settings.http_max_body, settings.http_public_url)
+    app = App(registry, auth, TrustedProxies(settings.http_trusted_proxies), options)
     quota.use(lambda space: app.views.latest.quota(space))
     return app
 
@@ -52,6 +53,7 @@ def build_server(settings: Settings, *, reuse_port: bool = True) -> Server:
             certificate=certificate,
             private_key=settings.tls_key if settings.tls_key is not None else certificate,
             stop_seconds=_STOP_SECONDS,
+            idle_seconds=settings.http_timeout,
         ),
         build_app(settings),
     )

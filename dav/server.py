@@ -14,6 +14,7 @@ from dav.front.connection import Connection
 from dav.front.manager import Manager
 from dav.front.pool import Pool
 from dav.front.tls import TlsAdapter
+from dav.http import limits
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Listen:
     certificate: Path | None = None
     private_key: Path | None = None
     stop_seconds: float = 30.0
+    idle_seconds: float = limits.IDLE_SECONDS
 
 
 class Server(wsgi.Server):  # type: ignore[misc,unused-ignore]
@@ -50,6 +52,7 @@ class Server(wsgi.Server):  # type: ignore[misc,unused-ignore]
             server_name="fsd",
             request_queue_size=listen.backlog,
             reuse_port=listen.reuse_port,
+            timeout=listen.idle_seconds,  # type: ignore[arg-type]
             shutdown_timeout=listen.stop_seconds,  # type: ignore[arg-type]
         )
         self.requests = Pool(self, listen.threads, listen.max_threads, listen.queued)

@@ -106,7 +106,7 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
             if not self.buffer or not self.take_head():
                 self.state = State.HEAD
                 self.deadline = time.monotonic() + (
-                    limits.HEAD_SECONDS if self.buffer else limits.IDLE_SECONDS
+                    limits.HEAD_SECONDS if self.buffer else self.server.timeout
                 )
                 return True
 

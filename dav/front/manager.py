@@ -210,7 +210,7 @@ class Manager(ConnectionManager):  # type: ignore[misc,unused-ignore]
                 conn.close()
                 return b""
             conn.state = State.HEAD
-            conn.deadline = time.monotonic() + limits.IDLE_SECONDS
+            conn.deadline = time.monotonic() + self.server.timeout
         return data[took:]
 
     def _dispatch(self, conn: Connection) -> None:

@@ -72,7 +72,7 @@ class Call:
     def hosts(self) -> list[str]:
         """The names under which the client may address this server."""
         host = self.environ.get("HTTP_HOST", "")
-        return [host, self.environ.get("fsd.forwarded_host", "")]
+        return [host, self.environ.get("fsd.forwarded_host", ""), self.environ.get("fsd.public_host", "")]
 
     @property
     def if_header(self) -> ifheader.IfHeader | None:

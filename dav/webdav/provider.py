@@ -24,6 +24,8 @@ from fsd.core.tree import Entry
 _COLLECTION = "OPTIONS, GET, HEAD, PROPFIND, PROPPATCH, DELETE, COPY, MOVE, LOCK, UNLOCK"
 _FILE = "OPTIONS, GET, HEAD, PUT, PROPFIND, PROPPATCH, DELETE, COPY, MOVE, LOCK, UNLOCK"
 _UNMAPPED = "OPTIONS, PUT, MKCOL, LOCK"
+_CREATING = frozenset({"PUT", "MKCOL", "LOCK"})
+"""These do not need their resource: what they miss is a parent (409), or something of the server's own."""
 _VIRTUAL = "OPTIONS, GET, HEAD, PROPFIND"
 
 
@@ -80,7 +82,7 @@ class Folder(DAVCollection):  # type: ignore[misc]
 
 def _proven_absent(call: Call) -> bool:
     """Whether an ENOENT is about the request's own resource, and not about something the server lacks."""
-    if isinstance(call.target, Virtual):
+    if isinstance(call.target, Virtual) or call.method in _CREATING:
         return False
     try:
         tree.lookup(call.target.space, call.target.path)

@@ -23,6 +23,9 @@ def handle(call: Call) -> Reply:
     if place.slash:
         raise HttpError(405, "A file's address does not end with a slash.")
     length = _length(environ)
+    limit: int | None = environ.get("fsd.max_body")
+    if limit is not None and length is not None and length > limit:
+        raise _too_large(limit)
     mtime_ns = _mtime(environ)
     checksum = _checksum(environ)
     if_match, must_not_exist = _preconditions(call)
@@ -37,7 +40,7 @@ def handle(call: Call) -> Reply:
         must_not_exist=must_not_exist,
         checksum=checksum,
     ) as upload:
-        _receive(environ, upload, length)
+        _receive(environ, upload, length, limit)
         # A lock may have been taken while the body was arriving.
         locks.check(place.path, call.tokens, call.user.id)
         entry, created = upload.commit()
@@ -111,7 +114,11 @@ def _preconditions(call: Call) -> tuple[frozenset[str] | None, bool]:
     return None, False
 
 
-def _receive(environ: dict[str, Any], upload: Upload, length: int | None) -> None:
+def _too_large(limit: int) -> HttpError:
+    return HttpError(413, f"At most {limit} bytes can be uploaded at once.")
+
+
+def _receive(environ: dict[str, Any], upload: Upload, length: int | None, limit: int | None) -> None:
     """Copy the body into the upload in blocks.  BodyError, TooSlow: the upload is dropped by its caller."""
     stream = environ["wsgi.input"]
     if length == 0:
@@ -119,5 +126,9 @@ def _receive(environ: dict[str, Any], upload: Upload, length: int | None) -> Non
     block = bytearray(limits.BLOCK if length is None else min(limits.BLOCK, length))
     view = memoryview(block)
     readinto = stream.readinto
+    received = 0
     while got := readinto(view):
+        received += got
+        if limit is not None and received > limit:
+            raise _too_large(limit)
         upload.write(view[:got])

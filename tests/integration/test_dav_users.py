@@ -267,6 +267,27 @@ def test_forwarded_headers_count_from_trusted_proxies_only(tmp_path, caplog):
         assert moved.status == 201
 
 
+def test_the_largest_upload_is_a_setting(tmp_path):
+    with serving(tmp_path, http_max_body=10) as limited:
+        client = limited.dav()
+        assert status(client, "PUT", b"f", b"x" * 10) == 201
+        assert status(client, "PUT", b"f", b"x" * 11) == 413
+        with limited.wire() as wire:
+            wire.send(
+                limited.head("PUT", client.url(b"f"), "Transfer-Encoding: chunked") + b"b\r\n" + b"x" * 11
+            )
+            assert wire.answer().status == 413
+        assert client.get(b"f") == b"x" * 10
+
+
+def test_the_public_url_names_this_server(tmp_path):
+    with serving(tmp_path, http_public_url="https://files.example/") as served:
+        served.dav().put(b"f", b"1")
+        client = served.dav()
+        assert status(client, "MOVE", b"f", Destination="https://files.example/dav/files/alice/g") == 201
+        assert status(client, "MOVE", b"g", Destination="https://other.example/dav/files/alice/h") == 502
+
+
 def _addresses(caplog) -> set[str]:
     return {record.fields["address"] for record in caplog.records if record.name == "fsd.audit"}
 
