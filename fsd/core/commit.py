@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -68,15 +69,17 @@ class Commit:
         parent = index.directory(db, n)
         assert row is not None and parent is not None
         self.id, self.dev, self.seq = row.id, parent.dev, parent.seq
+        self._moved = False
         (self._epoch, self.born_ns) = db.execute("SELECT epoch, born_ns FROM head").fetchone()
-        self.bindings_exist = self._any_bindings()
         self.deltas = Deltas()
         self.changes: list[Change] = []
         self.result = Result()
         self._linked: dict[bytes, int] = {}
         """Hard-linked nodes that were met, with the ctime they have now (0: not known)."""
 
-    def _any_bindings(self) -> bool:
+    @cached_property
+    def bindings_exist(self) -> bool:
+        """Whether the state database remembers any node's id."""
         with self.space.state.read() as db:
             return db.execute("SELECT 1 FROM binding LIMIT 1").fetchone() is not None
 
@@ -123,7 +126,7 @@ class Commit:
             else:
                 known.append(other)
         remembered = None
-        if self.bindings_exist and not known:
+        if not known and not (self._explicit and seen.label and seen.label.proven) and self.bindings_exist:
             remembered = self.space.state.bound(seen.binding, place_key(self.id, seen.name))
             if remembered and index.by_id(self.db, remembered[0]):
                 remembered = None
@@ -275,6 +278,7 @@ class Commit:
     def _attach(self, row: NodeRow, seen: Seen, rev: int, *, rebound: bool) -> None:
         """Bring an existing row to this place; a directory brings its whole subtree."""
         total = self._total(row)
+        self._moved |= row.kind == DIRECTORY
         if row.parent is None:
             self.db.execute("DELETE FROM limbo WHERE n=?", (row.n,))
         else:
@@ -334,6 +338,7 @@ class Commit:
         fresh = index.node(self.db, row.n)
         if fresh is None or (fresh.parent, fresh.name) != (self.n, row.name):
             return
+        self._moved |= row.kind == DIRECTORY
         self.db.execute("UPDATE node SET parent=NULL WHERE n=?", (row.n,))
         self.db.execute(
             "INSERT OR REPLACE INTO limbo VALUES (?, ?, ?, ?)", (row.n, self.n, row.name, self.now)
@@ -356,6 +361,8 @@ class Commit:
     def finish(self) -> Result:
         """Apply sums and counters, write the journal."""
         self._settle_links()
+        if self._moved:
+            self.db.execute("UPDATE head SET moves=moves+1")
         if self.deltas.touched():
             self.result.changed = True
             self.result.visible = self.deltas.visible()

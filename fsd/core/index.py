@@ -8,6 +8,7 @@ whose `parent` is NULL and that is not the root is in limbo: gone from its place
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,7 @@ CREATE TABLE head (
     one INTEGER PRIMARY KEY CHECK (one = 1), next_n INTEGER NOT NULL, number INTEGER NOT NULL,
     number_limit INTEGER NOT NULL, boot TEXT NOT NULL, epoch INTEGER NOT NULL,
     complete INTEGER NOT NULL, incarnation BLOB NOT NULL, born_ns INTEGER NOT NULL,
-    swept_at REAL NOT NULL, token BLOB NOT NULL);
+    swept_at REAL NOT NULL, moves INTEGER NOT NULL);
 CREATE TABLE node (
     n INTEGER PRIMARY KEY, id BLOB NOT NULL, parent INTEGER, name BLOB NOT NULL,
     kind INTEGER NOT NULL, binding BLOB NOT NULL, ino INTEGER NOT NULL, size INTEGER NOT NULL,
@@ -72,6 +73,7 @@ CREATE TABLE cursor (source TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID
 """
 
 VERSION = 1
+_MAX_PATHS = 20_000
 
 
 class NodeRow(NamedTuple):
@@ -127,6 +129,8 @@ class Index(Database):
     def __init__(self, path: Path, lock: Path, space: Space) -> None:
         super().__init__(path, SCHEMA, version=VERSION, synchronous="NORMAL", lock=lock, rebuildable=True)
         self._space = space
+        self.paths: tuple[int, dict[bytes, int]] = (-1, {})
+        """`head.moves` and the row numbers of directories by path that were true then; see `resolve`."""
 
     def created(self, db: sqlite3.Connection) -> None:
         """Fill a new index with the root's row. Raises StorageUnavailable while the root can't be proven."""
@@ -135,7 +139,7 @@ class Index(Database):
         first, behind = space.state.reserve(1)
         db.execute(
             "INSERT INTO head VALUES (1, 2, ?, ?, ?, 1, 0, ?, ?, 0, ?)",
-            (first + 1, behind, boot_id(), space.state.incarnation(), now, os.urandom(8)),
+            (first + 1, behind, boot_id(), space.state.incarnation(), now, random.getrandbits(48)),
         )
         fd = space.root_fd()
         found = statx(fd, b"")
@@ -213,6 +217,26 @@ def path_of(db: sqlite3.Connection, n: int) -> bytes | None:
         parts.append(row[1])
         here = row[0]
     return b"/".join(reversed(parts))
+
+
+def resolve(known: Index, db: sqlite3.Connection, path: bytes) -> int | None:
+    """The row number at a directory's path, remembered as long as no directory was moved or removed (`head.moves`).
+
+    Only for readers: within a write transaction `moves` is not settled yet.
+    """
+    if not path:
+        return ROOT
+    (moves,) = db.execute("SELECT moves FROM head").fetchone()
+    paths = known.paths
+    if paths[0] != moves or len(paths[1]) > _MAX_PATHS:
+        paths = known.paths = (moves, {})
+    n = paths[1].get(path)
+    if n is None:
+        row = find(db, path)
+        if row is None or row.kind != DIRECTORY:
+            return None
+        n = paths[1][path] = row.n
+    return n
 
 
 def find(db: sqlite3.Connection, path: bytes) -> NodeRow | None:

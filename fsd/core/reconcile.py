@@ -155,7 +155,8 @@ def _locate(space: Space, path: bytes, fd: int) -> _Place | None:
     found = statx(fd, b"")
     binding = ids.node_binding(fd, b"", found)
     with space.index.read() as db:
-        row = index.find(db, path)
+        n = index.resolve(space.index, db, path)
+        row = index.node(db, n) if n is not None else None
         if row is None or row.binding != binding or row.kind != index.DIRECTORY:
             return None
         parts = index.directory(db, row.n)
@@ -236,8 +237,10 @@ def _commit(
         last = start + _CHUNK >= len(seen)
         now = time.time()
         with space.index.write() as db:
-            current = db.execute("SELECT seq FROM dir WHERE n=?", (place.row.n,)).fetchone()
-            if current is None or current[0] != expected or index.path_of(db, place.row.n) != path:
+            current = db.execute("SELECT seq, moves FROM dir, head WHERE n=?", (place.row.n,)).fetchone()
+            if current is None or current[0] != expected:
+                return None
+            if current[1] != scan.moves and index.path_of(db, place.row.n) != path:
                 return None
             work = Commit(
                 space, db, place.row.n, path, now,

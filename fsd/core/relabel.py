@@ -131,12 +131,13 @@ def _label_in(space: Space, path: bytes, members: list[tuple[NodeRow, bool]], no
             write_labels(space, fd, ready)
         finally:
             os.close(fd)
-    names = {label.n for label in ready}
+    names = {label.n: label.urgent for label in ready}
     with space.index.write() as db:
         db.executemany("UPDATE node SET flags=flags|? WHERE n=?", ((READY, n) for n in names))
+        # What could not be labelled now is found READY and unlabelled by the next sweep, unless it can't wait.
+        db.executemany("DELETE FROM pending WHERE n=?", ((n,) for n, urgent in names.items() if not urgent))
+        later += [(now + SETTLE_S, n) for n, urgent in names.items() if urgent]
         db.executemany("UPDATE pending SET due=? WHERE n=?", later)
-        # What could not be labelled now is found READY and unlabelled by the next sweep.
-        db.executemany("DELETE FROM pending WHERE n=?", ((n,) for n in names))
 
 
 def _is_ready(fd: int, row: NodeRow, now: float) -> bool:

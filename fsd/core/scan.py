@@ -31,6 +31,7 @@ class Scan(NamedTuple):
 
     seq: int
     epoch: int
+    moves: int
     found: Statx
     steady: bool
     candidates: list[bytes]
@@ -51,7 +52,7 @@ _KIND, _DIR_MTIME, _DIR_CTIME, _DIR_EPOCH = 4, 17, 18, 19
 def scan_names(space: Space, fd: int, n: int, names: Iterable[bytes]) -> Scan:
     """Compare the named entries. A name that can't be read keeps its row."""
     with space.index.read() as db:
-        seq, epoch = _generation(db, n)
+        generation = _generation(db, n)
         rows = {row.name: row for row in index.children(db, n, sorted(names))}
     candidates: list[bytes] = []
     vanished: list[NodeRow] = []
@@ -74,7 +75,7 @@ def scan_names(space: Space, fd: int, n: int, names: Iterable[bytes]) -> Scan:
                 vanished.append(row)
         elif row is None or row.kind == DIRECTORY or _differs(row, found):
             candidates.append(name)
-    return Scan(seq, epoch, statx(fd, b""), True, candidates, vanished, [], [], 0)
+    return Scan(*generation, statx(fd, b""), True, candidates, vanished, [], [], 0)
 
 
 def _differs(row: tuple[int, ...] | NodeRow, found: os.stat_result) -> bool:
@@ -89,29 +90,32 @@ def _differs(row: tuple[int, ...] | NodeRow, found: os.stat_result) -> bool:
 def scan_all(space: Space, fd: int, n: int) -> Scan:
     """Compare the whole directory. An entry that can't be read keeps its row; a listing that fails is an error."""
     with space.index.read() as db:
-        seq, epoch = _generation(db, n)
+        generation = _generation(db, n)
         rows = {row[3]: row for row in db.execute(_ROWS, (n,))}
     for _ in range(_LIST_AGAIN):
         before = statx(fd, b"")
-        scan = _compare(space, fd, dict(rows), seq, epoch, before)
+        scan = _compare(space, fd, dict(rows), generation, before)
         after = statx(fd, b"")
         if (before.mtime_ns, before.ctime_ns) == (after.mtime_ns, after.ctime_ns):
             return scan
     return scan._replace(steady=False)
 
 
-def _generation(db: sqlite3.Connection, n: int) -> tuple[int, int]:
-    seq, epoch = db.execute("SELECT dir.seq, head.epoch FROM dir, head WHERE dir.n=?", (n,)).fetchone()
-    return seq, epoch
+def _generation(db: sqlite3.Connection, n: int) -> tuple[int, int, int]:
+    """(dir.seq, epoch, moves): what must not have changed when the difference is committed."""
+    row: tuple[int, int, int] | None = db.execute(
+        "SELECT dir.seq, head.epoch, head.moves FROM dir, head WHERE dir.n=?", (n,)
+    ).fetchone()
+    return row if row is not None else (-1, 0, 0)
 
 
 def _compare(
-    space: Space, fd: int, rows: dict[bytes, tuple[int, ...]], seq: int, epoch: int, found: Statx
+    space: Space, fd: int, rows: dict[bytes, tuple[int, ...]], generation: tuple[int, int, int], found: Statx
 ) -> Scan:
     candidates: list[bytes] = []
     stale: list[int] = []
     to_label: list[ToLabel] = []
-    own = 0
+    own, epoch = 0, generation[1]
     labelling = space.record.label == "now"
     hidden_ino = space.fsd_ident[1]
     with os.scandir(fd) as entries:
@@ -152,7 +156,7 @@ def _compare(
             if labelling and row[_FLAGS] & (READY | LABELLED) == READY and row[_KIND] in (FILE, DIRECTORY):
                 to_label.append(ToLabel(row[0], name, False))
     vanished = [NodeRow._make(row[:17]) for name, row in rows.items() if _is_gone(space, fd, name)]
-    return Scan(seq, epoch, found, True, candidates, vanished, stale, to_label, own)
+    return Scan(*generation, found, True, candidates, vanished, stale, to_label, own)
 
 
 def _is_gone(space: Space, fd: int, name: bytes) -> bool:

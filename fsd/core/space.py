@@ -11,6 +11,7 @@ import json
 import os
 import stat
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,8 @@ from fsd.core.syscalls import open_beneath, statx
 
 INTERNAL = b".fsd"
 _INTERNAL_PARTS = (b"trash", b"trash/files", b"trash/info", b"versions", b"staging", b"meta")
+_PROOF_S = 0.002
+"""The root is proven once for the calls of one operation; the descriptor leads to the right tree in any case."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -58,6 +61,7 @@ class Space:
         self.state_dir = state_dir
         self._guard = threading.RLock()
         self._root: tuple[int, tuple[int, int]] | None = None
+        self._proved_at = 0.0
         self._secret: bytes | None = None
         self._fsd_ident: tuple[int, int] | None = None
         base = state_dir / record.hex
@@ -69,6 +73,9 @@ class Space:
 
         Raises StorageUnavailable if the path leads elsewhere, nowhere, or to another node than the registered one.
         """
+        now = time.monotonic()
+        if self._root is not None and now - self._proved_at < _PROOF_S:
+            return self._root[0]
         try:
             found = os.stat(self.root)
         except OSError as error:
@@ -79,6 +86,7 @@ class Space:
         ident = (found.st_dev, found.st_ino)
         known = self._root
         if known is not None and known[1] == ident:
+            self._proved_at = now
             return known[0]
         with self._guard:
             self._drop_root()

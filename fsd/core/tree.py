@@ -215,19 +215,17 @@ def _lookup_root(space: Space) -> Entry:
 
 
 def _row_at(space: Space, path: bytes) -> tuple[_Child | None, bytes]:
+    parent, name = split(path)
     with space.index.read() as db:
-        n = index.ROOT
-        parts = path.split(b"/") if path else []
-        for name in parts[:-1]:
-            row = db.execute("SELECT n FROM node WHERE parent=? AND name=?", (n, name)).fetchone()
-            if row is None:
-                return None, _incarnation(db)
-            n = row[0]
-        if parts:
-            found = db.execute(_CHILDREN + "node.parent=? AND node.name=?", (n, parts[-1])).fetchone()
-        else:
+        incarnation = _incarnation(db)
+        n = index.resolve(space.index, db, parent)
+        if not path:
             found = db.execute(_CHILDREN + "node.n=?", (n,)).fetchone()
-        return (_child(found) if found else None), _incarnation(db)
+        elif n is not None:
+            found = db.execute(_CHILDREN + "node.parent=? AND node.name=?", (n, name)).fetchone()
+        else:
+            found = None
+    return (_child(found) if found else None), incarnation
 
 
 def _incarnation(db: sqlite3.Connection) -> bytes:
@@ -279,8 +277,7 @@ def _unreadable(found: os.stat_result) -> bool:
 def _list_once(space: Space, fd: int, path: bytes) -> tuple[list[Entry], list[bytes]]:
     """(entries whose rows fit the disk, names that differ or are gone)."""
     with space.index.read() as db:
-        here = index.find(db, path)
-        n = here.n if here else 0
+        n = index.resolve(space.index, db, path)
         rows = {found[3]: found for found in db.execute(_CHILDREN + "node.parent=?", (n,))}
         incarnation = _incarnation(db)
     entries: list[Entry] = []

@@ -154,7 +154,8 @@ def test_the_internals_do_not_exist(space: Space) -> None:
     os.rename(root(space) / "moved", root(space) / ".fsd")
 
 
-def test_a_swapped_root_is_unavailable_not_empty(space: Space) -> None:
+def test_a_swapped_root_is_unavailable_not_empty(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fsd.core.space._PROOF_S", 0.0)
     (root(space) / "f").write_text("text")
     sweep(space)
     os.rename(root(space), root(space).with_name("aside"))
