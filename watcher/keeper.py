@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsd.core import limbo, relabel, tree
 from fsd.core.errors import StorageUnavailable
@@ -28,6 +28,7 @@ TICK = 1.0
 ACTIVE = 90.0
 """Seconds after the last sign of life during which housekeeping looks every second."""
 QUIET_TICK = 15.0
+AT_REST = 0.05
 LABELS = 200
 TREES = 100
 
@@ -87,9 +88,10 @@ class Keeper:
 
     def begin_sweep(self) -> None:
         """Verify the whole space from now on. OSError of the state disk."""
-        complete, self.verified_at = _verified(self.space)
+        known = verified(self.space)
+        self.verified_at = known.at
         self.progress = self._sweep.progress()
-        if not complete and not self.progress.finished:
+        if not known.complete and not self.progress.finished:
             self._again = self.progress.done_dirs > 0
         else:
             self._again = False
@@ -106,9 +108,14 @@ class Keeper:
         self._failures = 0
         if not self.progress.finished:
             return
+        known = verified(self.space)
+        if not known.current:
+            # The root was marked meanwhile: it is reconciled as any other, then this is asked again.
+            self._rest_until = time.monotonic() + AT_REST
+            return
         self.sweeping = False
         self._active_until = time.monotonic() + ACTIVE
-        _, self.verified_at = _verified(self.space)
+        self.verified_at = known.at
         log.info("space %s verified in %.1f s", self.space.record.id, time.monotonic() - self.sweep_began)
         if self._again:
             self._again = False
@@ -232,8 +239,18 @@ def latency(samples: list[float]) -> dict[str, float]:
     }
 
 
-def _verified(space: Space) -> tuple[bool, float]:
-    """(whether the index ever was complete, when it was last verified as a whole)."""
+class Verified(NamedTuple):
+    """`complete`: the index once knew the whole tree. `at`: end of the last full verification, seconds since the
+    epoch, 0 if none. `current`: the newest sweep came to its end."""
+
+    complete: bool
+    at: float
+    current: bool
+
+
+def verified(space: Space) -> Verified:
+    """How much of a space was ever verified. A sweep with nothing left ends only when the root is at rest too."""
     with space.index.read() as db:
-        complete, at = db.execute("SELECT complete, swept_at FROM head").fetchone()
-    return bool(complete), float(at)
+        complete, at, epoch = db.execute("SELECT complete, swept_at, epoch FROM head").fetchone()
+        row = db.execute("SELECT value FROM cursor WHERE source='sweep'").fetchone()
+    return Verified(bool(complete), float(at), row is not None and int(row[0]) == epoch)

@@ -6,6 +6,7 @@ What was verified stays verified: interrupted, the next call goes on. Exit codes
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from fsd.cli.common import add_json, human, note, print_json, printable, registry_of, say
-from fsd.core import tree
+from fsd.core import dirty, tree
 from fsd.core.errors import StorageUnavailable, UserError
+from fsd.core.reconcile import reconcile_item
 from fsd.core.registry import Registry
 from fsd.core.space import Space
 from fsd.core.sweep import Progress, Sweep
+from watcher.keeper import verified
 
 _STEP = 0.2
 _LINE_EVERY = 2.0
@@ -72,7 +75,8 @@ def scan(space: Space, args: argparse.Namespace) -> dict[str, Any]:
         elif not args.json:
             say(f"{name}: an earlier scan goes on ({progress.done_dirs} directories are done)")
         with _shown(name, args.progress) as meter:
-            while not progress.finished or not progress.total_dirs or meter.untouched:
+            while meter.untouched or not (progress.finished and verified(space).current):
+                serve_hints(space)
                 progress = sweep.step(_STEP)
                 meter.show(progress)
     except StorageUnavailable as error:
@@ -92,6 +96,18 @@ def scan(space: Space, args: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "resumed": resumed,
     }
+
+
+def serve_hints(space: Space) -> None:
+    """Handle what a watcher heard and did not come to, as far as it can be handled."""
+    for item in dirty.pending(space, 1000, sweep=False):
+        try:
+            reconcile_item(space, item)
+        except StorageUnavailable:
+            raise
+        except OSError as error:
+            note(f"{printable(space.record.name)}: {printable(os.fsdecode(item.path or b''))}: {error}")
+            dirty.done(space, [item])
 
 
 class Meter(Protocol):

@@ -183,9 +183,10 @@ class Supervisor:
     def _pause(self, now: float) -> float:
         pause = PULSE if self._ready or self._stopping_since is not None else STARTING
         if self._stopping_since is None:
-            starts = [
-                child.start_at - now for child in self._children.values() if child.wanted and not child.pid
+            waiting = [
+                each for each in self._children.values() if each.wanted and not (each.pid or each.retired)
             ]
+            starts = [each.start_at - now for each in waiting]
             pause = min([pause, *starts])
         return max(pause, 0.0)
 
