@@ -383,7 +383,12 @@ class Commit:
                     dirty.mark_row(self.db, parent.n, [row.name], self.now, sweep=self.sweep)
                 if parent is not None:
                     rows.append((binding, place_key(parent.id, row.name), row.id, row.rev))
-            if len(names) == 1 and names[0].kind == FILE:
+            if names and names[0].nlink > len(names):
+                # Through a name that was never seen here its content may change unheard: look once more when quiet.
+                self.db.execute(
+                    "INSERT OR IGNORE INTO pending VALUES (?, ?, 0)", (names[0].n, self.now + SETTLE_S)
+                )
+            elif len(names) == 1 and names[0].kind == FILE:
                 self.db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (names[0].n, self.now))
         if rows:
             self.space.state.bind(rows)

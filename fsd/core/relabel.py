@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fsd.core import index, labels
+from fsd.core import dirty, index, labels
 from fsd.core.commit import SETTLE_S, ToLabel
 from fsd.core.index import DIRECTORY, FILE, LABELLED, READY, NodeRow
 from fsd.core.names import split
@@ -98,6 +98,9 @@ def label_due(space: Space, limit: int = 500) -> int:
         placed = _by_parent(db, due)
     for path, members in placed.items():
         _label_in(space, path, members, now)
+        again = [row.name for row, _ in members if row.nlink > 1 and row.kind == FILE]
+        if again:
+            dirty.mark(space, [(path, again)])
     with space.index.write() as db:
         gone = [(n,) for n, _ in due if index.path_of(db, n) is None]
         db.executemany("DELETE FROM pending WHERE n=? AND due<=" + repr(now), gone)

@@ -19,7 +19,7 @@ from fsd.core import dirty
 from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
 from tests.support.oracle import walk
-from tests.support.worlds import Hint, differences, drain, make_space, moved_ids, rows, sweep
+from tests.support.worlds import Hint, differences, drain, grow_quiet, make_space, moved_ids, rows, sweep
 
 NAMES = [b"a", b"b", b"c", b"d", b"e\xff", b"f~", b"f"]
 
@@ -197,6 +197,7 @@ def _history(base: Path, seed: int, *, bad: bool, label: str) -> None:
                 telephone.say(said)
             telephone.deliver()
             drain(space)
+            grow_quiet(space)
             if bad:
                 sweep(space)
             wrong = differences(space)

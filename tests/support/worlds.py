@@ -8,7 +8,7 @@ import secrets
 import time
 from pathlib import Path
 
-from fsd.core import dirty, index
+from fsd.core import dirty, index, relabel
 from fsd.core.reconcile import reconcile_item
 from fsd.core.space import Space, SpaceRecord, initialise_root
 from tests.support.oracle import OnDisk, walk
@@ -62,6 +62,14 @@ def drain(space: Space, *, sweep: bool = False, most: int = 100_000) -> int:
                 reconcile_item(space, item)
             served += 1
         assert served < most, "the dirty set never becomes empty"
+
+
+def grow_quiet(space: Space) -> None:
+    """What waits until nodes are quiet (labels, a second look at hard links) as if they had been quiet for long."""
+    with space.index.write() as db:
+        db.execute("UPDATE pending SET due=0")
+    relabel.label_due(space)
+    drain(space)
 
 
 def sweep(space: Space) -> None:
