@@ -1,6 +1,7 @@
 """One HTTP worker process."""
 
 import logging
+import resource
 import signal
 import threading
 from pathlib import Path
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 _THREADS_FACTOR = 4
 """How far the pool may grow when slow transfers hold its usual threads."""
 _STOP_SECONDS = 25.0
+_DESCRIPTORS = 65536
 
 
 def build_app(settings: Settings) -> App:
@@ -59,6 +61,14 @@ def build_server(settings: Settings, *, reuse_port: bool = True) -> Server:
     )
 
 
+def _raise_descriptor_limit() -> None:
+    """Every connection takes a descriptor; the usual soft limit of 1024 is for programs that use select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _replay(registry: Registry) -> None:
     """Settle what a crash cut off; serving does not wait for it."""
     for record in registry.spaces():
@@ -72,6 +82,7 @@ def run_worker(settings: Settings, index: int) -> None:
     """Serve until SIGTERM; requests under way are finished first.  Call it in a process of its own."""
     logs.setup(f"web-{index}", settings.log_format, settings.log_level)
     logs.audit_to_file(settings.state)
+    _raise_descriptor_limit()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     server = build_server(settings)

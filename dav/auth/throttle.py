@@ -7,13 +7,18 @@ worse.  It may be deleted at any time.
 
 import fcntl
 import hashlib
+import logging
 import mmap
 import os
 import secrets
 import struct
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 _HEADER = struct.Struct("<8s16s8x")
 _SLOT = struct.Struct("<dII")
@@ -31,6 +36,16 @@ class Throttle:
     def __init__(self, path: Path, threshold: int, clock: Callable[[], float] = time.time) -> None:
         self._threshold = threshold
         self._clock = clock
+        self._guard = threading.Lock()
+        try:
+            self._open(path)
+        except OSError as error:
+            # A full or broken state disk must not keep anybody from reading.
+            log.warning("login failures are counted in each process alone: %s", error)
+            self._fd, self._key = -1, secrets.token_bytes(16)
+            self._table = mmap.mmap(-1, _SIZE)
+
+    def _open(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
@@ -73,13 +88,22 @@ class Throttle:
     def failed(self, *keys: str) -> None:
         """Count one failure for each key."""
         now = self._clock()
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        try:
+        with self._exclusive():
             for key in keys:
                 offset, tag, failures, _ = self._read(key, now)
                 _SLOT.pack_into(self._table, offset, now, min(failures + 1, 1 << 20), tag)
-        finally:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with self._guard:
+            if self._fd < 0:
+                yield
+                return
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def succeeded(self, key: str) -> None:
         """Forget the failures of a key."""
@@ -89,4 +113,5 @@ class Throttle:
 
     def close(self) -> None:
         self._table.close()
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)

@@ -39,6 +39,12 @@ class State(enum.Enum):
     WORKER = enum.auto()
 
 
+class _Reading:
+    """cheroot's pool asks ``rfile.closed`` before it cuts a connection off at shutdown."""
+
+    closed = False
+
+
 class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
     """Buffer, socket and state of one client."""
 
@@ -64,8 +70,7 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
         self.remote_port = 0
         self.ssl_env: dict[str, str] = {}
         self.requests_seen = 0
-        self.closed = False
-        self.rfile = self  # cheroot's pool asks rfile.closed before it cuts a connection off at shutdown
+        self.rfile = _Reading()
 
     # -- the manager's side ----------------------------------------------------------------------
 
@@ -186,11 +191,15 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
         if self.pace is not None:
             self.pace.moved(count)
 
+    @property
+    def closed(self) -> bool:
+        return bool(self.rfile.closed)
+
     def close(self) -> None:
         """Close the socket; safe to call twice."""
-        if self.closed:
+        if self.rfile.closed:
             return
-        self.closed = True
+        self.rfile.closed = True
         self.server.forget(self)
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)

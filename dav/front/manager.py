@@ -134,6 +134,7 @@ class Manager(ConnectionManager):  # type: ignore[misc,unused-ignore]
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     log.warning("cannot accept connections for now: %s", error)
+                    self._close_idle()
                     # Level-triggered: without a pause this would spin until a descriptor is free.
                     self._paused = True
                     self._epoll.modify(self._listener.fileno(), 0)
@@ -142,6 +143,13 @@ class Manager(ConnectionManager):  # type: ignore[misc,unused-ignore]
                 self._adopt(sock, address)
             except OSError:
                 sock.close()
+
+    def _close_idle(self) -> None:
+        """Make room: close the tenth of the waiting connections that has been silent longest."""
+        idle = [c for c in self._connections.values() if c.state is State.HEAD and not c.buffer]
+        idle.sort(key=lambda conn: conn.deadline)
+        for conn in idle[: len(idle) // 10 + 1]:
+            conn.close()
 
     def _adopt(self, sock: socket.socket, address: tuple[str, int]) -> None:
         sock.setblocking(False)

@@ -11,6 +11,7 @@ from dav.webdav.call import Call, Reply
 from dav.webdav.properties import IGNORED_WRITES, LIVE, MTIME_WRITES
 from dav.webdav.xml import DAV, MULTISTATUS, XML_TYPE, element, elements, href, parse, read_body
 from fsd.core import operations, properties, tree
+from fsd.core.tree import Entry
 
 
 @dataclass(slots=True)
@@ -33,7 +34,7 @@ def handle(call: Call) -> Reply:
     call.check_conditions(entry)
     call.locks.check(place.path, call.tokens, call.user.id)
     if not changes.refused:
-        _apply(call, changes)
+        _apply(call, changes, entry)
     path = place.href + ("/" if entry.kind == "d" else "")
     body = MULTISTATUS + _reply_xml(path, changes) + b"</d:multistatus>"
     return Reply(207, [XML_TYPE], [body])
@@ -79,24 +80,27 @@ def _add(changes: _Changes, item: "etree._Element", *, removing: bool) -> None:
         changes.dead[name] = etree.tostring(item, encoding="utf-8", xml_declaration=False)
 
 
-def _apply(call: Call, changes: _Changes) -> None:
+def _apply(call: Call, changes: _Changes, entry: Entry) -> None:
+    """Make the changes; what fails is noted as refused, with nothing changed."""
     place = call.place
+    if changes.mtime_ns is not None:
+        operations.set_mtime(place.space, place.path, changes.mtime_ns // NANO * NANO)
+    if not changes.dead:
+        return
     try:
-        if changes.dead:
-            properties.update(
-                place.space,
-                place.path,
-                {name: value for name, value in changes.dead.items() if value is not None},
-                {name for name, value in changes.dead.items() if value is None},
-            )
+        properties.update(
+            place.space,
+            place.path,
+            {name: value for name, value in changes.dead.items() if value is not None},
+            {name for name, value in changes.dead.items() if value is None},
+        )
     except OSError as error:
+        if changes.mtime_ns is not None:
+            operations.set_mtime(place.space, place.path, entry.mtime_ns)
         status = from_os_error(error).status
         if status in (404, 503):
             raise
         changes.refused.update(dict.fromkeys(changes.dead, status))
-        return
-    if changes.mtime_ns is not None:
-        operations.set_mtime(place.space, place.path, changes.mtime_ns // NANO * NANO)
 
 
 def _reply_xml(path: str, changes: _Changes) -> bytes:

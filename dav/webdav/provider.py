@@ -162,9 +162,12 @@ class Requests(RequestServer):  # type: ignore[misc]
     def _allow(self, call: Call) -> str:
         if isinstance(call.target, Virtual):
             return _VIRTUAL
-        call.environ["fsd.call"] = call
         call.environ["wsgidav.provider"] = self._davProvider
-        resource = self._davProvider.get_resource_inst(call.uri, call.environ)
+        call.environ["fsd.call"] = call
+        try:
+            resource = self._davProvider.get_resource_inst(call.uri, call.environ)
+        finally:
+            del call.environ["fsd.call"]  # a reference cycle would keep both until the collector runs
         if resource is None:
             return _UNMAPPED
         return _COLLECTION if resource.is_collection else _FILE

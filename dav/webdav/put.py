@@ -29,8 +29,9 @@ def handle(call: Call) -> Reply:
     mtime_ns = _mtime(environ)
     checksum = _checksum(environ)
     if_match, must_not_exist = _preconditions(call)
-    locks = call.locks
-    locks.check(place.path, call.tokens, call.user.id)
+    if length is None or length > limits.DRAIN_BYTES or "HTTP_EXPECT" in environ:
+        # Early for bodies worth refusing; a small one is here already, and asked about once, below.
+        _check_locks(call)
     with Upload(
         place.space,
         place.path,
@@ -42,12 +43,20 @@ def handle(call: Call) -> Reply:
     ) as upload:
         _receive(environ, upload, length, limit)
         # A lock may have been taken while the body was arriving.
-        locks.check(place.path, call.tokens, call.user.id)
+        _check_locks(call)
         entry, created = upload.commit()
     headers = entry_headers(place, entry)
     if mtime_ns is not None:
         headers.append(("X-OC-Mtime", "accepted"))
     return Reply(201 if created else 204, headers)
+
+
+def _check_locks(call: Call) -> None:
+    """423 if a lock is in the way; a new name also changes its folder (RFC 4918 section 7.4)."""
+    locks = call.locks
+    if locks.any():
+        adding = lookup_or_none(call.place) is None
+        locks.check(call.place.path, call.tokens, call.user.id, binding=adding)
 
 
 def _refuse_unsupported(environ: dict[str, Any]) -> None:

@@ -185,6 +185,17 @@ def test_slow_bodies_are_cut_off(served: Served, monkeypatch):
     assert not (served.root() / "slow").exists()
 
 
+def test_a_client_that_does_not_read_is_cut_off(served: Served, monkeypatch):
+    (served.root() / "large").write_bytes(b"x" * (64 << 20))
+    monkeypatch.setattr(limits, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "RATE_BYTES", 1 << 40)
+    pool = served.server.requests
+    with served.wire() as wire:
+        wire.send(served.head("GET", f"{FILES}/large"))
+        wait_for(lambda: pool.idle < len(pool._threads), what="a worker on the reply")
+        wait_for(lambda: pool.idle == len(pool._threads), what="an idle worker again")
+
+
 def test_dribbled_uploads_leave_others_room(served: Served):
     slow = [served.wire() for _ in range(12)]
     for number, wire in enumerate(slow):

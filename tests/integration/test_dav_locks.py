@@ -97,8 +97,10 @@ def test_a_deep_lock_covers_what_comes_later(dav):
 def test_shallow_and_shared_locks(dav):
     dav.mkcol(b"d")
     dav.put(b"d/f", b"1")
-    tokens(lock(dav, b"d", Depth="0"))
+    token = tokens(lock(dav, b"d", Depth="0"))
     assert status(dav, "PUT", b"d/f", b"2") == 204
+    assert status(dav, "PUT", b"d/new", b"2") == 423, "a new name changes the locked folder"
+    assert status(dav, "PUT", b"d/new", b"2", If=f"<{dav.url(b'd')}> (<{token}>)") == 201
     assert status(dav, "DELETE", b"d/f") == 423
     dav.put(b"s", b"1")
     first, second = lock(dav, b"s", b"shared"), lock(dav, b"s", b"shared")

@@ -50,6 +50,14 @@ def test_a_damaged_file_is_replaced(tmp_path):
     throttle.close()
 
 
+def test_a_full_disk_leaves_a_throttle_of_the_process_alone(tmp_path, allow_log):
+    allow_log("counted in each process alone")
+    throttle = Throttle(tmp_path / "missing" / "logins", 1)
+    throttle.failed("a")
+    assert throttle.wait("a") >= 1
+    throttle.close()
+
+
 def test_cache_is_bounded_and_expires():
     clock = Clock()
     cache = CredentialCache(60, 2, clock)
