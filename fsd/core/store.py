@@ -178,7 +178,11 @@ class Database:
             db.execute("PRAGMA cache_size=-4000")
             db.execute("PRAGMA temp_store=MEMORY")
             db.execute(f"PRAGMA synchronous={self._synchronous}")
-            if db.execute("PRAGMA user_version").fetchone()[0] != self._version:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, self._version):
+                db.close()
+                return self._open_other(version)
+            if version == 0:
                 self._create(db)
             found = os.stat(self.path)
             self._local.ident = (found.st_dev, found.st_ino)
@@ -186,6 +190,16 @@ class Database:
             db.close()
             raise
         return db
+
+    def _open_other(self, version: int) -> sqlite3.Connection:
+        """A file that another release wrote: what can be rebuilt is, what can't is left alone."""
+        if not self._rebuildable:
+            raise OSError(
+                errno.EPROTO, f"{self.path.name} has format {version}; this release reads {self._version}"
+            )
+        _log.info("index %s has format %d: rebuilding it", self.path.name, version)
+        self.path.unlink()
+        return self._open_file()
 
     def _create(self, db: sqlite3.Connection) -> None:
         db.execute("PRAGMA journal_mode=WAL")

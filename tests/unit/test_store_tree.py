@@ -309,3 +309,21 @@ def test_text_is_fit_for_xml(raw: bytes) -> None:
 
 def test_sqlite_is_new_enough() -> None:
     assert sqlite3.sqlite_version_info >= (3, 35)
+
+
+def test_an_index_of_another_release_is_rebuilt(space: Space) -> None:
+    (root(space) / "f").write_text("text")
+    before = tree.listing(space, b"")[1]
+    with space.index.read() as db:
+        db.execute("PRAGMA user_version=77")
+    space.close()
+    assert tree.listing(space, b"")[1] == before
+
+
+def test_a_state_of_another_release_is_left_alone(space: Space) -> None:
+    space.state.fingerprint()
+    with space.state.read() as db:
+        db.execute("PRAGMA user_version=77")
+    space.close()
+    with pytest.raises(OSError, match="format 77"):
+        space.state.fingerprint()
