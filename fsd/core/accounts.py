@@ -9,30 +9,22 @@ from __future__ import annotations
 import errno
 import secrets
 import sqlite3
-import threading
 import time
 import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
+from fsd.core import passwords
 from fsd.core.errors import NameRefused
 from fsd.core.installation import Installation, next_epoch
 from fsd.core.names import check_new_name
 
-if TYPE_CHECKING:
-    from argon2 import PasswordHasher
-
 UserRole = Literal["admin", "user", "guest"]
 NAME_BYTES = 64
-"""A user's name also stands in URLs, audit lines and file names beside suffixes; 64 bytes is what POSIX systems allow."""
+"""Names also stand in URLs, audit lines and, with suffixes, in file names; 64 bytes are plenty for that."""
 _USER_MARKS = "._-@+"
-_UNKNOWN_HASH = (
-    "$argon2id$v=19$m=65536,t=3,p=4$sZBw+dTeK0QKyQeOYNVi0g$MfN6FWxX48DzGiFlJNtcUp1dMno0BAeFjytfQXPjNjg"
-)
-_HASHING = threading.Semaphore(2)
-"""RFC 9106's low-memory choice takes 64 MiB a hash; a burst of logins must not take all of the host's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +160,7 @@ class Accounts:
         """
         user = self.find(name)
         stored = self._password(user.id) if user is not None else ""
-        if not _matches(stored or _UNKNOWN_HASH, password) or user is None or not stored or user.disabled:
+        if not passwords.matches(stored, password) or user is None or not stored or user.disabled:
             return None
         self._rehash(user, stored, password)
         return user
@@ -179,9 +171,9 @@ class Accounts:
         return "" if row is None else str(row[0])
 
     def _rehash(self, user: User, stored: str, password: str) -> None:
-        if not _hasher().check_needs_rehash(stored):
+        if not passwords.is_dated(stored):
             return
-        encoded = hash_password(password)
+        encoded = passwords.encode(password)
         try:
             with self.installation.write() as db:
                 db.execute(
@@ -208,7 +200,7 @@ class Accounts:
         """
         name = check_account_name(name)
         check_role(role)
-        encoded = "" if password is None else hash_password(password)
+        encoded = "" if password is None else passwords.encode(password)
         with self.installation.write() as db:
             if db.execute("SELECT 1 FROM users WHERE folded = ?", (fold(name),)).fetchone():
                 raise FileExistsError(errno.EEXIST, f"There is a user '{name}' already.")
@@ -234,7 +226,7 @@ class Accounts:
 
     def set_password(self, name: str, password: str) -> None:
         """Change the password; sessions and cached logins of the user end."""
-        encoded = hash_password(password)
+        encoded = passwords.encode(password)
         self._update(name, "password = ?", encoded, new_epoch=True)
 
     def disable(self, name: str) -> None:
@@ -315,40 +307,6 @@ def check_role(role: str) -> None:
     """NameRefused unless it is a role of users."""
     if role not in get_args(UserRole):
         raise NameRefused(f"A user's role is one of {', '.join(get_args(UserRole))}, not '{role}'.")
-
-
-def hash_password(password: str) -> str:
-    """The encoded argon2id hash. Raises NameRefused for an empty or absurdly long password."""
-    if not password or len(password) > 4096:
-        raise NameRefused("A password has 1 to 4096 characters.")
-    with _HASHING:
-        return _hasher().hash(password.encode("utf-8", "surrogateescape"))
-
-
-def _matches(encoded: str, password: str) -> bool:
-    from argon2.exceptions import InvalidHashError, VerificationError
-
-    if len(password) > 4096:
-        return False
-    try:
-        with _HASHING:
-            return _hasher().verify(encoded, password.encode("utf-8", "surrogateescape"))
-    except (VerificationError, InvalidHashError):
-        return False
-
-
-_cached_hasher: PasswordHasher | None = None
-
-
-def _hasher() -> PasswordHasher:
-    global _cached_hasher
-    if _cached_hasher is None:
-        # Imported here: most commands never hash, and the library costs a tenth of their start.
-        from argon2 import PasswordHasher
-        from argon2.profiles import RFC_9106_LOW_MEMORY
-
-        _cached_hasher = PasswordHasher.from_parameters(RFC_9106_LOW_MEMORY)
-    return _cached_hasher
 
 
 def _group_id(db: sqlite3.Connection, name: str) -> str:

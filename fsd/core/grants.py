@@ -11,6 +11,7 @@ import errno
 import hashlib
 import hmac
 import json
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ from fsd.core.errors import FsdError, NameRefused, StorageUnavailable
 from fsd.core.installation import Installation, write_file
 from fsd.core.space import Space, SpaceRecord
 
+_log = logging.getLogger(__name__)
 ACL_NAME = "acl.json"
 _ACL_LIMIT = 16 << 20
 MemberKind = Literal["user", "group"]
@@ -203,17 +205,36 @@ class Grants:
 
         Raises StorageUnavailable when the space's storage isn't there. A crash between the two is mended by `verify`.
         """
-        record = record_of(space)
-        with self._installation.write() as db:
-            old = _stored(db, record.id)
-            made = edit(old)
-            if made == old:
-                return old
-            made = replace(made, number=old.number + 1)
-            text = encode(made, self._installation.key)
-            self._publish(record, text)
-            db.execute("UPDATE spaces SET acl = ? WHERE id = ?", (text, record.id))
+        record, published = record_of(space), False
+        with self._installation.db.exclusive():
+            try:
+                with self._installation.write() as db:
+                    old = _stored(db, record.id)
+                    made = edit(old)
+                    if made == old:
+                        return old
+                    made = replace(made, number=old.number + 1)
+                    text = encode(made, self._installation.key)
+                    published = True
+                    self._publish(record, text)
+                    db.execute("UPDATE spaces SET acl = ? WHERE id = ?", (text, record.id))
+            except StorageUnavailable:
+                raise
+            except BaseException:
+                if published:
+                    self._take_back(record)
+                raise
         return made
+
+    def _take_back(self, record: SpaceRecord) -> None:
+        """After a failed commit: what was reported as failed must not be taken over later as a cut-off change."""
+        try:
+            with self._installation.db.read() as db:
+                (text,) = db.execute("SELECT acl FROM spaces WHERE id = ?", (record.id,)).fetchone()
+            if self._read(record) != text.encode():
+                self._publish(record, text)
+        except (OSError, sqlite3.Error) as error:
+            _log.error("the grants of %s could not be taken back: %s", record.id, error)
 
     def verify(self, space: Space | SpaceRecord) -> str | None:
         """Compare the file in the space with what is in force; a sentence when they disagree (an alarm), or None.
@@ -221,11 +242,15 @@ class Grants:
         Takes over a newer file of our own. Raises StorageUnavailable when the space's storage isn't there.
         """
         record = record_of(space)
+        with self._installation.db.read() as db:
+            stored = _stored(
+                db, record.id
+            )  # before the file, which is changed first: else a change looks like an alarm
         raw = self._read(record)
         if raw is None:
-            return f"The grants of '{record.name}' ({ACL_NAME}) are missing in the space; the last good ones stay in force."
-        with self._installation.db.read() as db:
-            stored = _stored(db, record.id)
+            return (
+                f"The grants of '{record.name}' are missing in the space; the last good ones stay in force."
+            )
         try:
             found = decode(raw, self._installation.key)
         except FsdError as error:

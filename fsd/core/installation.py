@@ -109,6 +109,7 @@ class Installation:
                 raise FsdError(f"The state directory {state_dir} belongs to the data root {known}.")
             # The whole data root was moved: created spaces are kept relative to it and prove themselves by binding.
             made.set_setting("data_root", os.fsdecode(data))
+        made.db.path.chmod(0o600)  # a crash may have come before SQLite's file got its mode
         with made.db.exclusive():
             _make_key(state_dir)
         return made

@@ -81,8 +81,8 @@ class Maker(Catalogue):
             alias = self._free_alias(name, alias)
             self._check_name_free(name)
             path = self.installation.data_root + b"/projects/" + os.fsencode(alias)
-            _make_directory(path, owner.dir_mode)
             claim = self._new_claim(managers, quota)
+            self._make_empty(path, owner.dir_mode, claim)
             return self._register(
                 path, claim, name, alias, "project", label=label, owner=owner, own_root=True
             )
@@ -155,7 +155,7 @@ class Maker(Catalogue):
         if found is not None:
             return found
         path = self.installation.data_root + b"/users/" + os.fsencode(user.name)
-        os.makedirs(path, mode=0o750, exist_ok=True)
+        roots.make_directory(path)
         place = roots.resolve_directory(path)
         identity = roots.read_identity(place.path, self.installation.key)
         known = None if identity is None else self._records().get(identity.space_id)
@@ -186,7 +186,8 @@ class Maker(Catalogue):
 
     def _check_untouched(self, name: str) -> None:
         path = self.installation.data_root + b"/users/" + os.fsencode(name)
-        if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
+        registered = any(record.path == path for record in self.spaces(deleted=True))
+        if os.path.lexists(path) and (registered or not roots.is_unused(path)):
             raise FileExistsError(
                 errno.EEXIST,
                 f"{os.fsdecode(path)} is there already (the files of a deleted user?): "
@@ -236,6 +237,8 @@ class Maker(Catalogue):
             acl = self.grants.acl(known)
         elif identity.acl is not None and (identity.ours or how.accept_acl):
             acl = self._translate(identity.acl)
+        elif identity.acl is None and identity.space_id.startswith(self.installation.storage_id + "$"):
+            pass  # of ours, and never finished: a crash came before its grants were written
         elif not how.accept_acl:
             count = len(identity.acl.members) if identity.acl else 0
             raise FsdError(
@@ -302,6 +305,20 @@ class Maker(Catalogue):
             db.execute(f"INSERT OR REPLACE INTO spaces VALUES ({', '.join('?' * len(values))})", values)
         return self.get(claim.space_id)
 
+    def _make_empty(self, path: bytes, mode: int | None, claim: _Claim) -> None:
+        for record in self.spaces(deleted=True):
+            if record.path == path:
+                text = f"{os.fsdecode(path)} holds the space '{record.name}' ({record.state}): restore or purge it."
+                raise FileExistsError(errno.EEXIST, text)
+        if os.path.lexists(path):
+            if not roots.is_unused(path):
+                text = f"{os.fsdecode(path)} exists already; 'fsd space adopt' takes it as it is."
+                raise FileExistsError(errno.EEXIST, text)
+            roots.reidentify(path, claim.space_id, claim.secret)  # what a crash left of an earlier try
+        roots.make_directory(path)
+        if mode is not None:
+            os.chmod(path, mode)
+
     def _free_alias(self, name: str, alias: str | None, own: str = "") -> str:
         taken = {
             fold(record.alias) for record in self.spaces() if record.type == "project" and record.id != own
@@ -336,17 +353,3 @@ def slug(name: str) -> str:
     text = re.sub(r"[^\w.]+|_+", "-", unicodedata.normalize("NFC", name).lower()).strip("-.")
     text = text.encode()[: NAME_BYTES - 8].decode(errors="ignore").strip("-.")
     return text if text and text[0].isalnum() and all(c.isalnum() or c in "-." for c in text) else "space"
-
-
-def _make_directory(path: bytes, mode: int | None) -> None:
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-    try:
-        os.mkdir(path, 0o750)
-    except FileExistsError:
-        if not os.path.isdir(path) or os.path.islink(path) or os.listdir(path):
-            shown = os.fsdecode(path)
-            raise FileExistsError(
-                errno.EEXIST, f"{shown} exists already; 'fsd space adopt' takes it as it is."
-            ) from None
-    if mode is not None:
-        os.chmod(path, mode)

@@ -69,6 +69,36 @@ def check_apart(place: hosts.Place, spaces: Iterable[SpaceRecord], state_dir: Pa
 _PHRASE = {"same": "is", "inside": "lies inside", "contains": "contains"}
 
 
+def make_directory(path: bytes) -> None:
+    """Make a directory and what is missing above it, durably; one that is there already is fine."""
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for each in reversed(missing):
+        try:
+            os.mkdir(each, 0o755 if each is not missing[0] else 0o750)
+        except FileExistsError:
+            if not os.path.isdir(each):
+                raise
+        parent = os.open(os.path.dirname(each), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
+
+
+def is_unused(path: bytes) -> bool:
+    """Whether a directory holds nothing of anybody: it is empty, but for what an interrupted creation left."""
+    if os.path.islink(path) or not os.path.isdir(path) or set(os.listdir(path)) - {INTERNAL}:
+        return False
+    for part in (b"trash/files", b"versions"):
+        inner = os.path.join(path, INTERNAL, part)
+        if os.path.lexists(inner) and (os.path.islink(inner) or os.listdir(inner)):
+            return False
+    return True
+
+
 def read_identity(root: bytes, key: bytes) -> Identity | None:
     """What the directory carries in `.fsd`, None when it was never a space. FsdError when that can't be read."""
     try:

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsd.core import accounts as accounts_module
+from fsd.core import passwords
 from fsd.core.accounts import Accounts, check_account_name, fold
 from fsd.core.errors import NameRefused
 from fsd.core.installation import Installation
@@ -40,10 +41,27 @@ def test_a_password_is_verified_and_never_stored(accounts: Accounts, tmp_path: P
 
 
 def test_unknown_names_are_hashed_too(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(accounts_module, "_matches", lambda encoded, password: asked.append(encoded) or False)
+    hasher, asked = passwords._hasher(), []
+
+    class Watching:
+        def verify(self, stored: str, password: bytes) -> bool:
+            asked.append(stored)
+            return hasher.verify(stored, password)
+
+    monkeypatch.setattr(passwords, "_cached", Watching())
     assert accounts.verify("nobody", "x") is None
-    assert len(asked) == 1 and asked[0].startswith("$argon2id$")
+    assert len(asked) == 1 and asked[0].startswith("$argon2id$v=19$m=65536,t=3,p=4$")
+
+
+def test_a_dated_hash_is_renewed_at_login(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(passwords, "_cached", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+        accounts.add("ann", "pw")
+    user = accounts.get("ann")
+    assert passwords.is_dated(accounts._password(user.id))
+    assert accounts.verify("ann", "pw") is not None
+    assert not passwords.is_dated(accounts._password(user.id))
+    assert accounts.epoch("ann") == user.epoch and accounts.verify("ann", "pw") is not None
 
 
 def test_without_password_nobody_gets_in(accounts: Accounts) -> None:

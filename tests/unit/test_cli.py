@@ -18,7 +18,7 @@ from argon2 import PasswordHasher
 
 from fsd.cli import main as main_module
 from fsd.cli.main import COMMANDS, build, command_of, main
-from fsd.core import accounts
+from fsd.core import passwords
 from fsd.core.errors import UserError
 from fsd.core.registry import Registry
 
@@ -32,7 +32,7 @@ def fsd(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     monkeypatch.setenv("FSD_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("FSD_STATE", str(tmp_path / "state"))
     cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-    monkeypatch.setattr(accounts, "_cached_hasher", cheap)
+    monkeypatch.setattr(passwords, "_cached", cheap)
 
     def run(*argv: str, stdin: str = "") -> tuple[int, str, str]:
         monkeypatch.setattr(
