@@ -21,6 +21,11 @@ class Pool(ThreadPool):  # type: ignore[misc,unused-ignore]
         if self._queue.qsize() > self.idle and len(self._threads) < self.max:
             self.grow(1)
 
+    @property
+    def relaxed(self) -> bool:
+        """Whether nothing waits and at least half of the usual threads are idle."""
+        return not self._queue.queue and self.idle * 2 >= self.min
+
     def grow(self, amount: int) -> None:
         """Start threads without waiting until they run, as the base does in steps of 0.1 s."""
         for _ in range(min(amount, int(self.max) - len(self._threads))):
