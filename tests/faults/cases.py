@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,11 +24,18 @@ class Case:
     trees: tuple[Files, ...]
     old: tuple[Files, ...] = (TREE,)
     preserved: tuple[bytes, ...] = ()
-    between: tuple[tuple[Files, ...], ...] = ()
+    before: Callable[[bytes], object] | None = None
+    elsewhere: bool = False
+    """The second space is on another filesystem."""
 
     @property
     def allowed(self) -> list[list[Files]]:
-        return [list(self.old), list(self.trees), *map(list, self.between)]
+        return [list(self.old), list(self.trees)]
+
+    @property
+    def visible(self) -> bool:
+        """Whether the operation changes the tree."""
+        return self.old != self.trees
 
 
 def put(path: bytes, **options: object) -> Callable[[list[Space]], object]:
@@ -55,12 +63,45 @@ def set_properties(spaces: list[Space]) -> object:
     return properties.update(spaces[0], b"file", {"{n}a": b"1", "{n}b": b"2", "{n}c": b"3" * 3000})
 
 
+def change_on_disk(root: bytes) -> None:
+    """What programs do behind the server's back: create, write, replace by rename, move a directory, delete."""
+    here = os.path.join(root, b"dir")
+    for name, content in ((b"added", b"added"), (b"one.tmp", b"saved by rename")):
+        with open(os.path.join(here, name), "wb") as file:
+            file.write(content)
+    os.rename(os.path.join(here, b"one.tmp"), os.path.join(here, b"one"))
+    os.rename(os.path.join(here, b"sub"), os.path.join(here, b"moved"))
+    os.unlink(os.path.join(here, b"moved/two"))
+
+
+CHANGED = changed(
+    gone=(b"dir/sub",),
+    add={
+        b"dir/added": b"added",
+        b"dir/one": b"saved by rename",
+        b"dir/moved": None,
+        b"dir/moved/big": BIG,
+    },
+)
+
+
+def leave_rubbish(root: bytes) -> None:
+    """Staged things and trash info that nobody owns, a deep tree among them."""
+    staging = os.path.join(root, b".fsd/staging")
+    os.makedirs(os.path.join(staging, b"00000000000000aa", b"d" * 200, b"e" * 200))
+    for path in (b"00000000000000ab", b"00000000000000aa/file", b"../trash/info/00000000000000ac.trashinfo"):
+        with open(os.path.join(staging, path), "wb") as file:
+            file.write(b"left over")
+
+
 ONE = (
     Case("put new", put(b"new"), (changed(add={b"new": NEW}),)),
     Case("put over", put(b"file"), (changed(add={b"file": NEW}),)),
     Case("put if-match", put_if_match, (changed(add={b"file": NEW}),)),
     Case("mkcol", lambda s: operations.make_directory(s[0], b"dir/new"), (changed(add={b"dir/new": None}),)),
-    Case("move file", move(b"file", b"dir/file"), (changed(gone=(b"file",), add={b"dir/file": TREE[b"file"]}),)),
+    Case(
+        "move file", move(b"file", b"dir/file"), (changed(gone=(b"file",), add={b"dir/file": TREE[b"file"]}),)
+    ),
     Case(
         "move over file",
         move(b"file", b"other"),
@@ -86,7 +127,12 @@ ONE = (
         (changed(gone=(b"file",)),),
         preserved=(b"the old content",),
     ),
-    Case("delete dir", lambda s: operations.delete(s[0], b"dir"), (changed(gone=(b"dir",)),), preserved=(BIG, b"22")),
+    Case(
+        "delete dir",
+        lambda s: operations.delete(s[0], b"dir"),
+        (changed(gone=(b"dir",)),),
+        preserved=(BIG, b"22"),
+    ),
     Case("copy file", copy(b"dir/sub/big", b"new"), (changed(add={b"new": BIG}),)),
     Case("copy dir", copy(b"dir", b"new"), (changed(add=below(b"dir", b"new")),)),
     Case(
@@ -96,8 +142,17 @@ ONE = (
         preserved=(b"must not get lost",),
     ),
     Case("properties", set_properties, (TREE,)),
-    Case("reconcile names", lambda s: reconcile(s[0], b"dir", [b"one", b"gone"]), (TREE,)),
-    Case("reconcile full", lambda s: reconcile(s[0], b"dir/sub"), (TREE,)),
+    Case(
+        "reconcile names",
+        lambda s: reconcile(s[0], b"dir", [b"one", b"added", b"sub", b"moved"]),
+        (CHANGED,),
+        old=(CHANGED,),
+        before=change_on_disk,
+    ),
+    Case(
+        "reconcile full", lambda s: reconcile(s[0], b"dir"), (CHANGED,), old=(CHANGED,), before=change_on_disk
+    ),
+    Case("replay", lambda s: operations.replay(s[0]), (TREE,), before=leave_rubbish),
 )
 
 TWO = (
@@ -113,5 +168,21 @@ TWO = (
         (changed(gone=(b"dir",)), changed(gone=(b"full",), add=below(b"dir", b"full"))),
         old=(TREE, TREE),
         preserved=(b"must not get lost", BIG, b"22"),
+    ),
+    Case(
+        "move file to another disk",
+        move(b"file", b"other", to=1),
+        (changed(gone=(b"file",)), changed(add={b"other": TREE[b"file"]})),
+        old=(TREE, TREE),
+        preserved=(b"the old content", b"another file"),
+        elsewhere=True,
+    ),
+    Case(
+        "move dir to another disk",
+        move(b"dir", b"arrived", to=1),
+        (changed(gone=(b"dir",)), changed(add=below(b"dir", b"arrived"))),
+        old=(TREE, TREE),
+        preserved=(BIG, b"22"),
+        elsewhere=True,
     ),
 )

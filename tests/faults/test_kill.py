@@ -1,54 +1,75 @@
 """SIGKILL before each system call that changes something, for every operation; then what a restart does, and all
 that must hold: the old tree or the new one whole, ids kept, sizes equal to a walk, nothing left over, nothing lost.
+
+`--big` stops at every system call, those that only look included.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
+from fsd.core import intents
+from fsd.core.operations import replay
 from tests.faults.cases import ONE, TWO, Case
 from tests.faults.world import World
 from tests.support import killpoints
 
-
-@pytest.fixture
-def world_dir() -> Iterator[Path]:
-    # In memory: the order of calls is what counts here, and hundreds of worlds are made.
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fsd-faults-") as name:
-        yield Path(name)
+MakeWorld = Callable[[Case], World]
 
 
-def run(world: World, case: Case) -> None:
+@pytest.mark.parametrize("case", ONE + TWO, ids=lambda case: case.name.replace(" ", "-"))
+def test_killed_at_each_call(case: Case, make_world: MakeWorld, request: pytest.FixtureRequest) -> None:
+    world = make_world(case)
     outcomes = []
-    for stop in killpoints.kill_at_each(world.opened, case.operate, fresh=world.fresh):
+    every = bool(request.config.getoption("--big"))
+    for stop in killpoints.kill_at_each(world.opened, case.operate, fresh=world.fresh, every=every):
         assert stop.error is None, stop
         try:
             outcomes.append(world.check(case.allowed))
             world.preserved(*case.preserved)
         except AssertionError as error:
-            raise AssertionError(f"{case.name}, killed before call {stop.index} ({stop.call}): {error}") from error
-    new = 1 if case.allowed[0] != case.allowed[1] else 0
-    assert outcomes[-1] == new, "the unharmed run has to go through"
+            where = f"{case.name}, killed before call {stop.index} ({stop.call})"
+            raise AssertionError(f"{where}: {error}") from error
+    assert outcomes[-1] == case.visible, "the unharmed run has to go through"
+    assert outcomes[0] == 0
     assert len(outcomes) > 3
 
 
-@pytest.mark.parametrize("case", ONE, ids=lambda case: case.name.replace(" ", "-"))
-def test_killed_at_each_call(case: Case, world_dir: Path) -> None:
-    world = World(world_dir)
-    try:
-        run(world, case)
-    finally:
-        world.remove()
+@pytest.mark.parametrize(
+    "name",
+    ["put if-match", "move over file", "move dir over dir", "copy dir over dir", "move dir across over dir"],
+)
+def test_killed_again_while_replaying(name: str, make_world: MakeWorld) -> None:
+    """The first kill leaves an intent; the second one hits at each call of the replay that settles it."""
+    (case,) = [case for case in ONE + TWO if case.name == name]
+    world = make_world(case)
+    hit = 0
+    for first in _kills_with_an_intent(world, case):
+
+        def fresh(first: int = first) -> None:
+            world.fresh()
+            next(killpoints.kill_at_each(world.opened, case.operate, first=first))
+
+        for _ in killpoints.kill_at_each(lambda: world.spaces, _replay_all, fresh=fresh):
+            world.check(case.allowed)
+            world.preserved(*case.preserved)
+            hit += 1
+    assert hit > 10
 
 
-@pytest.mark.parametrize("case", TWO, ids=lambda case: case.name.replace(" ", "-"))
-def test_killed_at_each_call_of_a_move_between_spaces(case: Case, world_dir: Path) -> None:
-    world = World(world_dir, spaces=2)
-    try:
-        run(world, case)
-    finally:
-        world.remove()
+def _replay_all(spaces: list) -> None:
+    by_id = {space.record.id: space for space in spaces}
+    for space in spaces:
+        replay(space, by_id.get)
+
+
+def _kills_with_an_intent(world: World, case: Case) -> list[int]:
+    """A few kill points after which an intent is pending and the tree is between its states."""
+    found: dict[tuple, int] = {}
+    for stop in killpoints.kill_at_each(world.opened, case.operate, fresh=world.fresh):
+        pending = [intent.kind for space in world.spaces for intent in intents.of(space).pending()]
+        if pending and stop.call:
+            found.setdefault((tuple(pending), world.fingerprint()), stop.index)
+    return list(found.values())

@@ -37,8 +37,15 @@ Files = dict[bytes, bytes | None]
 class World:
     """One or two spaces on disk, and Space objects of the parent process that are closed before a fork."""
 
-    def __init__(self, base: Path, spaces: int = 1, other_base: Path | None = None) -> None:
+    def __init__(
+        self,
+        base: Path,
+        spaces: int = 1,
+        other_base: Path | None = None,
+        before: Callable[[bytes], object] | None = None,
+    ) -> None:
         self.base = base
+        self.before = before
         self.bases = [base / "a", (other_base or base) / "b"][:spaces]
         self.spaces: list[Space] = []
         self.ids: list[dict[bytes, str]] = []
@@ -54,6 +61,8 @@ class World:
             sweep(space)
             self.spaces.append(space)
             self.ids.append({path: row[0] for path, row in rows(space).items()})
+            if self.before is not None:
+                self.before(space.root)
         self.close()
 
     def close(self) -> None:
@@ -70,7 +79,8 @@ class World:
     def opened(self) -> list[Space]:
         """In the child: spaces with their databases open, so that the operation alone is counted."""
         for space in self.spaces:
-            sweep(space)
+            if self.before is None:
+                sweep(space)
             intents.of(space).pending()
             space.open_internal("staging")
         return self.spaces
@@ -96,8 +106,9 @@ class World:
             assert differences(space) == []
             self._check_ids(space, ids)
             assert os.listdir(os.path.join(space.root, b".fsd/staging")) == []
-            info = {n.removesuffix(b".trashinfo") for n in os.listdir(os.path.join(space.root, b".fsd/trash/info"))}
-            assert info == set(os.listdir(os.path.join(space.root, b".fsd/trash/files")))
+            trash = os.path.join(space.root, b".fsd/trash/")
+            info = {name.removesuffix(b".trashinfo") for name in os.listdir(trash + b"info")}
+            assert info == set(os.listdir(trash + b"files"))
             assert intents.of(space).pending() == []
         return fitting[0]
 
@@ -110,6 +121,19 @@ class World:
                 assert known[path][0] == node_id, path
         if b"file" in known:
             assert known[b"file"][0] in before.values() or b"file" not in before
+
+    def fingerprint(self) -> tuple[tuple[bytes, ...], ...]:
+        """Which names stand on disk, internals included: two crash states with one of these are alike."""
+        return tuple(
+            tuple(
+                sorted(
+                    os.path.relpath(os.path.join(top, name), space.root)[:12] + b"/%d" % len(top)
+                    for top, dirs, names in os.walk(space.root)
+                    for name in dirs + names
+                )
+            )
+            for space in self.spaces
+        )
 
     def preserved(self, *wanted: bytes) -> None:
         """Each of these contents is somewhere in a space's tree or its trash: nobody's bytes are lost."""

@@ -52,7 +52,7 @@ def test_an_injected_error_reaches_the_caller_and_nothing_was_done(tmp_path):
             path.rmdir()
 
     seen = []
-    for stop in killpoints.fail_at_each(lambda: None, operate, errno.ENOSPC, fresh=fresh):
+    for stop in killpoints.fail_at_each(lambda: None, operate, [errno.ENOSPC], fresh=fresh):
         seen.append(("28" in (stop.error or ""), sorted(p.name for p in tmp_path.iterdir())))
     assert seen == [(True, []), (True, ["a"]), (False, ["a", "b"])]
 

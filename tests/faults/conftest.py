@@ -1,0 +1,35 @@
+"""Where the worlds of the fault tests are made."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.faults.cases import TWO, Case
+from tests.faults.world import World
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Iterator[Callable[[Case], World]]:
+    """make_world(case) -> a World with as many spaces as the case needs, removed at the end.
+
+    In memory: the order of calls is what counts, and hundreds of worlds are made. A second filesystem is the disk.
+    """
+    with ExitStack() as stack:
+        memory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fsd-faults-")))
+
+        def make(case: Case) -> World:
+            world = World(
+                memory,
+                spaces=2 if case in TWO else 1,
+                other_base=tmp_path if case.elsewhere else None,
+                before=case.before,
+            )
+            stack.callback(world.remove)
+            return world
+
+        yield make

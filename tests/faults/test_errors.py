@@ -1,0 +1,37 @@
+"""Each system call of each operation fails once with ENOSPC, EIO or EACCES, and the operation goes on from there.
+
+Either it reports an error and nothing has changed, or it goes through; never a change that was reported as failed.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.cases import ONE, TWO, Case
+from tests.faults.world import World
+from tests.support import killpoints
+
+
+@pytest.mark.parametrize("errors", [(errno.ENOSPC,), (errno.EIO, errno.EACCES)], ids=["full", "broken"])
+@pytest.mark.parametrize("case", ONE + TWO, ids=lambda case: case.name.replace(" ", "-"))
+def test_an_error_from_each_call(
+    case: Case, errors: tuple[int, ...], make_world: Callable[[Case], World], allow_log: Callable[[str], None]
+) -> None:
+    allow_log(".")  # failures are logged, as they should be
+    world = make_world(case)
+    count = 0
+    for stop in killpoints.fail_at_each(world.opened, case.operate, errors, fresh=world.fresh):
+        count += 1
+        where = f"{case.name}, call {stop.index} ({stop.call}) fails: {stop.error or 'no error is reported'}"
+        assert "CRASH" not in (stop.error or ""), where
+        try:
+            outcome = world.check(case.allowed)
+            world.preserved(*case.preserved)
+        except AssertionError as error:
+            raise AssertionError(f"{where}: {error}") from error
+        if case.visible:
+            assert outcome == (0 if stop.error else 1), where
+    assert count > 3 or not case.visible
