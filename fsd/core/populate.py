@@ -63,11 +63,8 @@ def _sort_out(work: Commit, entries: Sequence[Seen]) -> tuple[list[tuple[Seen, b
     """(plain ones with their ids, others)."""
     db, key = work.db, work.space.key
     known = _present(work, "binding", [seen.binding for seen in entries])
-    rows = (
-        {name for (name,) in db.execute("SELECT name FROM node WHERE parent=?", (work.n,))}
-        if work.seq
-        else ()
-    )
+    names = [seen.name for seen in entries]
+    rows = _present(work, "name", names, f"parent={work.n} AND ") if work.seq else set()
     query = "SELECT name FROM limbo WHERE parent=? UNION SELECT name FROM recent WHERE parent=?"
     remembered = {name for (name,) in db.execute(query, (work.n, work.n))}
     wanted: list[tuple[Seen, bytes]] = []
