@@ -15,7 +15,7 @@ from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 from fsd.core import replay, trash
-from fsd.core.errors import StorageUnavailable
+from fsd.core.errors import FsdError, StorageUnavailable
 from fsd.core.locks import LockTable
 from fsd.core.registry import Registry
 from fsd.service import health
@@ -30,6 +30,7 @@ REPLAY_EVERY = 20.0
 """A worker that was killed leaves its change to be finished or undone: after so many seconds at most."""
 LOCKS_EVERY = 60.0
 TRASH_EVERY = 600.0
+GRANTS_EVERY = 60.0
 OPS_RETRY = 10.0
 
 
@@ -66,6 +67,7 @@ class Jobs:
         self._jobs = [
             Job("replay", REPLAY_EVERY, self._replay),
             Job("locks", LOCKS_EVERY, lambda space: LockTable(space).expire()),
+            Job("grants", GRANTS_EVERY, self._grants),
             Job("trash", TRASH_EVERY, self._trash, due=time.monotonic() + 30.0),
         ]
         self._said: set[tuple[str, str, str]] = set()
@@ -123,6 +125,12 @@ class Jobs:
                 return None
 
         replay.replay(space, peer)
+
+    def _grants(self, space: Space) -> None:
+        """acl.json in the tree against what is in force: a difference is an alarm, said once."""
+        alarm = self._registry.grants.verify(space)
+        if alarm is not None:
+            raise FsdError(alarm)
 
     def _trash(self, space: Space) -> None:
         trash.purge(space, float(self._settings.trash_keep))

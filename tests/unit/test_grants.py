@@ -17,6 +17,8 @@ from fsd.core.grants import Acl, Member, Role, decode, encode, parse_role
 from fsd.core.installation import Installation
 from fsd.core.registry import Registry
 from fsd.core.space import SpaceRecord
+from fsd.service import config
+from fsd.service.jobs import Jobs
 
 KEY = b"k" * 32
 
@@ -232,3 +234,23 @@ def test_a_missing_key_says_what_to_do(registry: Registry, record: SpaceRecord) 
     (registry.state_dir / "service.key").unlink()
     with pytest.raises(FsdError, match="fsd key import"):
         registry.grants.set_quota(record, 1)
+
+
+def test_the_jobs_process_raises_the_alarm_once(
+    registry: Registry,
+    record: SpaceRecord,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    allow_log: Callable[[str], None],
+) -> None:
+    allow_log("job grants .* missing in the space")
+    jobs = Jobs(config.load({"data": str(tmp_path / "data"), "state": str(tmp_path / "state")}, {}))
+    space = jobs._registry.open(record.id)
+    (job,) = [each for each in jobs._jobs if each.name == "grants"]
+    jobs._do(job, space)
+    assert not caplog.records
+    acl_path(record).unlink()
+    jobs._do(job, space)
+    jobs._do(job, space)
+    assert [each.levelname for each in caplog.records] == ["ERROR"] and "missing" in caplog.text
+    space.close()
