@@ -89,6 +89,9 @@ class Router:
     def resolve(self, user: User, uri: str) -> Place | Virtual:
         """The place of a URL path (still encoded).  HttpError 400 or 404; StorageUnavailable, NotYetKnown."""
         raw = request_path(uri)
+        if not raw.isascii():
+            # Bytes that a client should have encoded: in an href they must not become characters.
+            raw = "".join(c if c.isascii() else f"%{ord(c):02X}" for c in raw)
         names = tuple(segments(raw))
         spelled = [part for part in raw.split("/") if part]
         request = _Request(user, names, spelled, 0, raw)

@@ -61,14 +61,13 @@ class Manager(ConnectionManager):  # type: ignore[misc,unused-ignore]
 
     def put(self, conn: Connection) -> None:
         """A worker gives the connection back; state and deadline are already set."""
+        # Decrypted bytes may wait inside the TLS object where epoll can't see them: then wake at once.
+        pending = conn.wire.tls and conn.socket.pending()
         try:
-            self._epoll.modify(conn.fd, conn.wire.wants | _ONCE)
+            # From here on the connection is the loop's.
+            self._epoll.modify(conn.fd, (select.EPOLLOUT if pending else conn.wire.wants) | _ONCE)
         except (OSError, ValueError):  # the loop has ended
             conn.close()
-            return
-        if conn.wire.tls and conn.socket.pending():
-            # Decrypted bytes wait inside the TLS object where epoll can't see them.
-            self._epoll.modify(conn.fd, select.EPOLLOUT | _ONCE)
 
     def forget(self, conn: Connection) -> None:
         self._connections.pop(conn.fd, None)

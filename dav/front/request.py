@@ -220,6 +220,7 @@ class Request:
             return
         if body.broken:
             self.keep = False
+            conn.unwanted = limits.DRAIN_BYTES
         elif isinstance(body, FixedBody):
             if body.remaining and body.expecting:
                 # The client may or may not send it now: the framing is lost.

@@ -104,6 +104,14 @@ def test_no_redirects_and_the_asked_spelling(served, dav):
         assert responses[1].findtext(D + "href") == path.rstrip("/") + "/a.txt"
 
 
+def test_unencoded_bytes_in_a_request_come_back_encoded(served, dav):
+    dav.mkcol("grün".encode())
+    with served.wire() as wire:
+        wire.send(served.head("PROPFIND", "/dav/files/alice/gr\xc3\xbcn", "Depth: 0"))
+        answer = wire.answer()
+    assert answer.status == 207 and b"<d:href>/dav/files/alice/gr%C3%BCn/</d:href>" in answer.body
+
+
 def test_every_alias_shows_the_same_node(served, dav):
     record = served.personal()
     wanted = dav.stat(b"Docs/a.txt")

@@ -1,0 +1,161 @@
+"""Several worker processes behind one port: what one of them knows, all know."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+
+import pytest
+
+from tests.support.davclient import Dav
+from tests.support.serving import ADMIN, ADMIN_PASSWORD, Server
+from tests.support.waiting import wait_for
+from tests.unit.dav.served import tokens
+
+LOCK = (
+    b'<d:lockinfo xmlns:d="DAV:"><d:lockscope><d:exclusive/></d:lockscope><d:locktype><d:write/>'
+    b"</d:locktype></d:lockinfo>"
+)
+FILES = f"/dav/files/{ADMIN}"
+
+
+def _served_by(port: int, local: int) -> int:
+    """The process at the server's end of a connection from local port `local`."""
+    wanted = f"{_hex('127.0.0.1')}:{port:04X} {_hex('127.0.0.1')}:{local:04X}"
+    with open("/proc/net/tcp") as table:
+        inode = next(line.split()[9] for line in table if wanted in line)
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                if os.readlink(f"/proc/{pid}/fd/{fd}") == f"socket:[{inode}]":
+                    return int(pid)
+        except OSError:
+            continue
+    return 0
+
+
+def _hex(address: str) -> str:
+    return socket.inet_aton(address)[::-1].hex().upper()
+
+
+def each_worker(server: Server, password: str = ADMIN_PASSWORD) -> list[Dav]:
+    """A client of each worker: new connections until every worker has one."""
+    found: dict[int, Dav] = {}
+    wanted = server.workers
+    while len(found) < wanted:
+        client = server.dav(FILES, password=password)
+        client.request("OPTIONS", b"")
+        assert client._connection is not None and client._connection.sock is not None
+        pid = _served_by(server.port, client._connection.sock.getsockname()[1])
+        if pid in found or not pid:
+            client.close()
+        else:
+            found[pid] = client
+    return list(found.values())
+
+
+@pytest.fixture
+def pair(server: Server) -> list[Dav]:
+    return each_worker(server)
+
+
+def status(client: Dav, method: str, path: bytes, body: bytes | None = None, **headers: str) -> int:
+    return client.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()}).status
+
+
+def test_a_write_in_one_is_seen_in_the_other(pair: list[Dav]):
+    one, two = pair
+    for round_number in range(20):
+        made = one.put(b"f", b"%d" % round_number)
+        assert two.get(b"f") == b"%d" % round_number
+        assert two.stat(b"f").etag == made.etag
+        before = one.stat(b"").etag
+        two.put(b"g%d" % round_number, b"x")
+        assert one.stat(b"").etag != before
+
+
+def test_locks_of_one_hold_in_the_other_and_survive_a_kill(server: Server, pair: list[Dav]):
+    server.allow_log("ended unexpectedly")
+    one, two = pair
+    one.put(b"f", b"1")
+    token = tokens(one.request("LOCK", b"f", LOCK))
+    assert status(two, "PUT", b"f", b"2") == 423
+    assert two.request("LOCK", b"f", LOCK).status == 423
+    for pid in server.child("web"):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: len(server.child("web")) == server.workers, what="new workers")
+    fresh = server.dav(FILES)
+    wait_for(lambda: _answers(fresh), what="an answer")
+    assert status(fresh, "PUT", b"f", b"2") == 423
+    assert status(fresh, "PUT", b"f", b"2", If=f"(<{token}>)") == 204
+
+
+def _answers(client: Dav) -> bool:
+    try:
+        return client.request("OPTIONS", b"").status == 200
+    except (OSError, http.client.HTTPException):
+        client.close()
+        return False
+
+
+def test_two_locks_at_once_are_granted_once(pair: list[Dav]):
+    one, two = pair
+    one.put(b"f", b"1")
+    for _ in range(10):
+        answers = [client.request("LOCK", b"f", LOCK) for client in (one, two)]
+        assert sorted(answer.status for answer in answers) == [200, 423]
+        granted = next(answer for answer in answers if answer.status == 200)
+        assert status(two, "UNLOCK", b"f", Lock_Token=f"<{tokens(granted)}>") == 204
+
+
+def test_failed_logins_count_together_and_a_new_password_everywhere(server: Server, pair: list[Dav]):
+    server.fsd("user", "passwd", ADMIN, "--password-stdin", stdin="fresh-password\n")
+    for client in pair:
+        assert status(client, "OPTIONS", b"") == 401
+    guesses = [status(server.dav(FILES, password=f"guess{n}"), "OPTIONS", b"") for n in range(12)]
+    assert 429 in guesses and guesses[0] == 401
+    assert guesses.count(401) <= 6, "the workers count together"
+
+
+def test_a_killed_worker_leaves_the_old_content(server: Server, pair: list[Dav]):
+    server.allow_log("ended unexpectedly")
+    one, _ = pair
+    one.put(b"f", b"old")
+    with socket.create_connection(("127.0.0.1", server.port)) as raw:
+        head = f"PUT {FILES}/f HTTP/1.1\r\nHost: h\r\nAuthorization: {one._auth['Authorization']}\r\n"
+        raw.sendall(f"{head}Content-Length: 1000000\r\n\r\n".encode() + b"n" * 400_000)
+        for pid in server.child("web"):
+            os.kill(pid, signal.SIGKILL)
+    fresh = server.dav(FILES)
+    wait_for(lambda: _answers(fresh), what="an answer")
+    assert fresh.get(b"f") == b"old"
+    root = server.data / "users" / ADMIN
+    assert sorted(os.listdir(root)) == [".fsd", "f"]
+    wait_for(lambda: os.listdir(root / ".fsd" / "staging") == [], what="an empty staging directory")
+
+
+def test_a_stop_lets_an_upload_finish(server: Server, pair: list[Dav]):
+    one, _ = pair
+    with socket.create_connection(("127.0.0.1", server.port)) as raw:
+        head = f"PUT {FILES}/late HTTP/1.1\r\nHost: h\r\nAuthorization: {one._auth['Authorization']}\r\n"
+        raw.sendall(f"{head}Content-Length: 4\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert raw.recv(100).startswith(b"HTTP/1.1 100")
+        raw.sendall(b"ab")
+        assert server.process is not None
+        server.process.terminate()
+        wait_for(lambda: _refuses(server.port), what="a closed port")
+        raw.sendall(b"cd")
+        assert raw.recv(1000).startswith(b"HTTP/1.1 201")
+    assert server.process.wait(30) == 0
+    server.process = None
+    assert (server.data / "users" / ADMIN / "late").read_bytes() == b"abcd"
+
+
+def _refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return True
+    return False
