@@ -135,7 +135,7 @@ def _create(args: argparse.Namespace, registry: Registry) -> int:
         label=args.label,
         owner=_ownership(args, Ownership()),
     )
-    _report(args, "space create", record)
+    _report(args, registry, "space create", record)
     return 0
 
 
@@ -154,7 +154,7 @@ def _adopt(args: argparse.Namespace, registry: Registry) -> int:
         owner=_ownership(args, Ownership()),
         how=Adoption(as_copy=args.as_copy, replace=args.replace, accept_acl=args.accept_acl),
     )
-    _report(args, "space adopt", record)
+    _report(args, registry, "space adopt", record)
     if record.label == "none" and args.label != "none" and not args.read_only:
         note("The filesystem keeps no user attributes: ids will not survive a move to another filesystem.")
     return 0
@@ -172,8 +172,11 @@ def _show_foreign(args: argparse.Namespace, registry: Registry) -> None:
     confirm(f"Accept these {len(members)} members?", yes=args.yes)
 
 
-def _report(args: argparse.Namespace, action: str, record: SpaceRecord) -> None:
+def _report(args: argparse.Namespace, registry: Registry, action: str, record: SpaceRecord) -> None:
     audit(args, action, record.id, name=record.name, path=record.path)
+    if args.json:
+        print_json(_as_json(registry, record))
+        return
     say(f"space '{record.name}' ({record.alias})")
     say(f"id    {record.id}")
     say(f"path  {os.fsdecode(record.path)}")
@@ -275,7 +278,7 @@ def _set(args: argparse.Namespace, registry: Registry) -> int:
         registry.grants.set_quota(record, _quota(args.quota))
     old = Ownership(record.uid, record.gid, record.file_mode, record.dir_mode)
     record = registry.set(record.id, name=args.name, label=args.label, owner=_ownership(args, old))
-    _report(args, "space set", record)
+    _report(args, registry, "space set", record)
     return 0
 
 

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--take-over", action="store_true", help="give them the files that lie in users/NAME already"
     )
+    add_json(add)
     add.set_defaults(do=_add)
     listing = verbs.add_parser("list", help="all users")
     add_json(listing)
@@ -88,6 +89,9 @@ def _add(args: argparse.Namespace, registry: Registry) -> int:
     if record is not None and settings.spaces_quota is not None:
         registry.grants.set_quota(record, settings.spaces_quota)
     audit(args, "user add", user.name, role=user.role)
+    if args.json:
+        print_json(_as_json(user))
+        return 0
     say(f"user '{user.name}' ({user.role})")
     if record is not None:
         say(f"space {record.id} at {record.path.decode(errors='replace')}")

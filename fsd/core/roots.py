@@ -38,6 +38,8 @@ def resolve_directory(path: bytes) -> hosts.Place:
         raise FileNotFoundError(errno.ENOENT, f"There is no directory {os.fsdecode(path)}.") from None
     except NotADirectoryError:
         raise NotADirectoryError(errno.ENOTDIR, f"{os.fsdecode(path)} is not a directory.") from None
+    if not os.access(place.path, os.R_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, f"The service may not read {os.fsdecode(place.path)}.")
     if place.fstype in hosts.PSEUDO or place.path == b"/":
         raise NameRefused(
             f"{os.fsdecode(place.path)} cannot be a space: it is not a directory of plain files."

@@ -313,6 +313,15 @@ def test_space_life(ready: Run, registry: Registry, tmp_path: Path) -> None:
     assert not os.path.exists(record.path.replace(b"team", b"crew"))
 
 
+def test_what_is_made_is_told_as_json_too(ready: Run, tmp_path: Path) -> None:
+    made = loaded(ready, "space", "create", "Team", "--json")
+    assert made in loaded(ready, "space", "list", "--json") and made["alias"] == "team"
+    (tmp_path / "there").mkdir()
+    assert loaded(ready, "space", "adopt", str(tmp_path / "there"), "--json")["name"] == "there"
+    code, out, _ = ready("user", "add", "ann", "--password-stdin", "--json", stdin="x")
+    assert code == 0 and json.loads(out)["name"] == "ann"
+
+
 @pytest.mark.parametrize("bad", [["--quota", "lots"], ["--file-mode", "9"], ["--label", "x"]])
 def test_bad_values_make_no_space(ready: Run, registry: Registry, bad: list[str]) -> None:
     assert ready("space", "create", "Team", *bad)[0] == 2
