@@ -111,8 +111,6 @@ class Settings:
     trash_limit: int | None = _option(
         "trash.limit", options.OPTIONAL_SIZE, None, "most bytes in a space's trash"
     )
-        "uploads.keep", options.SPAN, 7 * 86400, "how long an unfinished upload stays"
-    )
     spaces_quota: int | None = _option(
         "spaces.quota", options.OPTIONAL_SIZE, None, "quota of new personal spaces"
     )
