@@ -76,6 +76,7 @@ def _owning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dir-mode", type=_mode, metavar="MODE", help="mode of new directories, such as 2775"
     )
+    add_json(parser)
 
 
 def _changing(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
