@@ -20,6 +20,7 @@ from fsd.core import dirty, index
 from fsd.core.errors import StorageUnavailable
 from fsd.core.names import split
 from fsd.core.reconcile import Outcome, reconcile
+from fsd.core.scan import scan_names
 from watcher.coalesce import Coalescer, Waiting
 from watcher.hint import Hint
 from watcher.pace import Pacer
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 MAX_SCHEDULED = 20_000
 REFILL = 500
 AFTER_PARENT = 0.001
+MAX_LOOK = 1000
+"""Names that are looked at when they are heard: about 10 us each."""
 _Reconcile = Callable[..., Outcome]
 
 
@@ -72,6 +75,9 @@ class Drain:
     def hear(self, hint: Hint) -> None:
         """Take in one hint; `flush` makes the batch durable."""
         self.counts["hints"] += 1
+        if hint.meta and len(hint.names) <= MAX_LOOK and not self._differs(hint):
+            self.counts["echoes"] += 1
+            return
         self._batch.add(hint)
 
     def take_gap(self) -> bool:
@@ -156,6 +162,26 @@ class Drain:
             log.warning("hints of space %s were not kept: %s", self.space.record.id, error)
 
     # -- inside
+
+    def _differs(self, hint: Hint) -> bool:
+        """Look at once, without marking anything, whether attributes differ from the rows. After our own labelling
+        they don't; marked, a burst of labels would count as a storm and end in whole passes."""
+        if hint.dir in self._schedule or hint.dir in self._batch.waiting:
+            return True
+        try:
+            fd = self.space.open_dir(hint.dir)
+        except OSError:
+            return True
+        try:
+            n, _ = known(self.space, hint.dir)
+            if n is None:
+                return True
+            found = scan_names(self.space, fd, n, hint.names)
+        except OSError:
+            return True
+        finally:
+            os.close(fd)
+        return bool(found.candidates or found.vanished)
 
     def _plan(self, path: bytes, item: Waiting, now: float) -> None:
         have = self._schedule.get(path)

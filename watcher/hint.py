@@ -30,6 +30,7 @@ class Hint:
     """`space` is the key the source was given; paths are relative to the space's root, which is `b""`.
 
     `soft` marks entries of which only stores were heard (IN_MODIFY): they may wait longer for the writer to finish.
+    `meta` marks files of which only changed attributes were heard: most of these are echoes of our own labels.
     `heard` is the monotonic time at which the batch was read.
     """
 
@@ -40,3 +41,4 @@ class Hint:
     peer: bytes = b""
     soft: bool = False
     heard: float = 0.0
+    meta: bool = False

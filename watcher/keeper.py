@@ -57,7 +57,7 @@ class Keeper:
         self._active_until = time.monotonic() + ACTIVE
         self._next_tick = 0.0
         self._next_total = 0.0
-        self._labels_left = False
+        self._labels_left = self._labels_turn = False
         self._usage = 0
         self._failures = 0
         self._rest_until = 0.0
@@ -101,8 +101,11 @@ class Keeper:
 
     def sweep(self, budget: float) -> None:
         """A slice of the sweep or of other work that nobody waits for."""
-        if self._labels_left:
+        self._labels_turn = not self._labels_turn
+        if self._labels_left and (self._labels_turn or not self.sweeping):
             self._labels_left = relabel.label_due(self.space, LABELS) >= LABELS
+            return
+        if not self.sweeping:
             return
         self.progress = self._sweep.step(budget)
         self._failures = 0

@@ -170,7 +170,6 @@ class Watcher:
             if keeper is not None:
                 keeper.hear(hint)
         if hints:
-            self._busy_until = time.monotonic() + BUSY_FOR
             for key in {hint.space for hint in hints} & self.keepers.keys():
                 self._guard(self.keepers[key], self.keepers[key].flush)
         return self._source.busy()
@@ -181,7 +180,10 @@ class Watcher:
         for keeper in self.keepers.values():
             due = keeper.drain.next_due() if keeper.available else None
             if due is not None and due <= now:
+                changed = keeper.drain.counts["changed"]
                 more |= bool(self._guard(keeper, lambda keeper=keeper: keeper.run(RUN)))  # type: ignore[misc]
+                if keeper.drain.counts["changed"] != changed:
+                    self._busy_until = now + BUSY_FOR
         return more
 
     def _slice(self) -> bool:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _HEAD = Struct("iIII")
 _MODIFY = int(flags.MODIFY)
+_ATTRIB = int(flags.ATTRIB)
 _ISDIR = int(flags.ISDIR)
 _NEW = int(flags.CREATE | flags.MOVED_TO)
 _MOVED_FROM = int(flags.MOVED_FROM)
@@ -59,6 +60,7 @@ class InotifySource:
         self._overflows: Counter[str] = Counter()
         self._hard: dict[Node, set[bytes]] = {}
         self._soft: dict[Node, set[bytes]] = {}
+        self._meta: dict[Node, set[bytes]] = {}
         self._hints: list[Hint] = []
         self._leaving: dict[int, tuple[Node, Root, bytes]] = {}
         self._next_retry = self._next_poll = 0.0
@@ -128,7 +130,7 @@ class InotifySource:
 
     def _apply(self, chunk: bytes) -> None:
         """Sort the events of one read. The loop is the cost of a busy tree: about a microsecond an event."""
-        nodes, hard, soft = self.walker.nodes, self._hard, self._soft
+        nodes, hard, soft, meta = self.walker.nodes, self._hard, self._soft, self._meta
         unpack, end, pos, count = _HEAD.unpack_from, len(chunk), 0, 0
         while pos < end:
             wd, mask, cookie, length = unpack(chunk, pos)
@@ -143,7 +145,7 @@ class InotifySource:
             if mask & _SPECIAL:
                 self._directory_event(node, mask, cookie, name)
                 continue
-            into = soft if mask == _MODIFY else hard
+            into = soft if mask == _MODIFY else meta if mask == _ATTRIB else hard
             names = into.get(node)
             if names is None:
                 into[node] = {name}
@@ -164,7 +166,7 @@ class InotifySource:
                 self._leave(kid, cookie)
         elif mask & _MOVED_TO and cookie in self._leaving:
             self._arrive(node, name, cookie)
-        elif mask & _NEW or (kid is None and mask & int(flags.ATTRIB)):
+        elif mask & _NEW or (kid is None and mask & _ATTRIB):
             # ATTRIB: it may have become readable. What is new is told; of the rest the parent's hint is enough.
             self.walker.discover(node, name, tell=True)
         elif mask & int(flags.DELETE) and kid is not None:
@@ -252,14 +254,26 @@ class InotifySource:
         self._hints.append(Hint(root.space, kind, path, frozenset(), peer, False, self._heard))
 
     def _flush(self) -> None:
-        for into, soft in ((self._hard, False), (self._soft, True)):
+        for into, soft, meta in (
+            (self._hard, False, False),
+            (self._meta, False, True),
+            (self._soft, True, False),
+        ):
             for node, names in into.items():
                 spot = place(node)
                 if spot is not None:
-                    hint = Hint(
-                        spot[0].space, Kind.ENTRIES, spot[1], frozenset(names), b"", soft, self._heard
+                    self._hints.append(
+                        Hint(
+                            spot[0].space,
+                            Kind.ENTRIES,
+                            spot[1],
+                            frozenset(names),
+                            b"",
+                            soft,
+                            self._heard,
+                            meta,
+                        )
                     )
-                    self._hints.append(hint)
             into.clear()
 
     def _walk(self, deadline: float) -> None:

@@ -220,3 +220,20 @@ def test_the_schedule_is_bounded_and_the_rest_comes_from_the_dirty_set(space: Sp
         drain.run(1.0)
         drain.refill(drain._clock(), force=True)
     assert usage(space) == 8
+
+
+def test_echoes_of_our_own_labels_are_dropped_where_they_are_heard(space: Space):
+    import os
+
+    drain = Drain(space, clock=Clock())
+    write(space, b"f", b"1")
+    hear(drain, b"", b"f")
+    drain.run(1.0)
+    echo = Hint("s", Kind.ENTRIES, b"", frozenset({b"f"}), heard=100.0, meta=True)
+    drain.hear(echo)
+    drain.flush()
+    assert (drain.counts["echoes"], drain.waiting(), dirty.counts(space).hinted) == (1, 0, 0)
+    os.chmod(space.root + b"/f", 0o600)
+    drain.hear(echo)
+    drain.flush()
+    assert drain.waiting() == 1, "a foreign change of attributes is none"
