@@ -83,14 +83,14 @@ def run_worker(settings: Settings, index: int) -> None:
     logs.setup(f"web-{index}", settings.log_format, settings.log_level)
     logs.audit_to_file(settings.state)
     _raise_descriptor_limit()
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # Blocked in all threads and waited for in this one: a handler would run only when this thread wakes.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     server = build_server(settings)
     server.prepare()
     threading.Thread(target=_replay, args=(server.wsgi_app.registry,), name="replay", daemon=True).start()
     thread = threading.Thread(target=server.serve, name="front", daemon=True)
     thread.start()
-    while not stop.wait(60) and thread.is_alive():
+    while signal.sigtimedwait({signal.SIGTERM}, 1.0) is None and thread.is_alive():
         pass
     server.stop()
     log.debug("stopped")
