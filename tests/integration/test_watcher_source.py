@@ -247,16 +247,25 @@ def test_the_kernels_own_limit(root: Path, allow_log, monkeypatch: pytest.Monkey
         ear.source.close()
 
 
-def test_a_directory_that_becomes_readable_is_watched(root: Path, allow_log):
-    if os.geteuid() == 0:
-        pytest.skip("root reads everything")
+def test_a_directory_that_becomes_readable_is_watched(root: Path, allow_log, monkeypatch: pytest.MonkeyPatch):
+    """Without the right to read a directory inotify_add_watch(2) answers EACCES; a chmod is heard at its parent."""
     allow_log("cannot be watched and is polled")
     (root / "closed/in").mkdir(parents=True)
-    (root / "closed").chmod(0)
-    ear = Ear(root)
+    source = InotifySource()
+    real, refused = source.queue.inotify.add_watch, [True]
+
+    def add_watch(path: bytes, mask: int) -> int:
+        if refused[0] and path.endswith(b"closed"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, mask)
+
+    monkeypatch.setattr(source.queue.inotify, "add_watch", add_watch, raising=False)
+    ear = Ear(root, source)
     try:
-        assert b"closed" not in ear.watched()
-        (root / "closed").chmod(0o755)
+        assert ear.watched() == {b""}
+        assert ear.status().errors == {"EACCES": 1}
+        refused[0] = False
+        (root / "closed").chmod(0o700)
         ear.settle()
         assert ear.watched() == ear.disk()
     finally:
