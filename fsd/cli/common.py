@@ -6,6 +6,7 @@ import argparse
 import getpass
 import json
 import os
+import pwd
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -48,9 +49,54 @@ def registry_of(args: argparse.Namespace) -> Registry:
     from fsd.core.registry import Registry
 
     settings = settings_of(args)
-    if not (settings.state / "fsd.db").exists():
+    if not _is_set_up(settings.state):
         raise UserError(f"{settings.data} is not set up: run 'fsd init' or 'fsd serve' first.")
+    become_service(settings.state)
     return Registry(settings.state)
+
+
+def _is_set_up(state: Path) -> bool:
+    try:
+        return (state / "fsd.db").exists()
+    except PermissionError:
+        return True  # somebody else's, which `become_service` says better
+
+
+def become_service(state: Path) -> None:
+    """Act as the user the state directory belongs to, so that the server can use what a command makes.
+
+    Root becomes that user; anybody else has to be it. UserError otherwise.
+    """
+    owner = state.stat()
+    if owner.st_uid == os.geteuid():
+        return
+    try:
+        name = pwd.getpwuid(owner.st_uid).pw_name
+    except KeyError:
+        name = str(owner.st_uid)
+    if os.geteuid() != 0:
+        raise UserError(
+            f"The state directory {state} belongs to '{name}': run the command as '{name}' or root."
+        )
+    _reachable_for(owner.st_uid, name)
+    os.setgroups(os.getgrouplist(name, owner.st_gid) if not name.isdigit() else [])
+    os.setgid(owner.st_gid)
+    os.setuid(owner.st_uid)
+    note(f"Acting as '{name}', to whom {state} belongs.")
+
+
+def _reachable_for(uid: int, name: str) -> None:
+    """UserError unless that user can read this program: one in root's home is closed to others."""
+    os.seteuid(uid)
+    try:
+        os.stat(os.__file__)
+        os.stat(__file__)
+    except PermissionError:
+        raise UserError(
+            f"'{name}' owns the state directory and cannot read this program: run it as '{name}'."
+        ) from None
+    finally:
+        os.seteuid(0)
 
 
 def print_json(value: Any) -> None:

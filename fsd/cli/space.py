@@ -258,7 +258,11 @@ def _used(registry: Registry, record: SpaceRecord) -> int | None:
 
 
 def _all_members(registry: Registry, record: SpaceRecord) -> Sequence[Member]:
-    members = registry.grants.members(record)
+    """Who has a role now: the owner of a personal space too, but none that were deleted, or never came along."""
+    known = {user.id for user in registry.accounts.users()} | {
+        group.id for group in registry.accounts.groups()
+    }
+    members = [member for member in registry.grants.members(record) if member.id in known]
     owner = registry.accounts.find(record.owner) if record.owner else None
     if owner is None:
         return members
@@ -320,7 +324,8 @@ def _subject(
     registry: Registry, record: SpaceRecord, name: str, *, group: bool
 ) -> tuple[MemberKind, str, str]:
     kind: MemberKind = "group" if group else "user"
-    for member in registry.grants.members(record):
+    # Those in force first: a deleted user of the same name may still stand in the list.
+    for member in (*_all_members(registry, record), *registry.grants.members(record)):
         if (member.kind, member.name) == (kind, name):
             return kind, member.id, name
     raise UserError(f"The {kind} '{name}' is not a member of '{record.name}'.")

@@ -208,10 +208,13 @@ def purge_tree(root: bytes, *, keep_root: bool) -> None:
 
 
 def remove_state(state_dir: Path, space_hex: str, *, internals: bool) -> None:
-    """Remove the databases of a space, and with `internals` those of a read-only one too."""
+    """Remove the databases of a space; with `internals` all there is of it.
+
+    Without, the lock files stay: a running server and we must go on excluding each other.
+    """
     for path in sorted(state_dir.glob(f"{space_hex}.*")):
         if path.is_dir():
             if internals:
                 shutil.rmtree(path)
-        else:
+        elif internals or not path.name.endswith("lock"):
             path.unlink(missing_ok=True)

@@ -346,6 +346,40 @@ def test_members(ready: Run, registry: Registry) -> None:
     assert len(registry.grants.members(registry.find("team"))) == 2
 
 
+def test_members_that_were_deleted_are_not_listed(ready: Run) -> None:
+    ready("space", "create", "Team")
+    for _ in range(2):
+        ready("user", "add", "gast", "--role", "guest", "--password-stdin", stdin="x")
+        rows = loaded(ready, "space", "members", "team", "--add", "gast:viewer", "--json")
+        assert [row["name"] for row in rows] == ["admin", "gast"]
+        ready("user", "delete", "gast", "--yes")
+        assert [row["name"] for row in loaded(ready, "space", "members", "team", "--json")] == ["admin"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to become somebody else")
+def test_root_acts_as_the_service(ready: Run, tmp_path: Path) -> None:
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        os.chown(path, 65534, 65534)
+    os.chmod(tmp_path.parent, 0o755)
+    os.chmod(tmp_path.parent.parent, 0o755)
+    environ = dict(os.environ, FSD_DATA=str(tmp_path / "data"), FSD_STATE=str(tmp_path / "state"))
+    call = [sys.executable, "-m", "fsd", "space", "create", "Team"]
+    done = subprocess.run(call, env=environ, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
+    if done.returncode:
+        assert "cannot read this program" in done.stderr, done.stderr
+    else:
+        assert "Acting as" in done.stderr
+    assert {path.lstat().st_uid for path in tmp_path.rglob("*")} == {65534}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to become somebody else")
+def test_strangers_are_told_who_may(ready: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    code, _, err = ready("user", "list")
+    assert code == 1 and "belongs to 'root'" in err
+
+
 def test_a_foreign_space_is_shown_before_it_is_accepted(ready: Run, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
