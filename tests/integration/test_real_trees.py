@@ -21,7 +21,7 @@ from tests.support.serving import Server
 from tests.support.trees import copy_bounded, documentation, python_library
 from tests.support.waiting import agree, wait_for
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 class Tree:
@@ -98,9 +98,9 @@ def big(request: pytest.FixtureRequest) -> bool:
 def trees(shared_server: Server, tmp_path_factory: pytest.TempPathFactory, big: bool) -> dict[str, Tree]:
     """Two adopted copies of what a system has: its documentation and a Python library."""
     base = tmp_path_factory.mktemp("adopted")
-    limit = 60_000 if big else 1000
-    copy_bounded(documentation(), base / "docs", limit)
-    copy_bounded(python_library(), base / "library", limit)
+    limit = 40_000 if big else 600
+    copy_bounded(documentation(big=big), base / "docs", limit, big=big)
+    copy_bounded(python_library(), base / "library", limit, big=big)
     for name in ("docs", "library"):
         shared_server.fsd("space", "adopt", str(base / name), "--name", name)
     for save in SAVES:

@@ -8,9 +8,10 @@ import sysconfig
 from pathlib import Path
 
 
-def documentation() -> Path:
-    """The operating system's own documentation; the Python library where an image was stripped of it."""
-    docs = Path("/usr/share/doc")
+def documentation(*, big: bool = False) -> Path:
+    """The operating system's own documentation (`big`: with all that lies beside it); the Python library where
+    an image was stripped of it."""
+    docs = Path("/usr/share" if big else "/usr/share/doc")
     return docs if docs.is_dir() and any(docs.iterdir()) else python_library()
 
 
@@ -19,13 +20,14 @@ def python_library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def copy_bounded(source: Path, target: Path, files: int) -> int:
-    """Copy `source` in name order, links as links, until `files` files are there; how many there are."""
+def copy_bounded(source: Path, target: Path, files: int, *, big: bool = False) -> int:
+    """Copy `source` in name order, links as links, until `files` files are there; how many there are. Installed
+    packages of a Python library only if `big`."""
     copied = 0
     target.mkdir(parents=True)
     for directory, names, leaves in os.walk(source):
         names.sort()
-        names[:] = [name for name in names if name != "site-packages"]
+        names[:] = [name for name in names if big or name != "site-packages"]
         here = target / Path(directory).relative_to(source)
         for name in list(names):
             if os.path.islink(os.path.join(directory, name)):
