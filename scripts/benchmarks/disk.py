@@ -12,6 +12,8 @@ from scripts.benchmarks.table import Row
 from tests.support.serving import Server
 
 FILES = 30_000
+SETTLE = 40.0
+"""Seconds until a new file counts as closed and quiet without asking; only then is it labelled at sight."""
 
 
 def _make_tree(tree: Path, files: int) -> None:
@@ -65,6 +67,10 @@ def _bare_loop(tree: Path, database: Path) -> float:
     return count / took
 
 
+def _labelled(tree: Path) -> int:
+    return sum("user.fsd.id" in os.listxattr(path) for path in tree.rglob("f*"))
+
+
 def _scan(server: Server, name: str) -> float:
     started = time.perf_counter()
     server.fsd("scan", name, timeout=600)
@@ -85,28 +91,35 @@ def first_sweep(base: Path) -> list[Row]:
     """The first sweep of a warm tree, labels written, against a bare loop of the same calls; best of three
     each."""
     server, _ = _prepared(base, 0)
+    for turn in range(3):
+        _make_tree(base / f"reference{turn}", FILES)
+        _make_tree(base / f"tree{turn}", FILES)
+    time.sleep(SETTLE)
     bare, ours = [], []
     for turn in range(3):
-        reference, tree = base / f"reference{turn}", base / f"tree{turn}"
-        _make_tree(reference, FILES)
-        _make_tree(tree, FILES)
-        bare.append(_bare_loop(reference, base / f"bare{turn}.db"))
-        server.fsd("space", "adopt", str(tree), "--name", f"tree{turn}", "--label", "now")
+        bare.append(_bare_loop(base / f"reference{turn}", base / f"bare{turn}.db"))
+        server.fsd("space", "adopt", str(base / f"tree{turn}"), "--name", f"tree{turn}", "--label", "now")
         nothing = _scan(server, "empty")
         ours.append(FILES / (_scan(server, f"tree{turn}") - nothing))
+    labelled = _labelled(base / "tree0")
     ratio = max(ours) / max(bare)
-    measured = f"{max(ours):,.0f} files/s = {ratio:.2f} × the bare loop's {max(bare):,.0f}"
-    return [Row("first sweep of a warm tree", "≥ 0.6 × a bare loop", measured, ratio >= 0.6)]
+    measured = (
+        f"{max(ours):,.0f} files/s = {ratio:.2f} × the bare loop's {max(bare):,.0f}; {labelled} labelled"
+    )
+    return [
+        Row("first sweep of a warm tree", "≥ 0.6 × a bare loop", measured, ratio >= 0.6 and labelled == FILES)
+    ]
 
 
 def index_and_blocks(base: Path) -> list[Row]:
     """Bytes of index for each file, and blocks that the label costs on this filesystem."""
     server, tree = _prepared(base, FILES)
+    time.sleep(SETTLE)
     before = sum(path.lstat().st_blocks for path in tree.rglob("f*"))
     server.fsd("space", "adopt", str(tree), "--name", "tree", "--label", "now")
     server.fsd("scan", "tree", timeout=600)
     after = sum(path.lstat().st_blocks for path in tree.rglob("f*"))
-    labelled = sum("user.fsd.id" in os.listxattr(path) for path in tree.rglob("f*"))
+    labelled = _labelled(tree)
     key = server.space("tree")["id"].rpartition("$")[2]
     with sqlite3.connect(server.state / f"{key}.index.db") as connection:
         connection.execute("pragma wal_checkpoint(truncate)")
