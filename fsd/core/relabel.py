@@ -1,10 +1,10 @@
-"""Writing labels and published tree sizes on nodes, and noting the ctime this causes, so that it wakes nobody."""
+"""Writing labels and published tree sizes on nodes, and noting the ctime this causes, so that it wakes
+nobody."""
 
 from __future__ import annotations
 
 import errno
 import os
-import sqlite3
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from fsd.core import dirty, index, labels
 from fsd.core.commit import SETTLE_S, ToLabel
 from fsd.core.index import DIRECTORY, FILE, LABELLED, READY, NodeRow
-from fsd.core.names import split
 from fsd.core.syscalls import read_lease_possible
 
 if TYPE_CHECKING:
@@ -24,7 +23,8 @@ _Update = tuple[int, int, int, int]
 
 
 def write_labels(space: Space, fd: int, due: Iterable[ToLabel]) -> None:
-    """Label nodes of the open directory `fd` as their rows say; what changed meanwhile is left to the next look."""
+    """Label nodes of the open directory `fd` as their rows say; what changed meanwhile is left to the next
+    look."""
     if space.record.label == "none" or space.record.read_only:
         return
     updates: list[_Update] = []
@@ -77,7 +77,8 @@ def _note(space: Space, updates: list[_Update], done: list[int], unkept: list[No
     if not updates and not done:
         return
     with space.index.write() as db:
-        # A row that was looked at again meanwhile keeps what that look found: its ctime then includes our write.
+        # A row that was looked at again meanwhile keeps what that look found: its ctime then includes our
+        # write.
         db.executemany("UPDATE node SET ctime_ns=?, flags=flags|? WHERE n=? AND ctime_ns=?", updates)
         db.executemany(
             "UPDATE dir SET ctime_ns=? WHERE n=? AND ctime_ns=?", ((u[0], u[2], u[3]) for u in updates)
@@ -93,28 +94,30 @@ def label_due(space: Space, limit: int = 500) -> int:
     """
     now = time.time()
     with space.index.read() as db:
-        query = "SELECT n, force FROM pending WHERE due<=? ORDER BY due LIMIT ?"
+        query = (
+            "SELECT node.*, pending.force FROM pending JOIN node ON node.n=pending.n"
+            " WHERE due<=? ORDER BY due LIMIT ?"
+        )
         due = db.execute(query, (now, limit)).fetchall()
-        placed = _by_parent(db, due)
+        placed: dict[bytes | None, list[tuple[NodeRow, bool]]] = {}
+        paths: dict[int | None, bytes | None] = {None: None}
+        for found in due:
+            row = NodeRow._make(found[:17])
+            if row.parent is not None and row.parent not in paths:
+                paths[row.parent] = index.path_of(db, row.parent)
+            placed.setdefault(paths[row.parent], []).append((row, bool(found[17])))
+    lost = placed.pop(None, [])
     for path, members in placed.items():
+        assert path is not None
         _label_in(space, path, members, now)
         again = [row.name for row, _ in members if row.nlink > 1 and row.kind == FILE]
         if again:
             dirty.mark(space, [(path, again)])
-    with space.index.write() as db:
-        gone = [(n,) for n, _ in due if index.path_of(db, n) is None]
-        db.executemany("DELETE FROM pending WHERE n=? AND due<=" + repr(now), gone)
+    if lost:
+        with space.index.write() as db:
+            # In limbo: gone, or labelled when it reappears.
+            db.executemany("DELETE FROM pending WHERE n=?", ((row.n,) for row, _ in lost))
     return len(due)
-
-
-def _by_parent(db: sqlite3.Connection, due: list[tuple[int, int]]) -> dict[bytes, list[tuple[NodeRow, bool]]]:
-    placed: dict[bytes, list[tuple[NodeRow, bool]]] = {}
-    for n, force in due:
-        path = index.path_of(db, n)
-        row = index.node(db, n)
-        if path and row is not None:
-            placed.setdefault(split(path)[0], []).append((row, bool(force)))
-    return placed
 
 
 def _label_in(space: Space, path: bytes, members: list[tuple[NodeRow, bool]], now: float) -> None:
@@ -137,14 +140,16 @@ def _label_in(space: Space, path: bytes, members: list[tuple[NodeRow, bool]], no
     names = {label.n: label.urgent for label in ready}
     with space.index.write() as db:
         db.executemany("UPDATE node SET flags=flags|? WHERE n=?", ((READY, n) for n in names))
-        # What could not be labelled now is found READY and unlabelled by the next sweep, unless it can't wait.
+        # What could not be labelled now is found READY and unlabelled by the next sweep, unless it can't
+        # wait.
         db.executemany("DELETE FROM pending WHERE n=?", ((n,) for n, urgent in names.items() if not urgent))
         later += [(now + SETTLE_S, n) for n, urgent in names.items() if urgent]
         db.executemany("UPDATE pending SET due=? WHERE n=?", later)
 
 
 def _is_ready(fd: int, row: NodeRow, now: float) -> bool:
-    """Closed and quiet: a read lease can be taken, or nothing has happened for a long time (fcntl(2), F_SETLEASE)."""
+    """Closed and quiet: a read lease can be taken, or nothing has happened for a long time (fcntl(2),
+    F_SETLEASE)."""
     if row.kind != FILE:
         return True
     quiet = now - row.ctime_ns / 1e9
@@ -163,7 +168,8 @@ def _is_ready(fd: int, row: NodeRow, now: float) -> bool:
 
 
 def publish_trees(space: Space, limit: int = 100) -> int:
-    """Write the totals of directories whose counter moved since the last time; the number written or given up.
+    """Write the totals of directories whose counter moved since the last time; the number written or given
+    up.
 
     Called about once a second, so a busy directory is written once a second at most.
     """

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fsd.core.space import Space
 
 _log = logging.getLogger(__name__)
+_AHEAD = 64
+_COUNT_EVERY_S = 1.0
 
 
 class Progress(NamedTuple):
@@ -33,24 +35,36 @@ class Sweep:
 
     def __init__(self, space: Space) -> None:
         self._space = space
+        self._ahead: list[dirty.Item] = []
+        self._last = Progress(0, 0, False)
+        self._counted_at = 0.0
 
     def begin(self) -> None:
         """Start a new epoch: what was verified before counts no more."""
         dirty.mark_tree(self._space)
+        self._ahead.clear()
 
     def step(self, budget_s: float) -> Progress:
         """Work for about `budget_s` seconds. Directories that can't be read are left to the next sweep."""
         deadline = time.monotonic() + budget_s
-        while time.monotonic() < deadline:
-            items = dirty.pending(self._space, 64, sweep=True)
-            if not items:
+        finished = False
+        while not finished and time.monotonic() < deadline:
+            if not self._ahead:
+                self._ahead = dirty.pending(self._space, _AHEAD, sweep=True)[::-1]
+            if self._ahead:
+                self._verify(self._ahead.pop())
+            else:
                 self._complete()
-                return self.progress()
-            for item in items:
-                self._verify(item)
-                if time.monotonic() >= deadline:
-                    break
-        return self.progress()
+                finished = True
+        return self._counted(finished)
+
+    def _counted(self, finished: bool) -> Progress:
+        """Counting reads every directory's row, so a sweep in small steps counts once in a while."""
+        now = time.monotonic()
+        if finished or now - self._counted_at > _COUNT_EVERY_S:
+            self._last = self.progress()
+            self._counted_at = time.monotonic()
+        return self._last._replace(finished=finished)
 
     def _verify(self, item: dirty.Item) -> None:
         try:
