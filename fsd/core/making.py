@@ -23,7 +23,8 @@ from fsd.core.errors import FsdError, NameRefused
 from fsd.core.grants import Acl, Member, Role, encode
 from fsd.core.hosts import within
 from fsd.core.names import check_new_name
-from fsd.core.space import SpaceRecord, initialise_root
+from fsd.core.restoring import renew
+from fsd.core.space import Space, SpaceRecord, initialise_root
 
 Label = Literal["now", "lazy", "none"]
 SpaceType = Literal["personal", "project"]
@@ -119,9 +120,6 @@ class Maker(Catalogue):
             self._check_name_free(name, claim.space_id)
             if how.as_copy and not read_only:
                 roots.reidentify(place.path, claim.space_id, claim.secret)
-            if claim.known is not None and claim.known.path != place.path:
-                # What the databases know is of another tree; without them this one begins a new incarnation.
-                roots.remove_state(self.state_dir, claim.known.hex, internals=False)
             label = "none" if read_only else label
             return self._register(
                 place.path, claim, name, alias, "project", label=label, owner=owner, read_only=read_only
@@ -281,6 +279,8 @@ class Maker(Catalogue):
         internals = os.fsencode(self.state_dir / f"{ident}.fsd") if read_only else None
         uid, gid = (owner.uid, owner.gid) if own_root else (None, None)
         binding = initialise_root(path, claim.space_id, claim.secret, uid, gid, internals=internals)
+        if claim.known is not None and (claim.known.path, claim.known.root_binding) != (path, binding):
+            self._renew(replace(claim.known, path=path, root_binding=binding, read_only=read_only))
         if label != "none" and not roots.takes_xattrs(internals or path + b"/.fsd"):
             label = "none"
         text = encode(replace(claim.acl, number=claim.acl.number + 1), self.installation.key)
@@ -304,6 +304,13 @@ class Maker(Catalogue):
             )
             db.execute(f"INSERT OR REPLACE INTO spaces VALUES ({', '.join('?' * len(values))})", values)
         return self.get(claim.space_id)
+
+    def _renew(self, record: SpaceRecord) -> None:
+        space = Space(record, self.state_dir)
+        try:
+            renew(space)
+        finally:
+            space.close()
 
     def _make_empty(self, path: bytes, mode: int | None, claim: _Claim) -> None:
         for record in self.spaces(deleted=True):

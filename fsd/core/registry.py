@@ -151,7 +151,7 @@ class Registry(Maker):
         if os.path.lexists(record.path):
             prove(record, self.state_dir)
             roots.purge_tree(record.path, keep_root=not within(record.path, self.installation.data_root))
-        roots.remove_state(self.state_dir, record.hex, internals=True)
+        roots.remove_state(self.state_dir, record.hex)
         with self.installation.write() as db:
             db.execute("DELETE FROM spaces WHERE id = ?", (record.id,))
 

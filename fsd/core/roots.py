@@ -207,14 +207,10 @@ def purge_tree(root: bytes, *, keep_root: bool) -> None:
             os.unlink(path)
 
 
-def remove_state(state_dir: Path, space_hex: str, *, internals: bool) -> None:
-    """Remove the databases of a space; with `internals` all there is of it.
-
-    Without, the lock files stay: a running server and we must go on excluding each other.
-    """
+def remove_state(state_dir: Path, space_hex: str) -> None:
+    """Remove all that the state directory has of a space."""
     for path in sorted(state_dir.glob(f"{space_hex}.*")):
         if path.is_dir():
-            if internals:
-                shutil.rmtree(path)
-        elif internals or not path.name.endswith("lock"):
+            shutil.rmtree(path)
+        else:
             path.unlink(missing_ok=True)

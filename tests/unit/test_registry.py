@@ -11,11 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from fsd.core import relabel
 from fsd.core.errors import FsdError, NameRefused, SpaceDisabled, StorageUnavailable
 from fsd.core.grants import Role
 from fsd.core.installation import Installation
 from fsd.core.making import slug
+from fsd.core.reconcile import reconcile
 from fsd.core.registry import Adoption, Ownership, Registry
+from fsd.core.space import Space
+from fsd.core.sweep import Sweep
+from fsd.core.tree import data_fingerprint, listing, lookup
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture
@@ -196,6 +202,54 @@ def test_replace_takes_the_place(registry: Registry, tmp_path: Path) -> None:
     assert again.id == first.id and again.path == os.fsencode((tmp_path / "moved").resolve())
     assert registry.open(first.id).root_fd() >= 0
     assert registry.grants.role_of(again, user) is Role.MANAGER
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_restored_tree_keeps_its_ids_and_says_that_it_was_restored(
+    registry: Registry, tmp_path: Path, in_place: bool
+) -> None:
+    home, backup = tmp_path / "home", tmp_path / "backup"
+    (home / "sub" / "deep").mkdir(parents=True)
+    for name in ("f", "sub/g", "sub/deep/h"):
+        (home / name).write_text(name)
+    record = registry.adopt(os.fsencode(home), "home")
+    before = whole(registry, record.id)
+    fingerprint, etag = data_fingerprint(registry.open(record.id)), lookup(registry.open(record.id), b"").etag
+    subprocess.run(["cp", "-a", home, backup], check=True)
+    home.rename(tmp_path / "gone")
+    if in_place:
+        backup.rename(home)
+        backup = home
+    with pytest.raises(FileExistsError):
+        registry.adopt(os.fsencode(backup), "home")
+    registry.adopt(os.fsencode(backup), "home", how=Adoption(replace=True))
+    space = registry.open(record.id)
+    assert whole(registry, record.id) == before
+    assert data_fingerprint(space) not in ("", fingerprint) and lookup(space, b"").etag != etag
+    (backup / "sub" / "new").write_text("12345")
+    reconcile(space, b"sub")
+    assert lookup(space, b"").size == sum(len(name) for name in ("f", "sub/g", "sub/deep/h")) + 5
+
+
+def all_labelled(space: Space) -> bool:
+    paths = [path for path in Path(os.fsdecode(space.root)).rglob("*") if ".fsd" not in path.parts]
+    return all("user.fsd.id" in os.listxattr(path) for path in paths)
+
+
+def whole(registry: Registry, space_id: str) -> dict[bytes, str]:
+    """Path to id of everything, after a sweep that wrote all labels."""
+    space = registry.open(space_id)
+    Sweep(space).begin()
+    while not Sweep(space).step(5.0).finished:
+        pass
+    wait_for(lambda: relabel.label_due(space) == 0 and all_labelled(space), what="labels")
+    found = {}
+    todo = [b""]
+    while todo:
+        for entry in listing(space, todo.pop())[1]:
+            found[entry.path] = entry.id
+            todo += [entry.path] if entry.kind == "d" else []
+    return found
 
 
 def test_a_foreign_space_needs_its_members_accepted(registry: Registry, tmp_path: Path) -> None:
