@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.cases import TWO, Case
+from tests.faults.disks import may_mount, small_disk
 from tests.faults.world import World
 
 
@@ -17,16 +18,20 @@ from tests.faults.world import World
 def make_world(tmp_path: Path) -> Iterator[Callable[[Case], World]]:
     """make_world(case) -> a World with as many spaces as the case needs, removed at the end.
 
-    In memory: the order of calls is what counts, and hundreds of worlds are made. A second filesystem is the disk.
+    In memory: the order of calls is what counts, and hundreds of worlds are made. A second filesystem is another
+    tmpfs, or without the right to mount the disk.
     """
     with ExitStack() as stack:
         memory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fsd-faults-")))
 
         def make(case: Case) -> World:
+            other = None
+            if case.elsewhere:
+                other = stack.enter_context(small_disk(memory / "other", "64m")) if may_mount() else tmp_path
             world = World(
                 memory,
                 spaces=2 if case in TWO else 1,
-                other_base=tmp_path if case.elsewhere else None,
+                other_base=other,
                 before=case.before,
             )
             stack.callback(world.remove)
