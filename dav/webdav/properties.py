@@ -22,6 +22,8 @@ from fsd.core.locks import Lock, LockTable
 from fsd.core.names import split, to_text
 from fsd.core.tree import Entry
 
+ROOT_PERMISSIONS = "RCK"
+"""A space's root takes files and folders, but is not deleted, renamed or moved over WebDAV."""
 DEFAULT_TYPE = "application/octet-stream"
 DIRECTORY_TYPE = "httpd/unix-directory"
 
@@ -44,7 +46,7 @@ class Scope:
         if not self._writable:
             return ""
         if entry.kind == "d":
-            return "RDNVCK" if entry.path else "RCK"
+            return "RDNVCK" if entry.path else ROOT_PERMISSIONS
         return "RDNVW" if entry.kind == "f" else "RDNV"
 
     def available(self) -> int:

@@ -6,8 +6,10 @@ from xml.sax.saxutils import escape
 
 from dav.http.dates import http_date
 from dav.routes import Child, Virtual, root_entry
+from dav.webdav.properties import ROOT_PERMISSIONS
 from dav.webdav.xml import DAV, OC, element
 from fsd.core.names import quote_path, to_text
+from fsd.core.space import SpaceRecord
 from fsd.core.tree import Entry
 
 if TYPE_CHECKING:
@@ -29,15 +31,20 @@ class _Seen:
             self._roots[child.record.id] = root_entry(self._call.router.view, child.record)
         return self._roots[child.record.id]
 
+    def permissions(self, record: SpaceRecord) -> str:
+        """The letters of a space's root for this user."""
+        role = self._call.router.view.role(record, self._call.user)
+        return ROOT_PERMISSIONS if role is not None and role.can_write and not record.read_only else ""
+
 
 def responses(call: "Call", target: Virtual, plan: "Plan", children: bool, minimal: bool) -> list[bytes]:
     """The response elements of the collection and, if asked, its members."""
     seen = _Seen(call)
-    pieces = [_response(call, target.href + "/", _own_values(target, seen), plan, minimal)]
+    pieces = [_response(target.href + "/", _own_values(target, seen), plan, minimal)]
     if children:
         for child in target.children:
             href = f"{target.href}/{quote_path(child.name)}/"
-            pieces.append(_response(call, href, _child_values(target, child, seen), plan, minimal))
+            pieces.append(_response(href, _child_values(target, child, seen), plan, minimal))
     return pieces
 
 
@@ -61,7 +68,12 @@ def _child_values(target: Virtual, child: Child, seen: _Seen) -> dict[str, str]:
         return _values(path, etag, 0, 0, (child.name,))
     values = _values(path, root.etag, root.size, root.mtime_ns // 1_000_000_000, (child.name,))
     ident = f"{child.record.id}!{root.id}"
-    return {**values, f"{OC}id": ident, f"{OC}fileid": ident, f"{OC}permissions": "RCK"}
+    return {
+        **values,
+        f"{OC}id": ident,
+        f"{OC}fileid": ident,
+        f"{OC}permissions": seen.permissions(child.record),
+    }
 
 
 def _values(path: bytes, etag: str, size: int, mtime: int, name: tuple[bytes, ...]) -> dict[str, str]:
@@ -82,12 +94,12 @@ def _values(path: bytes, etag: str, size: int, mtime: int, name: tuple[bytes, ..
     }
 
 
-def _response(call: "Call", href: str, values: dict[str, str], plan: "Plan", minimal: bool) -> bytes:
+def _response(href: str, values: dict[str, str], plan: "Plan", minimal: bool) -> bytes:
     names = [name for _, _, _, name in plan.live]
     found = [element(name, None if plan.names_only else values[name]) for name in names if name in values]
     missing = [name for name in names if name not in values] if not plan.all_dead else []
     missing += [*plan.dead, *plan.absent]
-    parts = [f"<d:response>{'<d:href>' + escape(href) + '</d:href>'}"]
+    parts = [f"<d:response><d:href>{escape(href)}</d:href>"]
     parts.append(
         f"<d:propstat><d:prop>{''.join(found)}</d:prop><d:status>HTTP/1.1 200 OK</d:status></d:propstat>"
     )

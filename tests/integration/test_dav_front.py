@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import socket
@@ -10,10 +11,12 @@ import ssl
 import subprocess
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 
+from dav.front.connection import Connection
 from dav.http import limits
 from tests.support.waiting import wait_for
 from tests.unit.dav.served import Served, basic, serving
@@ -320,6 +323,29 @@ def test_keep_alive_is_unlimited(shared: Served):
         assert wire.send(shared.head("OPTIONS", "/")).answer().status == 200
     for wire in wires:
         assert wire.send(shared.head("OPTIONS", "/")).answer().status == 200
+
+
+def test_connections_leave_no_cyclic_garbage(served: Served, monkeypatch):
+    seen: weakref.WeakSet[Connection] = weakref.WeakSet()
+    real = Connection.__init__
+
+    def tracked(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        seen.add(self)
+
+    monkeypatch.setattr(Connection, "__init__", tracked)
+    gc.collect()
+    gc.disable()
+    try:
+        for method in ("GET", "PROPFIND", "OPTIONS", "PUT") * 10:
+            served.ask(method, f"{FILES}/x" if method == "PUT" else "/", "Content-Length: 0", "Depth: 1")
+        # Each thread may still hold the connection it served last.
+        wait_for(
+            lambda: len(seen) <= len(served.server.requests._threads) + 2,
+            what="connections freed by reference counts alone",
+        )
+    finally:
+        gc.enable()
 
 
 def test_http_1_0_closes(shared: Served):

@@ -70,6 +70,22 @@ def test_a_lock_holds_under_every_alias(served, dav):
         assert status(dav, "PUT", b"f", b"3") == 204
 
 
+@pytest.mark.parametrize("name", ["a$b!c@d", "with space", "ünï", "q?h#%25"])
+def test_locks_under_odd_names(dav, name):
+    path = name.encode()
+    for target in (path, path + b".new"):
+        if target == path:
+            dav.put(path, b"1")
+        granted = lock(dav, target)
+        assert granted.status in (200, 201)
+        assert etree.fromstring(granted.body).findtext(f".//{D}lockroot/{D}href") == dav.url(target).replace(
+            "%24", "$"
+        ).replace("%21", "!").replace("%40", "@")
+        assert status(dav, "PUT", target, b"2") == 423
+        assert status(dav, "PUT", target, b"2", If=f"<{dav.url(target)}> (<{tokens(granted)}>)") == 204
+        assert status(dav, "UNLOCK", target, Lock_Token=f"<{tokens(granted)}>") == 204
+
+
 def test_locks_protect_against_changes_of_the_parent(dav):
     dav.mkcol(b"d")
     dav.put(b"d/f", b"1")

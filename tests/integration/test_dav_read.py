@@ -156,6 +156,17 @@ def test_every_parent_prefix_answers(served, dav):
         assert options.headers["ms-author-via"] == "DAV"
 
 
+def test_options_under_encoded_paths(served, dav):
+    space = served.personal().id
+    for prefix in (f"/dav/spaces/{space}", f"/dav/spaces/{space.replace('$', '%24')}"):
+        folder, file, nothing = (
+            served.dav(prefix).request("OPTIONS", p) for p in (b"Docs", b"Docs/a.txt", b"no")
+        )
+        assert folder.status == file.status == nothing.status == 200
+        assert "PUT" not in folder.headers["allow"] and "PUT" in file.headers["allow"]
+        assert "MKCOL" in nothing.headers["allow"]
+
+
 def test_home_lists_the_spaces_by_name(served, dav):
     assert {entry.path for entry in served.dav("/dav/home").propfind(b"")[1:]} == {b"alice", b"Shared"}
     home = served.dav("/dav/home").stat(b"").etag
@@ -340,6 +351,13 @@ def test_large_files_come_whole(served: Served, dav):
     assert (
         dav.request("GET", b"large", headers={"Range": "bytes=1000000-3999999"}).body == data[1000000:4000000]
     )
+
+
+def test_nothing_tells_the_versions_and_no_query_logs_out(dav):
+    for answer in (dav.raw("GET", "/?logout"), dav.raw("GET", "/no?logout"), dav.raw("BREW", "/")):
+        assert answer.status != 401
+        text = str(answer.headers).lower() + answer.body.decode().lower()
+        assert "cheroot" not in text and "wsgidav" not in text and "python" not in text
 
 
 def test_missing_things(dav):

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from fsd.core import accounts as accounts_module
+from fsd.core import passwords
 from fsd.core.grants import Role
 from tests.unit.dav.served import PASSWORDS, Served, serving
 
@@ -27,13 +27,13 @@ def status(client, method, path, body=None, **headers):
 
 def count_hashes(monkeypatch) -> list[int]:
     calls: list[int] = []
-    real = accounts_module._matches
+    real = passwords.matches
 
     def counting(encoded: str, password: str) -> bool:
         calls.append(1)
         return real(encoded, password)
 
-    monkeypatch.setattr(accounts_module, "_matches", counting)
+    monkeypatch.setattr(passwords, "matches", counting)
     return calls
 
 
@@ -125,6 +125,10 @@ def test_a_viewer_reads_and_cannot_write(served):
     alice.mkcol(b"d")
     assert bob.get(b"f") == b"content"
     assert [entry.permissions for entry in bob.propfind(b"")] == ["", "", ""]
+    assert {entry.path: entry.permissions for entry in served.dav("/dav/home", "bob").propfind(b"")[1:]} == {
+        b"bob": "RCK",
+        b"Shared": "",
+    }
     before = alice.propfind(b"")
     patch = b'<d:propertyupdate xmlns:d="DAV:"><d:set><d:prop><x/></d:prop></d:set></d:propertyupdate>'
     lock = (
