@@ -2,7 +2,11 @@
 
 A gap (the watcher was down, events were lost, the storage was away) is answered by a sweep in a new epoch. A sweep
 that never yet came to its end is finished first, so that a large adoption ends even if the server restarts often;
-a new epoch follows it. One thread owns a Keeper.
+a new epoch follows it.
+
+Two threads share a Keeper. The first hears and drains (`hear`, `flush`, `run`, `beat`); the second does what may take
+long (`sweep`, `tick`, `close`). They share flags only; the core they both call is safe for threads. `status` may be
+called from a third.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ ACTIVE = 90.0
 """Seconds after the last sign of life during which housekeeping looks every second."""
 QUIET_TICK = 15.0
 AT_REST = 0.05
+POLL = 10.0
+LONG = 10.0
 LABELS = 200
 TREES = 100
 
@@ -46,6 +52,9 @@ class Keeper:
         """A source has it."""
         self.next_watch = 0.0
         """When to try again to give it to a source."""
+        self.said_unwatched = False
+        self.gap = False
+        """A new epoch is wanted."""
         self.sweeping = False
         self.progress: Progress | None = None
         self.verified_at = 0.0
@@ -55,7 +64,8 @@ class Keeper:
         self._sweep = Sweep(space)
         self._again = False
         self._active_until = time.monotonic() + ACTIVE
-        self._next_tick = 0.0
+        self._next_tick = self._next_refill = 0.0
+        self._sweep_ended = self._sweep_took = 0.0
         self._next_total = 0.0
         self._labels_left = self._labels_turn = False
         self._usage = 0
@@ -72,10 +82,9 @@ class Keeper:
         self.drain.hear(hint)
 
     def flush(self) -> None:
-        """Make the batch durable; begin a sweep if one is needed."""
+        """Make the batch durable. OSError of the state disk: it is kept for the next call."""
+        self.gap |= self.drain.take_gap()
         self.drain.flush()
-        if self.drain.take_gap():
-            self.begin_sweep()
 
     def run(self, budget: float) -> bool:
         """Reconcile what is due; True if more is."""
@@ -84,49 +93,80 @@ class Keeper:
             self.drain.refill(time.monotonic())
         return more
 
+    def beat(self, now: float) -> bool:
+        """Every second: is the root still there, does anything wait? True; StorageUnavailable if it is not."""
+        self.space.root_fd()
+        if now < self._active_until or now >= self._next_refill:
+            self._next_refill = now + QUIET_TICK
+            self.drain.flush()
+            self.drain.refill(now, force=True)
+        return True
+
     # -- sweeps
 
-    def begin_sweep(self) -> None:
+    def _begin(self) -> None:
         """Verify the whole space from now on. OSError of the state disk."""
         known = verified(self.space)
         self.verified_at = known.at
         self.progress = self._sweep.progress()
-        if not known.complete and not self.progress.finished:
+        first = not known.complete and not self.progress.finished
+        long = self.sweeping and time.monotonic() - self.sweep_began > LONG
+        if first or long:
+            # Brought to its end before another one begins: else gap after gap would keep it from ever ending.
             self._again = self.progress.done_dirs > 0
         else:
             self._again = False
             self._sweep.begin()
+        if long:
+            return
         self.sweeping = True
         self.sweep_began = time.monotonic()
 
+    def poll(self, now: float) -> None:
+        """Nothing can be heard here: sweep again and again, a tenth of the time."""
+        if not (self.sweeping or self.gap) and now >= self._sweep_ended + max(POLL, 10.0 * self._sweep_took):
+            self.gap = True
+
     def sweep(self, budget: float) -> None:
-        """A slice of the sweep or of other work that nobody waits for."""
+        """A slice of the sweep or of other work that nobody waits for; one large directory may take seconds."""
         self._labels_turn = not self._labels_turn
-        if self._labels_left and (self._labels_turn or not self.sweeping):
+        if self._labels_left and (self._labels_turn or not (self.sweeping or self.gap)):
             self._labels_left = relabel.label_due(self.space, LABELS) >= LABELS
             return
+        if self.gap:
+            self.gap = False
+            try:
+                self._begin()
+            except BaseException:
+                self.gap = True
+                raise
         if not self.sweeping:
             return
         self.progress = self._sweep.step(budget)
         self._failures = 0
-        if not self.progress.finished:
-            return
+        if self.progress.finished:
+            self._end()
+
+    def _end(self) -> None:
         known = verified(self.space)
+        now = time.monotonic()
         if not known.current:
             # The root was marked meanwhile: it is reconciled as any other, then this is asked again.
-            self._rest_until = time.monotonic() + AT_REST
+            self._rest_until = now + AT_REST
             return
         self.sweeping = False
-        self._active_until = time.monotonic() + ACTIVE
+        self._sweep_ended, self._sweep_took = now, now - self.sweep_began
+        self._active_until = now + ACTIVE
         self.verified_at = known.at
-        log.info("space %s verified in %.1f s", self.space.record.id, time.monotonic() - self.sweep_began)
+        log.info("space %s verified in %.1f s", self.space.record.id, self._sweep_took)
         if self._again:
             self._again = False
-            self.begin_sweep()
+            self.gap = True
 
     def wants_slice(self, now: float) -> bool:
         """There is work for `sweep`."""
-        return self.available and (self.sweeping or self._labels_left) and now >= self._rest_until
+        busy = self.sweeping or self.gap or self._labels_left
+        return self.available and busy and now >= self._rest_until
 
     def failed(self, error: Exception, now: float) -> None:
         """Something other than one directory's pass failed (state disk full, a defect): rest, and try again.
@@ -146,8 +186,7 @@ class Keeper:
     # -- every second
 
     def tick(self, now: float) -> None:
-        """Housekeeping; cheap for spaces where nothing happens. StorageUnavailable if the root is not there."""
-        self.space.root_fd()
+        """Housekeeping once a second; seldom where nothing happens."""
         if now < self._next_tick:
             return
         active = now < self._active_until or self.sweeping
@@ -156,11 +195,10 @@ class Keeper:
         if not self._labels_left:
             self._labels_left = relabel.label_due(self.space, LABELS) >= LABELS
         relabel.publish_trees(self.space, TREES)
-        self.drain.refill(now, force=True)
         if self._labels_left or self.drain.waiting():
             self._active_until = now + ACTIVE
         if not self.sweeping and self.verified_at and time.time() - self.verified_at > self._verify_every:
-            self.begin_sweep()
+            self.gap = True
 
     def lost_storage(self, error: StorageUnavailable) -> None:
         """The root is not provably there: wait, delete nothing."""
@@ -168,7 +206,6 @@ class Keeper:
             log.warning("space %s is unavailable: %s", self.space.record.id, error)
         self.available = False
         self.why = str(error)
-        self.sweeping = False
 
     def found_storage(self) -> None:
         """The root is back: what failed is tried at once; its source says GAP when it hears again."""
@@ -213,7 +250,7 @@ class Keeper:
             return "unavailable"
         if source is not None and not source.ready:
             return "starting"
-        return "sweeping" if self.sweeping else "watching" if source is not None else "polling"
+        return "sweeping" if self.sweeping or self.gap else "watching" if source is not None else "polling"
 
     def _total(self, now: float) -> int:
         if self.available and now >= self._next_total and now < self._active_until + QUIET_TICK:
@@ -225,8 +262,7 @@ class Keeper:
         return self._usage
 
     def close(self) -> None:
-        """Keep what was heard, and close the space."""
-        self.drain.close()
+        """Close the space; what was heard was kept by `flush`."""
         self.space.close()
 
 

@@ -1,16 +1,21 @@
-"""The watcher's loop: events first, then what is due, then every second's housekeeping, then a slice of a sweep.
+"""The watcher's threads: one hears and reconciles, one does what may take long, one says how it is.
 
-Everything but reading the kernel's queue happens in one thread, in slices of milliseconds, so that an event never
-waits long behind a sweep, and nothing here needs a lock. A space that fails is set aside until it works again; the
-others go on.
+The first works in slices of milliseconds, so that a change never waits behind a sweep; the second sweeps, labels and
+settles, paced to a share of a core. Each space's failure stays its own: it is set aside until it works again.
+
+Who owns what: `keepers` is changed by the first thread only, the others look at copies; a space that is no longer
+served is closed by the second, which is the one that may be at work on it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,15 +33,18 @@ log = logging.getLogger(__name__)
 
 COLLECT = 0.005
 RUN = 0.02
-SLICE = 0.02
-SLICE_BUSY = 0.008
+SLICE = 0.05
 SHARE = 0.8
 """Of a core, for sweeps while nothing else happens."""
 SHARE_BUSY = 0.25
 BUSY_FOR = 0.5
 GENERATION_EVERY = 0.2
 TICK = 1.0
+NAP = 0.1
+"""Longest pause of the second thread."""
 RETRY_WATCH = 10.0
+END = 10.0
+"""Seconds to wait for the other threads at the end; whatever they do may be cut off at any point."""
 
 
 class Spaces(Protocol):
@@ -65,42 +73,51 @@ class Watcher:
         self._source = source
         self._verify_every = verify_every
         self._generation = -1
-        self._next_generation = self._next_tick = self._sweep_at = self._busy_until = 0.0
-        self._turn = 0
+        self._next_generation = self._next_beat = self._busy_until = 0.0
+        self._turned = time.monotonic()
+        self._slices = 0
         self._started = time.time()
         self._mounts = Mounts()
+        self._leaving: deque[Keeper] = deque()
+        self._told: dict[str, Any] = {}
+        self._ending = threading.Event()
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Work until `stop` says so (asked after each `wake` of the source), then keep what was heard."""
+        threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("background", self._background), ("status", self._report))
+        ]
+        for thread in threads:
+            thread.start()
         try:
             while not stop():
                 self.turn()
         finally:
-            self.close()
+            self._ending.set()
+            for keeper in self.keepers.values():
+                keeper.drain.close()
+            for thread in threads:
+                thread.join(END)
+            if self._source is not None:
+                self._source.close()
+            for keeper in self.keepers.values():
+                keeper.close()
+            self._write_status(time.monotonic(), running=False)
 
     def turn(self) -> None:
-        """One round; ends by waiting until there is something to do."""
-        now = time.monotonic()
+        """One round of the first thread; ends by waiting until there is something to do."""
+        now = self._turned = time.monotonic()
         if now >= self._next_generation:
             self._next_generation = now + GENERATION_EVERY
             self._follow_registry(now)
         more = self._hear()
         more |= self._drain()
-        if now >= self._next_tick:
-            self._next_tick = now + TICK
-            self._housekeep(now)
-        if not more:
-            more = self._slice()
+        if now >= self._next_beat:
+            self._next_beat = now + TICK
+            self._beat(now)
         if not more:
             self._wait()
-
-    def close(self) -> None:
-        """Make durable what waits; write a last status."""
-        for keeper in self.keepers.values():
-            keeper.close()
-        if self._source is not None:
-            self._source.close()
-        self._write_status(time.monotonic(), running=False)
 
     # -- spaces
 
@@ -140,7 +157,10 @@ class Watcher:
     def _drop(self, key: str) -> None:
         if self._source is not None:
             self._source.remove(key)
-        self.keepers.pop(key).close()
+        keeper = self.keepers.pop(key)
+        keeper.drain.close()
+        keeper.available = False
+        self._leaving.append(keeper)
 
     def _watch(self, key: str, keeper: Keeper, now: float) -> None:
         """Give a space to the source; where that fails, sweeps find its changes."""
@@ -150,14 +170,15 @@ class Watcher:
             if self._source is not None:
                 self._source.add(key, keeper.space.root, keeper.space.fsd_ident)
                 keeper.watched = True
-            elif not keeper.sweeping:
-                keeper.begin_sweep()
+            else:
+                keeper.poll(now)
         except StorageUnavailable as error:
             keeper.lost_storage(error)
         except OSError as error:
-            log.warning("space %s cannot be watched and is swept instead: %s", keeper.space.record.id, error)
-            if not keeper.sweeping:
-                self._guard(keeper, keeper.begin_sweep)
+            if not keeper.said_unwatched:
+                log.warning("space %s cannot be watched, it is swept: %s", keeper.space.record.id, error)
+            keeper.said_unwatched = True
+            keeper.poll(now)
 
     # -- work
 
@@ -181,36 +202,51 @@ class Watcher:
             due = keeper.drain.next_due() if keeper.available else None
             if due is not None and due <= now:
                 changed = keeper.drain.counts["changed"]
-                more |= bool(self._guard(keeper, lambda keeper=keeper: keeper.run(RUN)))  # type: ignore[misc]
+                more |= bool(self._guard(keeper, partial(keeper.run, RUN)))
                 if keeper.drain.counts["changed"] != changed:
                     self._busy_until = now + BUSY_FOR
         return more
 
-    def _slice(self) -> bool:
-        """A slice of sweeping for the next space that wants one; True if work should go on at once."""
-        now = time.monotonic()
-        wanting = [keeper for keeper in self.keepers.values() if keeper.wants_slice(now)]
-        if not wanting or now < self._sweep_at:
-            return False
-        busy = now < self._busy_until
-        self._turn += 1
-        keeper = wanting[self._turn % len(wanting)]
-        self._guard(keeper, lambda: keeper.sweep(SLICE_BUSY if busy else SLICE))
-        cost = time.monotonic() - now
-        self._sweep_at = now + cost / (SHARE_BUSY if busy else SHARE)
-        return False
-
-    def _housekeep(self, now: float) -> None:
+    def _beat(self, now: float) -> None:
         remounted = self._mounts.changed([keeper.space.root for keeper in self.keepers.values()])
         for key, keeper in self.keepers.items():
-            self._guard(keeper, lambda keeper=keeper: keeper.tick(now))  # type: ignore[misc]
+            if self._guard(keeper, partial(keeper.beat, now)) and not keeper.available:
+                keeper.found_storage()
             if self._source is not None and keeper.watched:
                 lost = not keeper.available or self._source.lost(key)
                 if lost or keeper.space.root in remounted:
                     # Added again, it is walked again and ends in a GAP.
                     self._source.remove(key)
                     keeper.watched, keeper.next_watch = False, 0.0
-        self._write_status(now)
+
+    # -- the second thread
+
+    def _background(self) -> None:
+        next_tick = 0.0
+        while not self._ending.is_set():
+            while self._leaving:
+                self._leaving.popleft().close()
+            now = time.monotonic()
+            keepers = list(self.keepers.values())
+            if now >= next_tick:
+                next_tick = now + TICK
+                for keeper in keepers:
+                    if keeper.available and not self._ending.is_set():
+                        self._guard(keeper, partial(keeper.tick, now))
+            self._ending.wait(self._slice(keepers))
+
+    def _slice(self, keepers: list[Keeper]) -> float:
+        """A slice for the next space that wants one; how long to rest then, so that only a share of a core goes."""
+        now = time.monotonic()
+        wanting = [keeper for keeper in keepers if keeper.wants_slice(now)]
+        if not wanting:
+            return NAP
+        self._slices += 1
+        keeper = wanting[self._slices % len(wanting)]
+        self._guard(keeper, partial(keeper.sweep, SLICE))
+        ended = time.monotonic()
+        share = SHARE_BUSY if ended < self._busy_until else SHARE
+        return min(1.0, (ended - now) * (1.0 / share - 1.0))
 
     def _guard(self, keeper: Keeper, work: Callable[[], Any]) -> Any:
         """Run one space's work; its failure stays its own."""
@@ -222,19 +258,15 @@ class Watcher:
         except Exception as error:
             keeper.failed(error, time.monotonic())
             return None
-        if not keeper.available:
-            keeper.found_storage()
         return answer
 
     def _wait(self) -> None:
         now = time.monotonic()
-        until = min(self._next_tick, self._next_generation)
+        until = min(self._next_beat, self._next_generation)
         for keeper in self.keepers.values():
             due = keeper.drain.next_due() if keeper.available else None
             if due is not None:
                 until = min(until, due)
-        if any(keeper.wants_slice(now) for keeper in self.keepers.values()):
-            until = min(until, self._sweep_at)
         timeout = max(0.0, until - now)
         if self._source is not None:
             self._source.wait(timeout)
@@ -243,11 +275,20 @@ class Watcher:
 
     # -- status
 
+    def _report(self) -> None:
+        while not self._ending.is_set():
+            self._write_status(time.monotonic())
+            self._ending.wait(TICK)
+
     def _write_status(self, now: float, *, running: bool = True) -> None:
         spaces = {}
-        for key, keeper in self.keepers.items():
-            source = self._source.status(key) if self._source is not None and keeper.watched else None
-            spaces[key] = keeper.status(source, now)
+        for key, keeper in list(self.keepers.items()):
+            try:
+                source = self._source.status(key) if self._source is not None and keeper.watched else None
+                spaces[key] = keeper.status(source, now)
+            except RuntimeError:
+                pass  # a dict changed while it was read: the last second's words stand
+        self._told = {**{key: told for key, told in self._told.items() if key in self.keepers}, **spaces}
         replace_json(
             self._run_dir / "watcher.json",
             {
@@ -255,7 +296,8 @@ class Watcher:
                 "running": running,
                 "started": self._started,
                 "written": time.time(),
+                "turned": round(now - self._turned, 3),
                 "source": self._source.name if self._source is not None else "sweeps",
-                "spaces": spaces,
+                "spaces": self._told,
             },
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ def make_source(settings: Settings) -> Source | None:
 def run(settings: Settings) -> None:
     """Watch all spaces until SIGTERM; the caller forked and set logging up. Opens everything itself."""
     stopping = False
+    # Hearing must not wait 5 ms, Python's default, each time the sweeping thread has the interpreter.
+    sys.setswitchinterval(0.0005)
     source = make_source(settings)
 
     def stop(number: int, frame: FrameType | None) -> None:
