@@ -89,6 +89,10 @@ def require_writable(space: Space) -> None:
         raise SpaceDisabled("The space is not served.")
     if space.record.read_only:
         raise ReadOnlySpace("The space is read-only.")
+    if not space.internals_at_home():
+        raise ReadOnlySpace(
+            "The space's internal directory '.fsd' was moved away; the space is read-only until it is back."
+        )
 
 
 def _check_path(path: bytes) -> None:

@@ -187,12 +187,30 @@ class Space:
 
         The internal directory does not exist for callers (ENOENT), under whatever name.
         """
-        if path:
-            # First of all: not even the kind of what lies in there is told.
-            found = os.stat(path.partition(b"/")[0], dir_fd=self.root_fd(), follow_symlinks=False)
-            if self.is_hidden(found):
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        # First of all: not even the kind of what lies in there is told.
+        if path and self._leads_inside(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return open_beneath(self.root_fd(), path, _DIRECTORY)
+
+    def _leads_inside(self, path: bytes) -> bool:
+        """Whether a path is, or lies below, the internal directory, also where somebody has moved it."""
+        parts = path.split(b"/")
+        if self.internals_at_home():
+            return parts[0] == INTERNAL and not self.record.read_only
+        above = (b"/".join(parts[: depth + 1]) for depth in range(len(parts)))
+        return any(
+            self.is_hidden(os.stat(part, dir_fd=self.root_fd(), follow_symlinks=False)) for part in above
+        )
+
+    def internals_at_home(self) -> bool:
+        """Whether `.fsd` is where it belongs. If not, somebody displaced it: nothing may be written then."""
+        if self.record.read_only:
+            return True
+        try:
+            found = os.stat(INTERNAL, dir_fd=self.root_fd(), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == self.fsd_ident
 
     def open_parent(self, path: bytes) -> tuple[int, bytes]:
         """(descriptor of the directory that holds `path`, last name); the caller closes it."""
