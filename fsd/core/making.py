@@ -23,7 +23,7 @@ from fsd.core.errors import FsdError, NameRefused
 from fsd.core.grants import Acl, Member, Role, encode
 from fsd.core.hosts import within
 from fsd.core.names import check_new_name
-from fsd.core.restoring import renew
+from fsd.core.restoring import restore
 from fsd.core.space import Space, SpaceRecord, initialise_root
 
 Label = Literal["now", "lazy", "none"]
@@ -308,7 +308,7 @@ class Maker(Catalogue):
     def _renew(self, record: SpaceRecord) -> None:
         space = Space(record, self.state_dir)
         try:
-            renew(space)
+            restore(space, self.installation)
         finally:
             space.close()
 

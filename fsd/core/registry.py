@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,13 @@ from fsd.core.accounts import check_account_name
 from fsd.core.errors import FsdError, NameRefused, StorageUnavailable
 from fsd.core.hosts import within
 from fsd.core.making import Adoption, Label, Maker, Ownership, check_space_name
+from fsd.core.restoring import check_epoch
 from fsd.core.space import Space, SpaceRecord
 from fsd.core.syscalls import rename_noreplace
 
 __all__ = ["Adoption", "Label", "Ownership", "Registry"]
 
+_log = logging.getLogger(__name__)
 _MOVE = "move:"
 
 
@@ -79,7 +82,20 @@ class Registry(Maker):
         return self.get(space_id)
 
     def recover(self) -> None:
-        """Finish what a crash interrupted. Idempotent."""
+        """Before serving: finish what a crash interrupted, and notice what was restored meanwhile. Idempotent."""
+        self._finish_moves()
+        for record in self.spaces():
+            if record.state != "active" or record.read_only:
+                continue
+            space = Space(record, self.state_dir)
+            try:
+                check_epoch(space, self.installation)
+            except OSError as error:
+                _log.info("space %s is not looked at: %s", record.id, error)
+            finally:
+                space.close()
+
+    def _finish_moves(self) -> None:
         with self.installation.db.exclusive():
             with self.installation.db.read() as db:
                 rows = db.execute("SELECT key, value FROM settings WHERE key GLOB 'move:*'").fetchall()
@@ -154,6 +170,7 @@ class Registry(Maker):
         roots.remove_state(self.state_dir, record.hex)
         with self.installation.write() as db:
             db.execute("DELETE FROM spaces WHERE id = ?", (record.id,))
+            db.execute("DELETE FROM settings WHERE key = ?", (f"epoch:{record.id}",))
 
     def _set_state(self, record: SpaceRecord, state: str) -> None:
         with self.installation.write() as db:

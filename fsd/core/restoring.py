@@ -1,4 +1,8 @@
-"""A space whose tree was put back from elsewhere: a backup, a copy, another volume.
+"""A space whose tree was put back: from a backup, a copy, a snapshot of its volume.
+
+It is noticed by the *epoch*: a number in `.fsd/epoch` that rises, at most once a minute, while the space changes, and
+that the registry knows too. The file is written first, so after a crash it may be one ahead; anything else means that
+one of the two went back in time.
 
 The rows are kept, so that what carries its label gets its id back where place or owner agree. Everything that was
 said of the old tree ends: directory etags get a new incarnation, and `oc:data-fingerprint` changes, so that clients
@@ -7,15 +11,20 @@ ask before they delete newer files of theirs.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import TYPE_CHECKING
 
 from fsd.core import dirty, ids, index
+from fsd.core.installation import Installation, write_file
 from fsd.core.syscalls import statx
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
+
+_log = logging.getLogger(__name__)
+EPOCH_NAME = "epoch"
 
 
 def renew(space: Space) -> None:
@@ -36,3 +45,65 @@ def renew(space: Space) -> None:
         db.execute("UPDATE node SET binding = ?, ino = ? WHERE n = ?", (binding, found.ino, index.ROOT))
         db.execute("DELETE FROM dirty WHERE sweep = 1")
         dirty.mark_row(db, index.ROOT, None, time.time(), sweep=True)
+
+
+def check_epoch(space: Space, installation: Installation) -> bool:
+    """Compare the epochs; if the tree or the state went back in time, renew the space and return True.
+
+    Cheap when all is well: one small file and one row. Raises StorageUnavailable, OSError.
+    """
+    known, on_disk = _known(space, installation), _on_disk(space)
+    if known is None or (on_disk is not None and on_disk - known[0] in (0, 1)):
+        return False
+    _log.warning("space %s was restored: epoch %s instead of %s", space.record.id, on_disk, known[0])
+    restore(space, installation)
+    return True
+
+
+def restore(space: Space, installation: Installation) -> None:
+    """Renew a space that is known to be restored, and agree on the epoch again."""
+    known, on_disk = _known(space, installation), _on_disk(space)
+    renew(space)
+    _stamp(space, installation, max(known[0] if known else 0, on_disk or 0) + 1)
+
+
+def raise_epoch(space: Space, installation: Installation) -> None:
+    """Raise the epoch if the space changed since it was raised last."""
+    known, on_disk = _known(space, installation), _on_disk(space) or 0
+    if known is None or known[1] != _number(space) or on_disk != known[0]:
+        _stamp(space, installation, max(known[0] if known else 0, on_disk) + 1)
+
+
+def _stamp(space: Space, installation: Installation, epoch: int) -> None:
+    number = _number(space)
+    fd = space.open_internal(".")
+    try:
+        write_file(fd, EPOCH_NAME, b"%d\n" % epoch)
+    finally:
+        os.close(fd)
+    key = f"epoch:{space.record.id}"
+    with installation.db.write() as db:  # not a change of the registry: nobody has to read it again
+        db.execute("INSERT OR REPLACE INTO settings (key, value) VALUES (?, ?)", (key, f"{epoch} {number}"))
+
+
+def _number(space: Space) -> int:
+    with space.index.read() as db:
+        return int(db.execute("SELECT number FROM head").fetchone()[0])
+
+
+def _known(space: Space, installation: Installation) -> tuple[int, int] | None:
+    text = installation.setting(f"epoch:{space.record.id}")
+    if text is None:
+        return None
+    epoch, _, number = text.partition(" ")
+    return int(epoch), int(number)
+
+
+def _on_disk(space: Space) -> int | None:
+    space.root_fd()
+    place = os.path.join(space.internal_path, os.fsencode(EPOCH_NAME))
+    try:
+        with open(os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return int(file.read(32))
+    except (FileNotFoundError, ValueError):
+        return None

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
-from fsd.core import replay, trash
+from fsd.core import replay, restoring, trash
 from fsd.core.errors import FsdError, StorageUnavailable
 from fsd.core.locks import LockTable
 from fsd.core.registry import Registry
+from fsd.core.sweep import Sweep
 from fsd.service import health
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ REPLAY_EVERY = 20.0
 LOCKS_EVERY = 60.0
 TRASH_EVERY = 600.0
 GRANTS_EVERY = 60.0
+EPOCH_EVERY = 60.0
 OPS_RETRY = 10.0
 
 
@@ -68,8 +70,11 @@ class Jobs:
             Job("replay", REPLAY_EVERY, self._replay),
             Job("locks", LOCKS_EVERY, lambda space: LockTable(space).expire()),
             Job("grants", GRANTS_EVERY, self._grants),
+            Job("epoch", EPOCH_EVERY, self._epoch),
             Job("trash", TRASH_EVERY, self._trash, due=time.monotonic() + 30.0),
         ]
+        self._verify = Job("verify", 0.0, self._verify_restored)
+        self._restored: dict[str, Space] = {}
         self._said: set[tuple[str, str, str]] = set()
 
     def run(self, stop: threading.Event) -> None:
@@ -94,6 +99,8 @@ class Jobs:
                 if stop.is_set():
                     return
                 self._do(job, space)
+        for space in list(self._restored.values()):
+            self._do(self._verify, space)
 
     def _spaces(self) -> Iterator[Space]:
         for record in self._registry.spaces():
@@ -131,6 +138,17 @@ class Jobs:
         alarm = self._registry.grants.verify(space)
         if alarm is not None:
             raise FsdError(alarm)
+
+    def _epoch(self, space: Space) -> None:
+        """A tree or a state that went back in time is noticed within a minute, also while it is served."""
+        if restoring.check_epoch(space, self._registry.installation):
+            self._restored[space.record.id] = space
+        else:
+            restoring.raise_epoch(space, self._registry.installation)
+
+    def _verify_restored(self, space: Space) -> None:
+        if Sweep(space).step(0.5).finished:
+            self._restored.pop(space.record.id, None)
 
     def _trash(self, space: Space) -> None:
         trash.purge(space, float(self._settings.trash_keep))
