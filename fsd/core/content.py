@@ -136,8 +136,9 @@ class Upload:
         self._check_whole()
         path = self._place.path
         try:
-            self._reopen()
-            created = self._publish()
+            with intents.of(self._space).alone(path):
+                self._reopen()
+                created = self._publish()
         finally:
             self.abort()
         try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -126,6 +127,20 @@ class Intents:
         finally:
             os.close(fd)
 
+    @contextmanager
+    def alone(self, *paths: bytes) -> Iterator[None]:
+        """Wait until no other change of fsd's own, in any process, is at one of these paths, and keep others out.
+
+        Not nested. It keeps our writers from undoing each other's exchanges; programs on the disk don't ask.
+        """
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            for byte in sorted({_path_byte(path) for path in paths}):
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+            yield
+        finally:
+            os.close(fd)
+
     def pending(self) -> list[Intent]:
         """Every intent that is written down, finished ones not yet deleted included."""
         with self._open_space().state.read() as db:
@@ -177,6 +192,20 @@ class Intents:
         space = self._space()
         assert space is not None, "the caller holds the space while it changes it"
         return space
+
+
+def _path_byte(path: bytes) -> int:
+    """The byte that stands for a path, above those of the numbers; two paths that share one just wait more."""
+    digest = hashlib.blake2b(path, digest_size=8).digest()
+    return 1 << _NUMBER_BITS | int.from_bytes(digest, "little") >> (64 - _NUMBER_BITS)
+
+
+@contextmanager
+def alone_in_both(first: Space, path: bytes, second: Space, other: bytes) -> Iterator[None]:
+    """`alone` in two spaces; always in the same order, so that opposite moves don't wait for each other."""
+    ends = sorted([(first.record.id, first, path), (second.record.id, second, other)], key=lambda end: end[0])
+    with of(ends[0][1]).alone(ends[0][2]), of(ends[1][1]).alone(ends[1][2]):
+        yield
 
 
 def _set_lock(fd: int, kind: int, number: int) -> None:

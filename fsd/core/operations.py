@@ -77,7 +77,7 @@ def _dress_directory(place: Place) -> None:
 def delete(space: Space, path: bytes, *, if_match: Collection[str] | None = None) -> None:
     """Move into the space's trash: one rename, whatever is below. A mount point, or one below, is Forbidden."""
     require_writable(space)
-    with source(space, path) as place:
+    with intents.of(space).alone(path), source(space, path) as place:
         entry = lookup(space, path)
         _check_etag(entry, if_match)
         if entry.kind == "d":
@@ -104,12 +104,13 @@ def move(
     """
     require_writable(src_space)
     require_writable(dst_space)
-    entry = _source_entry(src_space, src, if_match)
-    same = src_space.record.id == dst_space.record.id
-    if not same:
-        return moving.across(src_space, src, dst_space, dst, overwrite=overwrite, entry=entry)
+    if src_space.record.id != dst_space.record.id:
+        with intents.alone_in_both(src_space, src, dst_space, dst):
+            entry = _source_entry(src_space, src, if_match)
+            return moving.across(src_space, src, dst_space, dst, overwrite=overwrite, entry=entry)
     _refuse_nesting(src, dst, "moved")
-    with source(src_space, src) as here:
+    with intents.of(src_space).alone(src, dst), source(src_space, src) as here:
+        entry = _source_entry(src_space, src, if_match)
         with destination(src_space, dst, known_name=here.name) as there:
             if entry.kind == "d":
                 refuse_mounts_below(here)
@@ -221,8 +222,9 @@ def _copy_aside(here: Place, there: Place, overwrite: bool, deep: bool) -> bool:
         new = b""
         try:
             new = build(here, space, staging, ticket.name, deep=deep)
-            created = put_staged(ticket, there, staging, overwrite=overwrite)
-            make_known(space, there)
+            with intents.of(space).alone(there.path):
+                created = put_staged(ticket, there, staging, overwrite=overwrite)
+                make_known(space, there)
         except BaseException:
             if new:
                 take_out(ticket, there, staging, new)

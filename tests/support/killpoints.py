@@ -119,6 +119,20 @@ def fail_at_each(
         index += 1
 
 
+def calls_made(prepare: Callable[[], Any], operate: Callable[[Any], object]) -> list[str]:
+    """The changing calls of one unharmed run, in order, by name."""
+    made: list[str] = []
+
+    def note(regs: Any) -> bool:
+        if _has_effect(regs[_ORIG_RAX], regs):
+            made.append(CHANGING[regs[_ORIG_RAX]])
+        return False
+
+    message = _run(prepare, operate, note, calls=sorted(CHANGING))
+    assert message is None, message
+    return made
+
+
 class _Counter:
     """Decides at each call's entry; remembers at which one it struck."""
 

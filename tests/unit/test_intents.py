@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -104,3 +105,49 @@ def test_names_carry_the_number():
     assert intents.number_of(b"zz") is None
     assert intents.number_of(b"0123456789abcdefg") is None
     assert intents.number_of(b"photo of last summer") is None
+
+
+def test_paths_are_changed_one_after_the_other(space):
+    mine = intents.of(space)
+    order = []
+    inside, leave = threading.Event(), threading.Event()
+
+    def first():
+        with mine.alone(b"a", b"b"):
+            inside.set()
+            leave.wait(10)
+            order.append("first")
+
+    def second():
+        with mine.alone(b"c", b"b"):
+            order.append("second")
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert inside.wait(10)
+    threads[1].start()
+    with mine.alone(b"d"):
+        pass
+    leave.set()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["first", "second"]
+
+
+def test_opposite_moves_do_not_wait_for_each_other(space, tmp_path):
+    (tmp_path / "two").mkdir()
+    other = FakeSpace(state=space.state, state_dir=tmp_path / "two", record=SimpleNamespace(hex="01", id="1"))
+    space.record.id = "0"
+
+    def go(ends):
+        for _ in range(200):
+            with intents.alone_in_both(*ends):
+                pass
+
+    ends = (space, b"a", other, b"b")
+    threads = [threading.Thread(target=go, args=(e,)) for e in (ends, ends[2:] + ends[:2])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
