@@ -35,8 +35,9 @@ def write_labels(space: Space, fd: int, due: Iterable[ToLabel]) -> None:
     for row, label in rows:
         if row is None or row.kind not in (FILE, DIRECTORY) or row.flags & LABELLED or row.name != label.name:
             continue
-        if row.nlink > 1 and row.kind == FILE and not label.urgent:
-            continue  # which of its names the label speaks for is settled in the state database
+        if row.nlink > 1 and row.kind == FILE:
+            done.append(row.n)  # one label can't speak for several names: the state database does
+            continue
         update = _label_one(space, fd, row)
         if update is not None:
             updates.append(update)
@@ -137,7 +138,8 @@ def _label_in(space: Space, path: bytes, members: list[tuple[NodeRow, bool]], no
             write_labels(space, fd, ready)
         finally:
             os.close(fd)
-    names = {label.n: label.urgent for label in ready}
+    linked = {row.n for row, _ in members if row.nlink > 1 and row.kind == FILE}
+    names = {label.n: label.urgent and label.n not in linked for label in ready}
     with space.index.write() as db:
         db.executemany("UPDATE node SET flags=flags|? WHERE n=?", ((READY, n) for n in names))
         # What could not be labelled now is found READY and unlabelled by the next sweep, unless it can't

@@ -45,7 +45,7 @@ def make_space(base: Path, *, label: str = "now") -> Space:
     return Space(record, state)
 
 
-def drain(space: Space, *, sweep: bool = False, most: int = 100_000) -> int:
+def drain(space: Space, *, sweep: bool = False, most: int = 3_000) -> int:
     """Serve the dirty set until it is empty (with `sweep`, its lower rank too); how many items were
     served."""
     served = 0
