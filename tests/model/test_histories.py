@@ -70,7 +70,10 @@ class Chaos:
 
     def step(self) -> None:
         """One blow."""
-        blow = self.random.choice([self.kill_watcher, self.kill_worker, self.delete_index])
+        blow = self.random.choice(
+            [self.kill_watcher, self.kill_watcher, self.kill_worker, self.kill_worker]
+            + [self.delete_index, self.kill_everything, self.restart, self.reload]
+        )
         self.done.append(blow.__name__)
         blow()
 
@@ -87,6 +90,21 @@ class Chaos:
 
     def kill_worker(self) -> None:
         self._kill("web")
+
+    def kill_everything(self) -> None:
+        """As a power cut, but for the page cache."""
+        self.server.kill()
+        self.server.start()
+
+    def restart(self) -> None:
+        """As an administrator does."""
+        self.server.stop()
+        self.server.start()
+
+    def reload(self) -> None:
+        """New processes, one after the other."""
+        assert self.server.process is not None
+        self.server.process.send_signal(signal.SIGHUP)
 
     def delete_index(self) -> None:
         for suffix in ("-wal", "-shm", ""):
