@@ -1,22 +1,12 @@
 """Request bodies as WSGI input: streamed, bounded, never whole in memory."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Protocol
 
 from dav.http import limits
+from dav.http.failures import Malformed
 from dav.http.parser import BadRequest, chunk_size
-
-
-class BodyError(OSError):
-    """The body did not arrive as announced; nothing may be made of the part that did."""
-
-
-class Truncated(BodyError):
-    """The connection ended before the body did."""
-
-
-class Malformed(BodyError):
-    """The chunked framing is broken."""
 
 
 class Source(Protocol):
@@ -34,7 +24,7 @@ class Source(Protocol):
         """Send the interim answer 100."""
 
 
-class Body:
+class Body(ABC):
     """Common to both kinds.  ``broken`` is set once the framing is lost: the connection must close."""
 
     def __init__(self, source: Source, expect: bool) -> None:
@@ -42,8 +32,9 @@ class Body:
         self.expecting = expect
         self.broken = False
 
+    @abstractmethod
     def _take(self, view: memoryview) -> int:
-        raise NotImplementedError
+        """At least one byte of the body into ``view``, or 0 at its end."""
 
     def readinto(self, view: memoryview) -> int:
         """At least one byte into ``view``, or 0 at the end of the body.  Raises BodyError, TooSlow."""

@@ -8,6 +8,7 @@ import enum
 import logging
 import os
 import socket
+import ssl
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from cheroot.server import HTTPConnection
 
-from dav.front.body import Truncated
 from dav.front.request import Request
-from dav.front.wire import Pace, TooSlow, Wire
+from dav.front.wire import WRITE, Pace, Wire
 from dav.http import limits
+from dav.http.failures import TooSlow, Truncated
 from dav.http.parser import BadRequest, head_end
 
 if TYPE_CHECKING:
@@ -103,8 +104,11 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
             request = Request(self.server, self)
             try:
                 keep = request.respond()
-            except (TooSlow, Truncated, ConnectionError, TimeoutError) as error:
+            except (TooSlow, Truncated, ConnectionError, TimeoutError, ssl.SSLError) as error:
                 log.debug("connection lost: %s", error)
+                return False
+            except OSError as error:
+                log.warning("a reply was cut off: %s", error)
                 return False
             self.head = None
             if not keep:
@@ -191,7 +195,7 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
             try:
                 sent = os.sendfile(self.fd, fd, offset, min(count, 1 << 24))
             except BlockingIOError:
-                self.wire.wants = 4  # POLLOUT
+                self.wire.wants = WRITE
                 self._wait()
                 continue
             if not sent:

@@ -10,13 +10,10 @@ import time
 from collections.abc import Sequence
 
 from dav.http import limits
+from dav.http.failures import TooSlow
 
 READ = select.POLLIN
 WRITE = select.POLLOUT
-
-
-class TooSlow(OSError):
-    """The peer moves less than ``limits.RATE_BYTES`` a second, or nothing at all: 408."""
 
 
 class Wire:

@@ -1,13 +1,11 @@
 """What an error of the core means to a client: one table, errno and class to status."""
 
 import errno
-from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from xml.sax.saxutils import escape
 
-from dav.front.body import BodyError
-from dav.front.wire import TooSlow
+from dav.http.failures import BodyError, TooSlow
 from fsd.core import errors as core
 
 RETRY_SECONDS = 5
@@ -138,9 +136,9 @@ def error_body(error: HttpError) -> bytes:
 
 
 def error_headers(error: HttpError, length: int) -> list[tuple[str, str]]:
-    headers: Iterable[tuple[str, str]] = error.headers
+    """The headers of its answer."""
     return [
         ("Content-Type", "application/xml; charset=utf-8"),
         ("Content-Length", str(length)),
-        *headers,
+        *error.headers,
     ]

@@ -111,7 +111,7 @@ def content_type(name: bytes) -> str:
     return _type_of(os.path.splitext(to_text(name))[1].lower())
 
 
-def active_lock(lock: Lock, root: str, depth_only: bool = False) -> str:
+def active_lock(lock: Lock, root: str) -> str:
     """One ``activelock`` element; ``root`` is the URL path of what was locked."""
     scope = "exclusive" if lock.exclusive else "shared"
     depth = "infinity" if lock.infinite else "0"

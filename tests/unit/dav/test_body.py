@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dav.front.body import ChunkedBody, FixedBody, Malformed, Truncated
+from dav.front.body import ChunkedBody, FixedBody
+from dav.http.failures import Malformed, Truncated
 
 
 class Feed:
