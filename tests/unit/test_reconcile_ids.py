@@ -243,3 +243,17 @@ def test_sizes_stay_while_a_lost_index_is_rebuilt(space: Space) -> None:
     assert entries(space)[b"a"].size == 5
     sweep(space)
     assert lookup(space, b"").size == 5
+
+
+def test_names_of_one_file_come_to_rest(space: Space) -> None:
+    settle_old(space, root(space) / "a")
+    for name in ("b", "c"):
+        os.link(root(space) / "a", root(space) / name)
+    sweep(space)
+    entry = lookup(space, b"a")
+    (root(space) / "b").write_text("new")
+    os.utime(root(space) / "b", ns=(entry.mtime_ns, entry.mtime_ns))
+    dirty.mark(space, [(b"", [b"b"])])
+    assert drain(space, most=50) > 0
+    assert {other.size for other in listing(space, b"")[1]} == {3}
+    assert differences(space) == []
