@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,3 +143,67 @@ def test_a_full_state_disk_is_507_and_reading_goes_on(
         wait_for(lambda: dav.request("PUT", b"d/after", b"n").status in (201, 204), what="writing again")
         settled(os.fsencode(tree), dav, wait=agree, timeout=60)
         server.close()
+
+
+FINGERPRINT = (
+    b'<?xml version="1.0"?><d:propfind xmlns:d="DAV:" xmlns:oc="http://owncloud.org/ns"><d:prop>'
+    + (b"<d:getetag/><oc:id/><oc:fileid/><oc:data-fingerprint/></d:prop></d:propfind>")
+)
+
+
+def test_a_volume_that_was_rolled_back_is_noticed(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """Clients must ask before they delete newer files of theirs, and no etag may come back with other content."""
+    server = make_server()
+    server.allow_log("restored|storage|unavailable")
+
+    with disk(tmp_path, "storage") as storage:
+        tree = storage.place / "tree"
+        (tree / "d").mkdir(parents=True)
+        server.fsd("space", "adopt", str(tree), "--name", "rolled")
+        record = server.space("rolled")
+        dav = server.space_dav(record)
+        epoch = tree / ".fsd/epoch"
+
+        def fingerprint() -> str:
+            (root,) = dav.propfind(b"", 0, FINGERPRINT)
+            return root.properties["{http://owncloud.org/ns}data-fingerprint"]
+
+        def restarted(change: Callable[[], object] | None = None) -> None:
+            before = epoch.read_bytes() if epoch.exists() else b""
+            if change is not None:
+                server.stop()
+                change()
+            else:
+                server.stop()
+            server.start()
+            wait_for(
+                lambda: epoch.exists() and epoch.read_bytes() != before, timeout=30, what="another epoch"
+            )
+
+        def swap(source: Path, target: Path) -> None:
+            storage.unmount(lazy=False)
+            shutil.copyfile(source, target)
+            storage.mount()
+
+        assert storage.image is not None
+        image, old = storage.image, tmp_path / "old.img"
+        dav.put(b"d/f", b"first")
+        restarted(lambda: swap(image, old))
+        assert fingerprint() == ""
+        first = settled(os.fsencode(tree), dav, wait=agree)
+        dav.put(b"d/f", b"other")
+        dav.put(b"d/g", b"newer")
+        second = settled(os.fsencode(tree), dav, wait=agree)
+        restarted()
+        assert fingerprint() == ""
+        server.stop()
+        swap(old, image)
+        server.start()
+        wait_for(lambda: fingerprint() != "", timeout=60, what="another data fingerprint")
+        after = settled(os.fsencode(tree), dav, wait=agree)
+        assert after.served[b"d/f"].id == first.served[b"d/f"].id
+        assert dav.get(b"d/f") == b"first"
+        for path in (b"", b"d", b"d/f"):
+            assert after.served[path].etag != second.served[path].etag, path
+        for path in (b"", b"d"):
+            assert after.served[path].etag != first.served[path].etag, path
