@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fsd.core import intents, quota, trash
+from fsd.core import ids, intents, properties, quota, trash
 from fsd.core.building import build
 from fsd.core.errors import Forbidden, FsdError, PreconditionFailed, StorageUnavailable
 from fsd.core.groupsync import sync_directory
@@ -223,6 +223,7 @@ def _carry(here: Place, there: Place, binding: bytes, overwrite: bool) -> bool:
         try:
             ticket.record("place", body)
             leaving.record("out", {"src": here.path.hex(), "old": binding.hex(), "copied": False})
+            _carry_properties(here, there.space)
             with _busy_explained(here):
                 rename_new(here.fd, here.name, staging, ticket.name)
             created = put_staged(ticket, there, staging, overwrite=overwrite, only=True)
@@ -276,6 +277,12 @@ def _undo_copy(here: Place, there: Place, ticket: Ticket, leaving: Ticket, stagi
     ticket.finish()
     settle_quietly(there.space, there.path)
     settle_quietly(here.space, here.path)
+
+
+def _carry_properties(here: Place, space: Space) -> None:
+    """What doesn't fit attributes is kept by id, and the moved nodes get other ids in the other space."""
+    for binding, _, overflow in properties.overflows_below(here):
+        properties.store_overflow(space, ids.derived_id(space.key, binding).hex(), overflow)
 
 
 @contextmanager

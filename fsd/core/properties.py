@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -22,7 +22,7 @@ from fsd.core.groupsync import sync_directory
 from fsd.core.labels import PROPERTY_PREFIX
 from fsd.core.places import Place, internal, open_source, require_writable
 from fsd.core.settling import make_known
-from fsd.core.syscalls import statx
+from fsd.core.syscalls import open_beneath, statx
 from fsd.core.tree import lookup
 
 if TYPE_CHECKING:
@@ -117,6 +117,31 @@ def copy_overflow(src_space: Space, src: int, dst_space: Space, dst: int) -> Non
     overflow = overflow_of(src_space, src)
     if overflow:
         store_overflow(dst_space, labels.new_label(dst_space, dst)[0], overflow)
+
+
+def overflows_below(place: Place) -> Iterator[tuple[bytes, str, dict[str, bytes]]]:
+    """(binding, id, overflow) of each file and directory at and below a place that has one."""
+    with internal(place.space, "meta") as meta:
+        if not os.listdir(b"/proc/self/fd/%d" % meta):
+            return
+    waiting = [place.name]
+    while waiting:
+        path = waiting.pop()
+        try:
+            fd = open_beneath(place.fd, path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EACCES, errno.ENOENT):
+                raise
+            continue  # a link, a special file, or nothing we may read: it goes along without
+        try:
+            overflow = overflow_of(place.space, fd)
+            found = statx(fd, b"")
+            if overflow:
+                yield ids.node_binding(fd, b"", found), _id_of(place.space, fd), overflow
+            if stat.S_ISDIR(found.mode):
+                waiting += [path + b"/" + name for name in os.listdir(b"/proc/self/fd/%d" % fd)]
+        finally:
+            os.close(fd)
 
 
 def finish_update(space: Space, intent: Intent) -> list[bytes]:

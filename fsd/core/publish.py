@@ -85,9 +85,12 @@ def swap_out(ticket: Ticket, place: Place, old: Seen, staging: int) -> None:
         sync_directory(place.fd)
 
 
-def retire(space: Space, staging: int, name: bytes) -> None:
-    """A replaced file has done its duty. The one place where it would become a version instead."""
-    remove_staged(space, staging, name)
+def retire(staging: int, name: bytes) -> None:
+    """A replaced file has done its duty. The one place where it would become a version instead.
+
+    Its id lives on in its successor, and so do the properties that are kept by id.
+    """
+    os.unlink(name, dir_fd=staging)
 
 
 def _swap_by_link(ticket: Ticket, place: Place, staging: int) -> None:
@@ -139,12 +142,13 @@ def finish_put(space: Space, intent: Intent) -> list[bytes]:
     body, name = intent.body, intents.staged_name(intent.number)
     path = bytes.fromhex(str(body["path"]))
     with internal(space, "staging") as staging:
-        remove_staged(space, staging, name + _OLD)
+        if binding_at(staging, name + _OLD) is not None:
+            retire(staging, name + _OLD)
         here = binding_at(staging, name)
         if here is None:
             return [path]
         if here == bytes.fromhex(str(body["new"])) or _is_same(staging, name, body):
-            retire(space, staging, name)
+            retire(staging, name)
             return [path]
         try:
             place = open_destination(space, path, known_name=path.rpartition(b"/")[2])
@@ -155,7 +159,8 @@ def finish_put(space: Space, intent: Intent) -> list[bytes]:
             new = bytes.fromhex(str(body["new"]))
             if place.binding() in (new, None):
                 _swap_back(place, name, staging, new)
-                remove_staged(space, staging, name)
+                if binding_at(staging, name) == new:
+                    retire(staging, name)
                 sync_directory(place.fd)
             else:
                 _salvage(space, staging, name, path)

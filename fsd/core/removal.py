@@ -7,7 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from fsd.core import ids, labels
+from fsd.core import ids, index, labels
 from fsd.core.intents import number_of
 from fsd.core.places import internal, rename_new
 from fsd.core.syscalls import open_beneath, statx
@@ -97,8 +97,15 @@ def _forget_properties(space: Space, fd: int, name: bytes, meta: int, overflows:
             raise
         return
     file = label.id.hex().encode() + b".json" if label and label.proven else b""
-    if file in overflows:
+    if label is not None and file in overflows and not _lives(space, label.id):
         try:
             os.unlink(file, dir_fd=meta)
         except FileNotFoundError:
             pass
+
+
+def _lives(space: Space, node_id: bytes) -> bool:
+    """Whether a successor in the tree has the id now."""
+    with space.index.read() as db:
+        row = index.by_id(db, node_id)
+    return row is not None and (row.n == index.ROOT or row.parent is not None)

@@ -182,6 +182,7 @@ def remove(space: Space, key: str) -> None:
 
 def empty(space: Space, before: float | None = None) -> int:
     """Delete everything, or what was deleted before that time (seconds since the epoch); returns how many entries."""
+    require_writable(space)
     count = 0
     for item in items(space):
         if before is None or item.deleted < before:
@@ -194,7 +195,10 @@ def empty(space: Space, before: float | None = None) -> int:
 
 
 def purge(space: Space, retention_s: float, now: float | None = None) -> int:
-    """Delete what has been in the trash for longer than `retention_s`; returns how many entries."""
+    """Delete what has been in the trash for longer than `retention_s`; returns how many entries. A space that is not
+    to be changed is left alone."""
+    if space.record.read_only or space.record.state != "active":
+        return 0
     return empty(space, (time.time() if now is None else now) - retention_s)
 
 
