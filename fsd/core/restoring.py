@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 EPOCH_NAME = "epoch"
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def renew(space: Space) -> None:
@@ -61,29 +62,40 @@ def check_epoch(space: Space, installation: Installation) -> bool:
 
 
 def restore(space: Space, installation: Installation) -> None:
-    """Renew a space that is known to be restored, and agree on the epoch again."""
+    """Renew a space that is known to be restored, and agree on the epoch again.
+
+    The file is written first, two ahead: a disk that takes no file changes nothing, and a crash before the end leaves
+    the difference to be found again.
+    """
     known, on_disk = _known(space, installation), _on_disk(space)
+    epoch = max(known[0] if known else 0, on_disk or 0) + 2
+    _write_epoch(space, epoch)
     renew(space)
-    _stamp(space, installation, max(known[0] if known else 0, on_disk or 0) + 1)
+    _note_epoch(space, installation, epoch)
 
 
 def raise_epoch(space: Space, installation: Installation) -> None:
     """Raise the epoch if the space changed since it was raised last."""
     known, on_disk = _known(space, installation), _on_disk(space) or 0
     if known is None or known[1] != _number(space) or on_disk != known[0]:
-        _stamp(space, installation, max(known[0] if known else 0, on_disk) + 1)
+        epoch = max(known[0] if known else 0, on_disk) + 1
+        _write_epoch(space, epoch)
+        _note_epoch(space, installation, epoch)
 
 
-def _stamp(space: Space, installation: Installation, epoch: int) -> None:
-    number = _number(space)
+def _write_epoch(space: Space, epoch: int) -> None:
     fd = space.open_internal(".")
     try:
         write_file(fd, EPOCH_NAME, b"%d\n" % epoch)
     finally:
         os.close(fd)
-    key = f"epoch:{space.record.id}"
+
+
+def _note_epoch(space: Space, installation: Installation, epoch: int) -> None:
+    number = _number(space)
     with installation.db.write() as db:  # not a change of the registry: nobody has to read it again
-        db.execute("INSERT OR REPLACE INTO settings (key, value) VALUES (?, ?)", (key, f"{epoch} {number}"))
+        values = (f"epoch:{space.record.id}", f"{epoch} {number}")
+        db.execute("INSERT OR REPLACE INTO settings (key, value) VALUES (?, ?)", values)
 
 
 def _number(space: Space) -> int:
@@ -100,10 +112,11 @@ def _known(space: Space, installation: Installation) -> tuple[int, int] | None:
 
 
 def _on_disk(space: Space) -> int | None:
-    space.root_fd()
-    place = os.path.join(space.internal_path, os.fsencode(EPOCH_NAME))
+    fd = space.open_internal(".")  # proves the root and `.fsd`: without them nothing can be said
     try:
-        with open(os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(os.open(EPOCH_NAME, _READ, dir_fd=fd), "rb") as file:
             return int(file.read(32))
     except (FileNotFoundError, ValueError):
         return None
+    finally:
+        os.close(fd)

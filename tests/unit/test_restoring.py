@@ -124,3 +124,52 @@ def test_a_missing_storage_is_no_restore(registry: Registry, space: Space) -> No
     registry.recover()
     home.with_name("away").rename(home)
     assert not tree.data_fingerprint(space)
+
+
+def test_displaced_internals_are_no_restore(registry: Registry, space: Space) -> None:
+    before = facts(space)
+    internals = Path(os.fsdecode(space.internal_path))
+    internals.rename(internals.with_name("displaced"))
+    for _ in range(2):
+        with pytest.raises(OSError):
+            restoring.check_epoch(Space(space.record, registry.state_dir), registry.installation)
+    internals.with_name("displaced").rename(internals)
+    assert facts(space) == before
+
+
+def test_a_disk_that_takes_no_file_changes_nothing(
+    registry: Registry, space: Space, monkeypatch: pytest.MonkeyPatch, allow_log: Callable[[str], None]
+) -> None:
+    allow_log("was restored")
+    before = facts(space)
+    epoch(space).write_text("0\n")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restoring, "write_file", full)
+        with pytest.raises(OSError):
+            restoring.check_epoch(space, registry.installation)
+    assert facts(space) == before
+    assert restoring.check_epoch(space, registry.installation) and facts(space)[0] != before[0]
+
+
+def test_a_crash_while_renewing_is_found_again(
+    registry: Registry, space: Space, monkeypatch: pytest.MonkeyPatch, allow_log: Callable[[str], None]
+) -> None:
+    allow_log("was restored")
+    epoch(space).write_text("0\n")
+
+    class Crash(BaseException):
+        pass
+
+    def crash(*_: object) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restoring, "renew", crash)
+        with pytest.raises(Crash):
+            restoring.check_epoch(space, registry.installation)
+    assert restoring.check_epoch(space, registry.installation)
+    assert not restoring.check_epoch(space, registry.installation)
