@@ -1,0 +1,54 @@
+"""Quota: what may still be added, from whatever source limits come."""
+
+import errno
+
+import pytest
+
+from fsd.core import quota
+from fsd.core.errors import QuotaExceeded
+from tests.support.worlds import make_space
+from tests.unit.core_space import put
+
+
+@pytest.fixture
+def space(tmp_path):
+    made = make_space(tmp_path)
+    put(made, b"a", b"12345")
+    yield made
+    made.close()
+
+
+def test_without_a_quota_the_disk_is_the_limit(space):
+    assert quota.available(space) is None
+    quota.check(space, 1000)
+    with pytest.raises(OSError) as caught:
+        quota.check(space, 1 << 62)
+    assert caught.value.errno == errno.ENOSPC
+    quota.check_limit(space, 1 << 62)
+
+
+def test_a_quota(space):
+    limits = []
+    try:
+        quota.use(lambda asked: limits.append(asked) or 8)
+        assert quota.available(space) == 3
+        quota.check(space, 3)
+        with pytest.raises(QuotaExceeded, match="3 more bytes, not 4"):
+            quota.check(space, 4)
+        quota.check(space, 0)
+        quota.check(space, -10)
+        assert quota.available(space, lambda _space: 2) == 0
+        assert quota.available(space, lambda _space: 1 << 62) == quota.free_on_disk(space)
+        assert set(limits) == {space}
+    finally:
+        quota.use(lambda _space: None)
+
+
+def test_what_is_over_its_quota_may_shrink_but_not_grow(space):
+    try:
+        quota.use(lambda _space: 2)
+        put(space, b"a", b"1234")
+        with pytest.raises(QuotaExceeded):
+            put(space, b"a", b"12345")
+    finally:
+        quota.use(lambda _space: None)
