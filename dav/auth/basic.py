@@ -4,6 +4,8 @@ import base64
 import binascii
 import ipaddress
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from dav.auth.cache import CredentialCache
@@ -29,6 +31,8 @@ class BasicAuth:
         realm = "".join(c for c in realm if c.isascii() and c.isprintable() and c not in '"\\')
         self._challenge = (("WWW-Authenticate", f'Basic realm="{realm}", charset="UTF-8"'),)
         self._hashing = threading.Semaphore(_HASHING)
+        self._flights: dict[str, tuple[threading.Lock, int]] = {}
+        self._guard = threading.Lock()
         self._waiting = threading.Semaphore(_WAITING)
 
     def __call__(self, environ: dict[str, Any], view: View) -> User:
@@ -38,17 +42,49 @@ class BasicAuth:
             raise self._unauthorized("Log in, please.")
         if len(header) > _MAX_HEADER:
             raise HttpError(400, "The Authorization header is too long.")
-        cached = self._cache.get(header)
-        if cached is not None:
-            user = view.user(cached.name)
-            epoch = None if user is None or user.disabled else user.epoch
-            if epoch == cached.epoch:
-                if user is not None and user.id == cached.user_id and not user.disabled:
-                    return user
-                if cached.user_id is None:
-                    raise self._unauthorized("The user name or password is wrong.")
+        user = self._known(header, view)
+        if user is not None:
+            return user
         name, password = self._credentials(header)
-        return self._verify(header, name, password, str(environ.get("REMOTE_ADDR", "")))
+        with self._alone(header):
+            # Others with the same credentials may just have had them verified.
+            user = self._known(header, view)
+            if user is not None:
+                return user
+            return self._verify(header, name, password, str(environ.get("REMOTE_ADDR", "")))
+
+    def _known(self, header: str, view: View) -> User | None:
+        """The user of credentials verified before; 401 for those that were wrong; None if nothing is known."""
+        cached = self._cache.get(header)
+        if cached is None:
+            return None
+        user = view.user(cached.name)
+        if user is None or user.disabled:
+            user = None
+        if cached.epoch != (user.epoch if user is not None else None):
+            return None
+        if cached.user_id is None:
+            raise self._unauthorized("The user name or password is wrong.")
+        return user if user is not None and user.id == cached.user_id else None
+
+    @contextmanager
+    def _alone(self, header: str) -> Iterator[None]:
+        """One at a time for the same credentials: a client's first burst must not hash once a connection."""
+        with self._guard:
+            lock, users = self._flights.get(header, (threading.Lock(), 0))
+            self._flights[header] = (lock, users + 1)
+        try:
+            if not lock.acquire(timeout=_WAIT_SECONDS):
+                raise self._busy()
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            with self._guard:
+                lock, users = self._flights.pop(header)
+                if users > 1:
+                    self._flights[header] = (lock, users - 1)
 
     def _unauthorized(self, sentence: str) -> HttpError:
         return HttpError(401, sentence, headers=self._challenge)

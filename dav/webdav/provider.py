@@ -24,6 +24,7 @@ from fsd.core.tree import Entry
 _COLLECTION = "OPTIONS, GET, HEAD, PROPFIND, PROPPATCH, DELETE, COPY, MOVE, LOCK, UNLOCK"
 _FILE = "OPTIONS, GET, HEAD, PUT, PROPFIND, PROPPATCH, DELETE, COPY, MOVE, LOCK, UNLOCK"
 _UNMAPPED = "OPTIONS, PUT, MKCOL, LOCK"
+_TRIES = 3
 _CREATING = frozenset({"PUT", "MKCOL", "LOCK"})
 """These do not need their resource: what they miss is a parent (409), or something of the server's own."""
 _VIRTUAL = "OPTIONS, GET, HEAD, PROPFIND"
@@ -80,10 +81,24 @@ class Folder(DAVCollection):  # type: ignore[misc]
         return [child.name.decode("utf-8", "surrogateescape") for child in children]
 
 
+def _without_doubt(handler: Callable[[Call], Reply], call: Call) -> Reply:
+    """Call the method; its FileNotFoundError leaves here only when the resource itself is proven absent.
+
+    Something that is deleted and made again meanwhile is asked for again: a method that fails has changed nothing.
+    """
+    for _ in range(_TRIES):
+        try:
+            return handler(call)
+        except FileNotFoundError:
+            if _proven_absent(call):
+                raise
+    raise NotYetKnown("The answer is not known yet; ask again.")
+
+
 def _proven_absent(call: Call) -> bool:
     """Whether an ENOENT is about the request's own resource, and not about something the server lacks."""
     if isinstance(call.target, Virtual) or call.method in _CREATING:
-        return False
+        raise NotYetKnown("The answer is not known yet; ask again.")
     try:
         tree.lookup(call.target.space, call.target.path)
     except (FileNotFoundError, NotADirectoryError):
@@ -146,15 +161,13 @@ class Requests(RequestServer):  # type: ignore[misc]
                 raise HttpError(
                     405, f"{call.method} is not available here.", headers=(("Allow", self._allow(call)),)
                 )
-            return handler(call)
+            return _without_doubt(handler, call)
         except HttpError as error:
             if error.status == 304:
                 return Reply(304, list(error.headers))
             return error_reply(error)
         except OSError as error:
             answer = from_os_error(error)
-            if answer.status == 404 and not _proven_absent(call):
-                answer = from_os_error(NotYetKnown("The answer is not known yet; ask again."))
             if answer.status == 500:
                 raise
             return error_reply(answer)

@@ -20,7 +20,10 @@ XML_TYPE = ("Content-Type", "application/xml; charset=utf-8")
 
 
 def read_body(environ: dict[str, Any]) -> bytes:
-    """The request body; 413 above ``limits.XML_BODY_BYTES``."""
+    """The request body; 413 above ``limits.XML_BODY_BYTES``.  It can be read again."""
+    known: bytes | None = environ.get("fsd.body")
+    if known is not None:
+        return known
     limit = limits.XML_BODY_BYTES
     announced = environ.get("CONTENT_LENGTH")
     if announced and int(announced) > limit:
@@ -28,6 +31,7 @@ def read_body(environ: dict[str, Any]) -> bytes:
     body: bytes = environ["wsgi.input"].read(limit + 1)
     if len(body) > limit:
         raise HttpError(413, "The request body is too large.")
+    environ["fsd.body"] = body
     return body
 
 

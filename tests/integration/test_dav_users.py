@@ -61,6 +61,20 @@ def test_a_request_does_not_hash(served, monkeypatch):
     assert len(calls) == 1
 
 
+def test_a_first_burst_hashes_once(served, monkeypatch):
+    calls = count_hashes(monkeypatch)
+    found: list[int] = []
+    clients = [served.dav() for _ in range(40)]
+    threads = [
+        threading.Thread(target=lambda c=c: found.append(c.request("OPTIONS", b"").status)) for c in clients
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [200] * 40 and len(calls) == 1
+
+
 def test_a_changed_password_counts_at_once(served):
     client = served.dav()
     assert client.request("OPTIONS", b"").status == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import zlib
 
 import pytest
@@ -198,6 +199,28 @@ def test_delete(served, dav):
     assert root_etag(served) != before
     assert status(dav, "DELETE", b"d") == 404
     assert status(served.dav(), "DELETE", b"") == 403
+
+
+def test_what_is_replaced_all_the_time_is_never_in_doubt(served, dav):
+    dav.put(b"f", b"0")
+    path = served.root() / dav.prefix.removeprefix(FILES).strip("/") / "f"
+    stop = threading.Event()
+
+    def replace() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            path.unlink()
+            path.write_bytes(b"%d" % number)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        found = [status(dav, method, b"f", Depth="0") for method in ("PROPFIND", "HEAD") * 30]
+    finally:
+        stop.set()
+        thread.join()
+    assert set(found) <= {200, 207, 404}
 
 
 # -- COPY and MOVE
