@@ -141,18 +141,17 @@ def _create(args: argparse.Namespace, registry: Registry) -> int:
 
 
 def _adopt(args: argparse.Namespace, registry: Registry) -> int:
-    name = args.name if args.name is not None else args.directory.name
     if args.accept_acl:
         _show_foreign(args, registry)
     record = registry.adopt(
         os.fsencode(args.directory),
-        name,
+        args.name,
         alias=args.alias,
         managers=_managers(args, registry),
         quota=_quota(args.quota),
         label=args.label,
         read_only=args.read_only,
-        owner=_ownership(args, Ownership()),
+        owner=_ownership(args, Ownership()) if _owning_given(args) else None,
         how=Adoption(as_copy=args.as_copy, replace=args.replace, accept_acl=args.accept_acl),
     )
     _report(args, registry, "space adopt", record)
@@ -199,6 +198,10 @@ def _ownership(args: argparse.Namespace, old: Ownership) -> Ownership:
         given(args.file_mode, old.file_mode),
         given(args.dir_mode, old.dir_mode),
     )
+
+
+def _owning_given(args: argparse.Namespace) -> bool:
+    return any(value is not None for value in (args.uid, args.gid, args.file_mode, args.dir_mode))
 
 
 def _quota(text: str | None) -> int | None:

@@ -91,7 +91,7 @@ class Maker(Catalogue):
     def adopt(
         self,
         directory: bytes,
-        name: str,
+        name: str | None,
         *,
         alias: str | None = None,
         managers: Collection[User] = (),
@@ -103,26 +103,35 @@ class Maker(Catalogue):
     ) -> SpaceRecord:
         """Make an existing directory a project space in place. Returns at once whatever its size; moves nothing.
 
+        One that takes the place of a registered space keeps its name, alias, owner and modes where none are given.
         Raises NameRefused for directories that overlap with another space or the state directory, FileExistsError
         for one that is a registered space already, FsdError for a foreign one whose grants were not accepted.
         """
-        check_space_name(name)
         how = how or Adoption()
         place = roots.resolve_directory(directory)
         with self.installation.db.exclusive():
             identity = self._identity(place.path, how)
             claim = self._claim(identity, how, managers, quota, read_only=read_only)
-            others = [
-                record for record in self.spaces() if claim.known is None or record.id != claim.space_id
-            ]
+            known = claim.known
+            others = [record for record in self.spaces() if known is None or record.id != known.id]
             roots.check_apart(place, others, self.state_dir, self.installation.data_root)
-            alias = self._free_alias(name, alias, claim.space_id)
-            self._check_name_free(name, claim.space_id)
+            if name is None:
+                name = known.name if known else os.fsdecode(os.path.basename(place.path))
+            check_space_name(name)
+            user = self.accounts.find(known.owner) if known and known.owner else None
+            if known is not None and user is not None:
+                alias = known.alias
+            else:
+                alias = self._free_alias(name, alias or (known.alias if known else None), claim.space_id)
+                self._check_name_free(name, claim.space_id)
+            if known is not None and owner is None:
+                owner = Ownership(known.uid, known.gid, known.file_mode, known.dir_mode)
             if how.as_copy and not read_only:
                 roots.reidentify(place.path, claim.space_id, claim.secret)
+            kind: SpaceType = "personal" if user is not None else "project"
             label = "none" if read_only else label
             return self._register(
-                place.path, claim, name, alias, "project", label=label, owner=owner, read_only=read_only
+                place.path, claim, name, alias, kind, label=label, owner=owner, read_only=read_only, user=user
             )
 
     def add_user(self, name: str, password: str | None, *, take_over: bool = False, **fields: Any) -> User:
@@ -244,7 +253,7 @@ class Maker(Catalogue):
                 "--as-copy makes it a new space."
             )
         acl = replace(acl, space=identity.space_id)
-        for member in fresh.acl.members:
+        for member in fresh.acl.members if known is None else ():
             if member.id not in {known_member.id for known_member in acl.members}:
                 acl = replace(acl, members=(*acl.members, member))
         return _Claim(identity.space_id, identity.secret, acl, known)

@@ -204,6 +204,35 @@ def test_replace_takes_the_place(registry: Registry, tmp_path: Path) -> None:
     assert registry.grants.role_of(again, user) is Role.MANAGER
 
 
+def test_a_restored_personal_space_stays_its_owners(registry: Registry, tmp_path: Path) -> None:
+    ann = registry.add_user("ann", None, display_name="Ann")
+    record = registry.personal(ann)
+    assert record is not None
+    home = Path(os.fsdecode(record.path))
+    subprocess.run(["cp", "-a", home, tmp_path / "backup"], check=True)
+    shutil.rmtree(home)
+    (tmp_path / "backup").rename(home)
+    again = registry.adopt(os.fsencode(home), None, how=Adoption(replace=True))
+    assert (again.id, again.type, again.owner, again.alias, again.name) == (
+        record.id,
+        "personal",
+        "ann",
+        "ann",
+        "Ann",
+    )
+    assert registry.grants.role_of(again, ann) is Role.MANAGER and registry.open(again.id).root_fd() >= 0
+
+
+def test_a_replaced_space_keeps_what_is_not_given(registry: Registry, tmp_path: Path) -> None:
+    one, boss = tmp_path / "one", registry.add_user("boss", None)
+    one.mkdir()
+    first = registry.adopt(os.fsencode(one), "First", alias="odd", owner=Ownership(file_mode=0o640))
+    one.rename(tmp_path / "two")
+    again = registry.adopt(os.fsencode(tmp_path / "two"), None, managers=[boss], how=Adoption(replace=True))
+    assert (again.id, again.name, again.alias, again.file_mode) == (first.id, "First", "odd", 0o640)
+    assert registry.grants.members(again) == ()
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_restored_tree_keeps_its_ids_and_says_that_it_was_restored(
     registry: Registry, tmp_path: Path, in_place: bool
