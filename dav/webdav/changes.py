@@ -19,7 +19,11 @@ def mkcol(call: Call) -> Reply:
     if call.if_header is not None or "HTTP_IF_MATCH" in call.environ or "HTTP_IF_NONE_MATCH" in call.environ:
         call.check_conditions(lookup_or_none(place))
     call.locks.check(place.path, call.tokens, call.user.id, binding=True)
-    entry = operations.make_directory(place.space, place.path)
+    try:
+        entry = operations.make_directory(place.space, place.path)
+    except FileNotFoundError:
+        # A missing parent is ParentMissing: this one was made, and deleted by somebody else at once.
+        return Reply(201)
     return Reply(201, entry_headers(place, entry))
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from fsd.core import passwords
 from fsd.core.grants import Role
+from tests.support.waiting import wait_for
 from tests.unit.dav.served import PASSWORDS, Served, serving
 
 
@@ -218,6 +219,8 @@ def test_missing_storage_is_503_never_404(served):
     path = served.shared.path.decode()
     os.rename(path, path + ".away")
     try:
+        # The proof of the root holds for a moment.
+        wait_for(lambda: status(client, "GET", b"f") == 503, what="an unavailable space")
         for method, target in (
             ("GET", b"f"),
             ("PROPFIND", b""),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import os
+import random
 import signal
 import socket
+import threading
 
 import pytest
 
@@ -159,3 +161,32 @@ def _refuses(port: int) -> bool:
     except OSError:
         return True
     return False
+
+
+def test_many_clients_at_once(server: Server):
+    """Random changes of a few names by many clients: no 5xx, and a tree without findings."""
+    found: dict[tuple[str, int], int] = {}
+    guard = threading.Lock()
+
+    def work(seed: int) -> None:
+        rng = random.Random(seed)
+        client = server.dav(FILES)
+        for _ in range(20):
+            method = rng.choice(["PUT", "PUT", "GET", "PROPFIND", "DELETE", "MOVE", "COPY", "MKCOL"])
+            headers = {"Depth": "1"} if method == "PROPFIND" else {}
+            if method in ("MOVE", "COPY"):
+                headers["Destination"] = client.url(b"f%d" % rng.randrange(12))
+            body = rng.randbytes(rng.randrange(20_000)) if method == "PUT" else None
+            answer = client.request(method, b"f%d" % rng.randrange(12), body, headers)
+            with guard:
+                found[method, answer.status] = found.get((method, answer.status), 0) + 1
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(found.values()) == 800
+    assert not [key for key in found if key[1] >= 500], found
+    assert any(key == ("PUT", 201) for key in found)
+    assert server.run("check").returncode == 0
