@@ -75,6 +75,7 @@ def test_ids_stay_without_labels_too(tmp_path, label):
     space.close()
 
 
+@pytest.mark.root
 def test_mode_owner_and_foreign_attributes_of_the_replaced_file_are_kept(space):
     put(space, b"a")
     path = on_disk(space, b"a")
@@ -106,6 +107,7 @@ def test_acls_are_inherited_and_kept(space, tmp_path):
     assert "system.posix_acl_access" not in os.listxattr(on_disk(space, b"d/new"))
 
 
+@pytest.mark.root
 def test_the_space_says_owner_and_mode_and_a_setgid_directory_the_group(tmp_path):
     made = make_space(tmp_path)
     space = Space(replace(made.record, uid=77, gid=88, file_mode=0o664), tmp_path / "state")

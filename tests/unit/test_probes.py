@@ -68,6 +68,7 @@ def test_a_network_state_directory(settings: Settings, monkeypatch: pytest.Monke
     assert by_probe(list(probes.host(settings)))["state directory"].level == "problem"
 
 
+@pytest.mark.root
 def test_a_sound_space(settings: Settings) -> None:
     registry = Registry(settings.state)
     found = list(probes.space(registry, registry.create("x"), 0))

@@ -148,6 +148,7 @@ def test_hard_links_have_stable_ids_and_survive_the_index(space: Space, ripe: No
     assert lookup(space, b"b").id == second
 
 
+@pytest.mark.root
 def test_a_forged_label_is_not_believed(space: Space, ripe: None) -> None:
     mine = settle_old(space, root(space) / "f")
     (root(space) / "f").unlink()
