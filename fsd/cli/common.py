@@ -132,11 +132,9 @@ def note(text: str) -> None:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask on a terminal; UserError when the answer isn't yes. Without a terminal `--yes` is needed."""
-    if yes:
+    """Ask on a terminal; UserError when the answer isn't yes. A script is never asked: its command line says it."""
+    if yes or not sys.stdin.isatty():
         return
-    if not sys.stdin.isatty():
-        raise UserError(f"{question} Say so with --yes.", USAGE)
     if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
         raise UserError("Nothing was changed.")
 

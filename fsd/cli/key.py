@@ -28,8 +28,7 @@ def run(args: argparse.Namespace) -> int:
         key = bytes.fromhex(sys.stdin.readline().strip())
     except ValueError:
         raise UserError("That is no key: 64 hexadecimal digits were expected on standard input.") from None
-    if not args.yes and sys.stdin.isatty():
-        confirm("Replace the service key?", yes=False)
+    confirm("Replace the service key?", yes=args.yes)
     missed = registry.replace_key(key)
     audit(args, "key import", "service key")
     for line in missed:
