@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from fsd.core import dirty, index
@@ -22,7 +22,7 @@ from fsd.core.names import split
 from fsd.core.reconcile import Outcome, reconcile
 from fsd.core.scan import scan_names
 from watcher.coalesce import Coalescer, Waiting
-from watcher.hint import Hint
+from watcher.hint import Hint, Kind
 from watcher.pace import Pacer
 
 if TYPE_CHECKING:
@@ -32,9 +32,14 @@ log = logging.getLogger(__name__)
 
 MAX_SCHEDULED = 20_000
 REFILL = 500
+REFILL_EVERY = 0.1
 AFTER_PARENT = 0.001
 MAX_LOOK = 1000
-"""Names that are looked at when they are heard: about 10 us each."""
+MAX_ECHOES = 1000
+"""Names of a directory, and directories, of which changed attributes may wait; a name costs about 10 us."""
+ECHO = 0.04
+ECHO_AGAIN = 0.1
+"""Seconds that a batch of labels has from its first setxattr(2) to its commit; the second, if it is a slow one."""
 _Reconcile = Callable[..., Outcome]
 
 
@@ -60,6 +65,7 @@ class Drain:
         self._clock = clock
         self._work = work
         self._batch = Coalescer()
+        self._echoes: dict[tuple[bytes, bool], tuple[set[bytes], float]] = {}
         self._pacer = Pacer()
         self._max = max_scheduled
         self._schedule: dict[bytes, Waiting] = {}
@@ -75,10 +81,20 @@ class Drain:
     def hear(self, hint: Hint) -> None:
         """Take in one hint; `flush` makes the batch durable."""
         self.counts["hints"] += 1
-        if hint.meta and len(hint.names) <= MAX_LOOK and not self._differs(hint):
-            self.counts["echoes"] += 1
+        if hint.meta and self._doubt(hint.dir, hint.names, ECHO, looked=False):
             return
         self._batch.add(hint)
+
+    def _doubt(self, path: bytes, names: Collection[bytes], wait: float, *, looked: bool) -> bool:
+        """Look at changed attributes later; False if too much waits for that."""
+        key = (path, looked)
+        if key not in self._echoes and len(self._echoes) >= MAX_ECHOES:
+            return False
+        held, _ = self._echoes.setdefault(key, (set(), self._clock() + wait))
+        if len(held) + len(names) > MAX_LOOK:
+            return False
+        held.update(names)
+        return True
 
     def take_gap(self) -> bool:
         """True, once, if only a sweep can answer what was heard."""
@@ -102,7 +118,12 @@ class Drain:
     # -- handling
 
     def next_due(self) -> float | None:
-        """When the next directory may be handled; None if nothing is scheduled."""
+        """When there is something to do next; None if nothing waits."""
+        echo = min((until for _, until in self._echoes.values()), default=None)
+        due = self._next_scheduled()
+        return due if echo is None else echo if due is None else min(due, echo)
+
+    def _next_scheduled(self) -> float | None:
         while self._heap:
             due, _, path = self._heap[0]
             if self._at.get(path) == due:
@@ -116,7 +137,8 @@ class Drain:
         Raises StorageUnavailable: everything still waits then.
         """
         deadline = self._clock() + budget
-        while (due := self.next_due()) is not None:
+        self._look(self._clock())
+        while (due := self._next_scheduled()) is not None:
             now = self._clock()
             if due > now:
                 return False
@@ -130,9 +152,9 @@ class Drain:
     def refill(self, now: float, *, force: bool = False) -> None:
         """Schedule what the dirty set holds and nobody here has heard of: marked by other processes, by reconcile
         itself, or before a restart."""
-        if not force and (now < self._next_refill or not self._more) and len(self._schedule) > REFILL:
+        if not force and not (self._more and now >= self._next_refill):
             return
-        self._next_refill = now + 1.0
+        self._next_refill = now + REFILL_EVERY
         items = dirty.pending(self.space, REFILL, sweep=False)
         self._more = len(items) == REFILL
         for item in items:
@@ -156,6 +178,9 @@ class Drain:
 
     def close(self) -> None:
         """Make durable what was heard and not handled."""
+        for (path, _), (names, _) in self._echoes.items():
+            self._batch.add(Hint("", Kind.ENTRIES, path, frozenset(names)))
+        self._echoes.clear()
         try:
             self.flush()
         except OSError as error:
@@ -163,25 +188,37 @@ class Drain:
 
     # -- inside
 
-    def _differs(self, hint: Hint) -> bool:
-        """Look at once, without marking anything, whether attributes differ from the rows. After our own labelling
-        they don't; marked, a burst of labels would count as a storm and end in whole passes."""
-        if hint.dir in self._schedule or hint.dir in self._batch.waiting:
-            return True
+    def _look(self, now: float) -> None:
+        """Changed attributes: look, without marking anything, whether they differ from the rows. After our own
+        labelling they don't, once its transaction is through; marked, labels would count as a storm and end in whole
+        passes. What differs is looked at once more, and is marked then."""
+        due = [key for key, (_, until) in self._echoes.items() if until <= now]
+        for path, looked in due:
+            names, _ = self._echoes.pop((path, looked))
+            differing = self._differing(path, names)
+            if not differing:
+                self.counts["echoes"] += 1
+            elif looked or not self._doubt(path, differing, ECHO_AGAIN, looked=True):
+                self._batch.add(Hint("", Kind.ENTRIES, path, frozenset(differing), heard=now))
+        if due:
+            self.flush()
+
+    def _differing(self, path: bytes, names: set[bytes]) -> set[bytes]:
+        """Those of the names that are not on disk as their rows say; all of them if that can't be told."""
         try:
-            fd = self.space.open_dir(hint.dir)
+            fd = self.space.open_dir(path)
         except OSError:
-            return True
+            return names
         try:
-            n, _ = known(self.space, hint.dir)
+            n, _ = known(self.space, path)
             if n is None:
-                return True
-            found = scan_names(self.space, fd, n, hint.names)
+                return names
+            found = scan_names(self.space, fd, n, names)
         except OSError:
-            return True
+            return names
         finally:
             os.close(fd)
-        return bool(found.candidates or found.vanished)
+        return {*found.candidates, *(row.name for row in found.vanished)}
 
     def _plan(self, path: bytes, item: Waiting, now: float) -> None:
         have = self._schedule.get(path)
@@ -258,8 +295,8 @@ class Drain:
         now = self._clock()
         for path in outcome.new_dirs:
             self._plan(path, Waiting(None, False, False, now, now), now)
-        if outcome.vanished_dir:
-            self._more = True
+        # What it marked itself: directories below with an unexpected look, or above, if this one has moved.
+        self._more |= outcome.changed or outcome.vanished_dir
 
     def _descend(self, path: bytes, now: float) -> None:
         """What is below may differ as well: its directories are marked in their turn."""

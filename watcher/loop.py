@@ -36,6 +36,8 @@ RUN = 0.02
 SLICE = 0.05
 SHARE = 0.8
 """Of a core, for sweeps while nothing else happens."""
+SHARE_LABELS = 0.4
+"""While only labels are left: each is heard again and has to be looked at."""
 SHARE_BUSY = 0.25
 BUSY_FOR = 0.5
 GENERATION_EVERY = 0.2
@@ -245,7 +247,7 @@ class Watcher:
         keeper = wanting[self._slices % len(wanting)]
         self._guard(keeper, partial(keeper.sweep, SLICE))
         ended = time.monotonic()
-        share = SHARE_BUSY if ended < self._busy_until else SHARE
+        share = SHARE_BUSY if ended < self._busy_until else SHARE if keeper.sweeping else SHARE_LABELS
         return min(1.0, (ended - now) * (1.0 / share - 1.0))
 
     def _guard(self, keeper: Keeper, work: Callable[[], Any]) -> Any:

@@ -94,9 +94,11 @@ def space_problems(space: dict[str, Any]) -> list[str]:
     if space.get("state") == "unavailable":
         found.append(f"Space {name} is unavailable: {space.get('why')}")
     if space.get("unwatched"):
+        errors = space.get("watch_errors") or {}
+        advice = "; raise fs.inotify.max_user_watches" if "ENOSPC" in errors else ""
         found.append(
             f"Space {name}: {space['unwatched']} directories have no watch and are polled "
-            f"({_counts(space.get('watch_errors'))}); raise fs.inotify.max_user_watches."
+            f"({_counts(errors)}){advice}."
         )
     if space.get("source") == "sweeps":
         found.append(f"Space {name} cannot be watched: changes are found by sweeps.")

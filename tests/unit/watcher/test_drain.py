@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -222,18 +223,43 @@ def test_the_schedule_is_bounded_and_the_rest_comes_from_the_dirty_set(space: Sp
     assert usage(space) == 8
 
 
-def test_echoes_of_our_own_labels_are_dropped_where_they_are_heard(space: Space):
-    import os
-
-    drain = Drain(space, clock=Clock())
+def test_echoes_of_our_own_labels_are_never_marked(space: Space):
+    clock = Clock()
+    drain = Drain(space, clock=clock)
     write(space, b"f", b"1")
     hear(drain, b"", b"f")
     drain.run(1.0)
-    echo = Hint("s", Kind.ENTRIES, b"", frozenset({b"f"}), heard=100.0, meta=True)
-    drain.hear(echo)
-    drain.flush()
-    assert (drain.counts["echoes"], drain.waiting(), dirty.counts(space).hinted) == (1, 0, 0)
+
+    def echo() -> None:
+        drain.hear(Hint("s", Kind.ENTRIES, b"", frozenset({b"f"}), heard=clock.now, meta=True))
+        drain.flush()
+        assert drain.next_due() > clock.now, "the labelling transaction gets its time"
+        for _ in range(2):
+            clock.now += 1.0
+            drain.run(1.0)
+
+    echo()
+    assert (drain.counts["echoes"], drain.counts["names"]) == (1, 1)
+    assert dirty.counts(space).hinted == 0
     os.chmod(space.root + b"/f", 0o600)
-    drain.hear(echo)
+    echo()
+    assert (drain.counts["echoes"], drain.counts["names"]) == (1, 2), "a foreign change of attributes is none"
+
+
+def test_echoes_that_were_not_looked_at_are_kept_at_the_end(space: Space):
+    drain = Drain(space, clock=Clock())
+    drain.hear(Hint("s", Kind.ENTRIES, b"", frozenset({b"f"}), heard=100.0, meta=True))
+    drain.close()
+    assert dirty.counts(space).hinted == 1
+
+
+def test_too_many_changed_attributes_are_marked_at_once(space: Space):
+    drain = Drain(space, clock=Clock())
+    for part in range(3):
+        names = frozenset(b"%d" % number for number in range(part * 500, part * 500 + 500))
+        drain.hear(Hint("s", Kind.ENTRIES, b"", names, heard=100.0, meta=True))
     drain.flush()
-    assert drain.waiting() == 1, "a foreign change of attributes is none"
+    assert dirty.counts(space).hinted == 1
+    drain.close()
+    (item,) = dirty.pending(space, 10, sweep=False)
+    assert item.names is None or len(item.names) == 1500
