@@ -10,20 +10,20 @@ from __future__ import annotations
 import errno
 import heapq
 import logging
-import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fsd.core import dirty, index
+from fsd.core import dirty
 from fsd.core.errors import StorageUnavailable
 from fsd.core.names import split
 from fsd.core.reconcile import Outcome, reconcile
-from fsd.core.scan import scan_names
 from watcher.coalesce import Coalescer, Waiting
+from watcher.echoes import Echoes, News
 from watcher.hint import Hint, Kind
 from watcher.pace import Pacer
+from watcher.rows import known, subdirectories
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -34,12 +34,6 @@ MAX_SCHEDULED = 20_000
 REFILL = 500
 REFILL_EVERY = 0.1
 AFTER_PARENT = 0.001
-MAX_LOOK = 1000
-MAX_ECHOES = 1000
-"""Names of a directory, and directories, of which changed attributes may wait; a name costs about 10 us."""
-ECHO = 0.04
-ECHO_AGAIN = 0.1
-"""Seconds that a batch of labels has from its first setxattr(2) to its commit; the second, if it is a slow one."""
 _Reconcile = Callable[..., Outcome]
 
 
@@ -65,7 +59,7 @@ class Drain:
         self._clock = clock
         self._work = work
         self._batch = Coalescer()
-        self._echoes: dict[tuple[bytes, bool], tuple[set[bytes], float]] = {}
+        self.echoes = Echoes(space, clock)
         self._pacer = Pacer()
         self._max = max_scheduled
         self._schedule: dict[bytes, Waiting] = {}
@@ -81,20 +75,8 @@ class Drain:
     def hear(self, hint: Hint) -> None:
         """Take in one hint; `flush` makes the batch durable."""
         self.counts["hints"] += 1
-        if hint.meta and self._doubt(hint.dir, hint.names, ECHO, looked=False):
-            return
-        self._batch.add(hint)
-
-    def _doubt(self, path: bytes, names: Collection[bytes], wait: float, *, looked: bool) -> bool:
-        """Look at changed attributes later; False if too much waits for that."""
-        key = (path, looked)
-        if key not in self._echoes and len(self._echoes) >= MAX_ECHOES:
-            return False
-        held, _ = self._echoes.setdefault(key, (set(), self._clock() + wait))
-        if len(held) + len(names) > MAX_LOOK:
-            return False
-        held.update(names)
-        return True
+        if not (hint.meta and self.echoes.hear(hint.dir, hint.names)):
+            self._batch.add(hint)
 
     def take_gap(self) -> bool:
         """True, once, if only a sweep can answer what was heard."""
@@ -119,7 +101,7 @@ class Drain:
 
     def next_due(self) -> float | None:
         """When there is something to do next; None if nothing waits."""
-        echo = min((until for _, until in self._echoes.values()), default=None)
+        echo = self.echoes.next_due()
         due = self._next_scheduled()
         return due if echo is None else echo if due is None else min(due, echo)
 
@@ -137,7 +119,8 @@ class Drain:
         Raises StorageUnavailable: everything still waits then.
         """
         deadline = self._clock() + budget
-        self._look(self._clock())
+        self._news(self.echoes.look(self._clock()))
+        self.flush()
         while (due := self._next_scheduled()) is not None:
             now = self._clock()
             if due > now:
@@ -178,9 +161,7 @@ class Drain:
 
     def close(self) -> None:
         """Make durable what was heard and not handled."""
-        for (path, _), (names, _) in self._echoes.items():
-            self._batch.add(Hint("", Kind.ENTRIES, path, frozenset(names)))
-        self._echoes.clear()
+        self._news(self.echoes.rest())
         try:
             self.flush()
         except OSError as error:
@@ -188,37 +169,9 @@ class Drain:
 
     # -- inside
 
-    def _look(self, now: float) -> None:
-        """Changed attributes: look, without marking anything, whether they differ from the rows. After our own
-        labelling they don't, once its transaction is through; marked, labels would count as a storm and end in whole
-        passes. What differs is looked at once more, and is marked then."""
-        due = [key for key, (_, until) in self._echoes.items() if until <= now]
-        for path, looked in due:
-            names, _ = self._echoes.pop((path, looked))
-            differing = self._differing(path, names)
-            if not differing:
-                self.counts["echoes"] += 1
-            elif looked or not self._doubt(path, differing, ECHO_AGAIN, looked=True):
-                self._batch.add(Hint("", Kind.ENTRIES, path, frozenset(differing), heard=now))
-        if due:
-            self.flush()
-
-    def _differing(self, path: bytes, names: set[bytes]) -> set[bytes]:
-        """Those of the names that are not on disk as their rows say; all of them if that can't be told."""
-        try:
-            fd = self.space.open_dir(path)
-        except OSError:
-            return names
-        try:
-            n, _ = known(self.space, path)
-            if n is None:
-                return names
-            found = scan_names(self.space, fd, n, names)
-        except OSError:
-            return names
-        finally:
-            os.close(fd)
-        return {*found.candidates, *(row.name for row in found.vanished)}
+    def _news(self, news: News) -> None:
+        for path, names in news:
+            self._batch.add(Hint("", Kind.ENTRIES, path, frozenset(names), heard=self._clock()))
 
     def _plan(self, path: bytes, item: Waiting, now: float) -> None:
         have = self._schedule.get(path)
@@ -328,39 +281,5 @@ class Drain:
         self._enter(path, self._pacer.due(path, now, whole=item.names is None, soft=item.soft))
 
 
-def known(space: Space, path: bytes) -> tuple[int | None, dirty.Item | None]:
-    """The row number of the directory at a path, None if the index has none there, and its dirty row, if any."""
-    with space.index.read() as db:
-        row = index.find(db, path)
-        if row is None or row.kind != index.DIRECTORY:
-            return None, None
-        found = db.execute("SELECT names, stamp, since, sweep FROM dirty WHERE n=?", (row.n,)).fetchone()
-    if found is None:
-        return row.n, None
-    packed, stamp, since, rank = found
-    names = None if packed is None else frozenset(packed.split(b"/"))
-    return row.n, dirty.Item(row.n, path, names, stamp, since, bool(rank))
-
-
 def _names(item: dirty.Item) -> set[bytes] | None:
     return None if item.names is None else set(item.names)
-
-
-def subdirectories(space: Space, path: bytes) -> list[bytes]:
-    """Names of the directories in a directory of the space; none if it is gone or cannot be read."""
-    try:
-        fd = space.open_dir(path)
-    except OSError:
-        return []
-    try:
-        with os.scandir(fd) as entries:
-            return [
-                os.fsencode(entry.name)
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False)
-                and not space.is_hidden(entry.stat(follow_symlinks=False))
-            ]
-    except OSError:
-        return []
-    finally:
-        os.close(fd)

@@ -237,7 +237,7 @@ class Keeper:
             "last_error": self.drain.last_error,
             "verified_at": self.verified_at or None,
             "sweep": None,
-            "passes": dict(self.drain.counts),
+            "passes": {**self.drain.counts, "echoes": self.drain.echoes.dropped},
             "latency": latency(list(self.drain.latencies)),
             "bytes": self._total(now),
         }

@@ -239,11 +239,11 @@ def test_echoes_of_our_own_labels_are_never_marked(space: Space):
             drain.run(1.0)
 
     echo()
-    assert (drain.counts["echoes"], drain.counts["names"]) == (1, 1)
+    assert (drain.echoes.dropped, drain.counts["names"]) == (1, 1)
     assert dirty.counts(space).hinted == 0
     os.chmod(space.root + b"/f", 0o600)
     echo()
-    assert (drain.counts["echoes"], drain.counts["names"]) == (1, 2), "a foreign change of attributes is none"
+    assert (drain.echoes.dropped, drain.counts["names"]) == (1, 2), "a foreign change of attributes is none"
 
 
 def test_echoes_that_were_not_looked_at_are_kept_at_the_end(space: Space):
