@@ -4,8 +4,10 @@ A function returns the inner XML, escaped, "" for an empty element, or None wher
 it.  Everything comes from the Entry of the listing: no further system call an entry.
 """
 
+import math
 import mimetypes
 import os
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from urllib.parse import quote
@@ -112,13 +114,14 @@ def content_type(name: bytes) -> str:
 
 
 def active_lock(lock: Lock, root: str) -> str:
-    """One ``activelock`` element; ``root`` is the URL path of what was locked."""
+    """One ``activelock`` element; ``root`` is the URL path of what was locked, the timeout what is left of it."""
+    left = max(1, math.ceil(lock.expires - time.time()))
     scope = "exclusive" if lock.exclusive else "shared"
     depth = "infinity" if lock.infinite else "0"
     owner = lock.owner.decode("utf-8", "replace")
     return (
         f"<d:activelock><d:locktype><d:write/></d:locktype><d:lockscope><d:{scope}/></d:lockscope>"
-        f"<d:depth>{depth}</d:depth>{owner}<d:timeout>Second-{lock.timeout}</d:timeout>"
+        f"<d:depth>{depth}</d:depth>{owner}<d:timeout>Second-{min(left, lock.timeout)}</d:timeout>"
         f"<d:locktoken><d:href>{escape(lock.token)}</d:href></d:locktoken>"
         f"<d:lockroot><d:href>{escape(root)}</d:href></d:lockroot></d:activelock>"
     )
