@@ -12,6 +12,7 @@ called from a third.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,6 +70,7 @@ class Keeper:
         self._next_total = 0.0
         self._labels_left = self._labels_turn = False
         self._usage = 0
+        self._index: tuple[int, int] | None = None
         self._failures = 0
         self._rest_until = 0.0
         self._said = ""
@@ -187,6 +189,7 @@ class Keeper:
 
     def tick(self, now: float) -> None:
         """Housekeeping once a second; seldom where nothing happens."""
+        self._follow_index(now)
         if now < self._next_tick:
             return
         active = now < self._active_until or self.sweeping
@@ -199,6 +202,21 @@ class Keeper:
             self._active_until = now + ACTIVE
         if not self.sweeping and self.verified_at and time.time() - self.verified_at > self._verify_every:
             self.gap = True
+
+    def _follow_index(self, now: float) -> None:
+        """Deleting the index is legal at any time; a new one knows nothing until it is swept."""
+        try:
+            found = os.stat(self.space.index.path)
+        except FileNotFoundError:
+            ident = None
+        else:
+            ident = (found.st_dev, found.st_ino)
+        if ident == self._index and ident is not None:
+            return
+        if self._index is not None or ident is None:
+            self.gap = True
+            self._active_until = now + ACTIVE
+        self._index = ident
 
     def lost_storage(self, error: StorageUnavailable) -> None:
         """The root is not provably there: wait, delete nothing."""

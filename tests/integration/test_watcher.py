@@ -17,6 +17,7 @@ from fsd.core.installation import Installation
 from fsd.core.registry import Registry
 from fsd.service import status
 from tests.support.waiting import wait_for
+from watcher.keeper import verified
 from watcher.loop import Watcher
 from watcher.sources.inotify import InotifySource
 from watcher.sources.queue import Queue
@@ -37,20 +38,22 @@ class Rig:
         self._stop = False
         self._thread: threading.Thread | None = None
 
-    def start(self, source: InotifySource | None = None, *, settled: bool = True) -> Rig:
-        self.source = source or InotifySource()
+    def start(
+        self, source: InotifySource | None = None, *, state: str = "watching", deaf: bool = False
+    ) -> Rig:
+        self.source = None if deaf else source or InotifySource()
         self.watcher = Watcher(Registry(self.state), self.state / "run", self.source)
         self._stop = False
         self._thread = threading.Thread(target=self.watcher.run, args=(lambda: self._stop,))
         self._thread.start()
-        if settled:
-            wait_for(lambda: self.told().get("state") == "watching", what="a watched space")
+        wait_for(lambda: self.told().get("state") == state, what=f"a space that is {state}")
         return self
 
     def stop(self) -> None:
         if self._thread is not None:
             self._stop = True
-            self.source.wake()
+            if self.source is not None:
+                self.source.wake()
             self._thread.join(20)
             assert not self._thread.is_alive()
             self._thread = None
@@ -210,11 +213,26 @@ def test_a_deleted_index_comes_back_under_the_running_watcher(rig: Rig):
     rig.start()
     write(rig.root / "a/b/f", 10)
     rig.right()
-    (rig.state / f"{rig.record.hex}.index.db").unlink()
-    write(rig.root / "a/g", 4)
-    rig.right(30)
-    write(rig.root / "c/d/g", 4)
+    for turn in range(2):
+        (rig.state / f"{rig.record.hex}.index.db").unlink()
+        if turn:
+            write(rig.root / "a/g", 4)
+        wait_for(lambda: verified(rig.space).complete, what="a whole new index", every=0.1)
+        rig.right()
+        write(rig.root / f"c/d/g{turn}", 4)
+        rig.right()
+
+
+def test_without_any_source_sweeps_find_everything(rig: Rig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("watcher.keeper.POLL", 0.2)
+    monkeypatch.setattr("watcher.loop.RETRY_WATCH", 0.2)
+    rig.start(deaf=True, state="polling")
+    for turn in range(3):
+        write(rig.root / f"a/b{turn}/f", 10)
+        rig.right()
+    (rig.root / "a/b0/f").write_bytes(b"xyz")
     rig.right()
+    assert any("sweeps" in problem for problem in status.read(rig.state / "run").problems())
 
 
 def test_an_unreadable_neighbour_disturbs_nobody(rig: Rig, allow_log):
