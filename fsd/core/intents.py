@@ -92,8 +92,13 @@ class Intents:
         self._writers = Group(self._write_all)
 
     def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file of the byte locks, which releases those this process still has."""
         if self._fd >= 0:
             os.close(self._fd)
+            self._fd = -1
 
     @contextmanager
     def begin(self) -> Iterator[Ticket]:
@@ -223,6 +228,14 @@ def of(space: Space) -> Intents:
         if found is None:
             found = _instances[space] = Intents(space)
         return found
+
+
+def forget(space: Space) -> None:
+    """Close what this process holds open for a space's intents; nothing may be under way. The next use opens again."""
+    with _instances_guard:
+        found = _instances.pop(space, None)
+    if found is not None:
+        found.close()
 
 
 def _forget_after_fork() -> None:

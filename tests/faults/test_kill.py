@@ -1,7 +1,7 @@
 """SIGKILL before each system call that changes something, for every operation; then what a restart does, and all
 that must hold: the old tree or the new one whole, ids kept, sizes equal to a walk, nothing left over, nothing lost.
 
-`--big` stops at every system call, those that only look included.
+`--big` stops at every system call of every operation, those that only look included.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from tests.faults.cases import ONE, TWO, Case
 from tests.faults.world import World
 from tests.support import killpoints
 
+pytestmark = pytest.mark.skipif(not killpoints.available(), reason="needs ptrace of a child")
+
 MakeWorld = Callable[[Case], World]
 
 
@@ -24,7 +26,9 @@ def test_killed_at_each_call(case: Case, make_world: MakeWorld, request: pytest.
     world = make_world(case)
     outcomes = []
     every = bool(request.config.getoption("--big"))
-    for stop in killpoints.kill_at_each(world.opened, case.operate, fresh=world.fresh, every=every):
+    for stop in killpoints.kill_at_each(
+        world.opened, case.operate, fresh=world.fresh, every=every, step=case.step(every)
+    ):
         assert stop.error is None, stop
         try:
             outcomes.append(world.check(case.allowed))
@@ -48,14 +52,15 @@ def test_killed_again_while_replaying(
     (case,) = [case for case in ONE + TWO if case.name == name]
     world = make_world(case)
     hit = 0
+    big = bool(request.config.getoption("--big"))
     stops = _kills_with_an_intent(world, case)
-    for first in stops if request.config.getoption("--big") else stops[-1:]:
+    for first in stops if big else stops[-1:]:
 
         def fresh(first: int = first) -> None:
             world.fresh()
             next(killpoints.kill_at_each(world.opened, case.operate, first=first))
 
-        for _ in killpoints.kill_at_each(lambda: world.spaces, _replay_all, fresh=fresh):
+        for _ in killpoints.kill_at_each(lambda: world.spaces, _replay_all, fresh=fresh, step=case.step(big)):
             world.check(case.allowed)
             world.preserved(*case.preserved)
             hit += 1
@@ -71,7 +76,7 @@ def _replay_all(spaces: list) -> None:
 def _kills_with_an_intent(world: World, case: Case) -> list[int]:
     """The kill points after which an intent is pending, of those that leave different names."""
     found: dict[tuple, int] = {}
-    for stop in killpoints.kill_at_each(world.opened, case.operate, fresh=world.fresh, first=8):
+    for stop in killpoints.kill_at_each(world.opened, case.operate, fresh=world.fresh, first=8, step=2):
         pending = [intent.kind for space in world.spaces for intent in intents.of(space).pending()]
         if pending and stop.call:
             found.setdefault((tuple(pending), world.fingerprint()), stop.index)

@@ -69,6 +69,7 @@ class World:
         """Before a fork, and at the end."""
         for space in self.spaces:
             space.close()
+            intents.forget(space)
 
     def remove(self) -> None:
         """Take it off the disk."""

@@ -13,6 +13,7 @@ a kill before the next changing call leaves. They are counted from the moment `p
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import signal
@@ -66,11 +67,15 @@ class Stop(NamedTuple):
     """What `operate` raised, if it came to an end with an error."""
 
 
+@functools.cache
 def available() -> bool:
     """Whether this host lets us trace a child and is the architecture whose numbers are above."""
     if platform.machine() != "x86_64" or sys.platform != "linux":
         return False
-    return _run(lambda: None, lambda _ready: None, lambda _regs: False) is None
+    try:
+        return _run(lambda: None, lambda _ready: None, lambda _regs: False) is None
+    except OSError:
+        return False
 
 
 def kill_at_each(
@@ -105,6 +110,7 @@ def fail_at_each(
     *,
     fresh: Callable[[], object] | None = None,
     calls: set[int] = FAILING,
+    step: int = 1,
 ) -> Iterator[Stop]:
     """The same, but the call fails with one of `errors` (in turn) without having been made, and the operation goes
     on from there."""
@@ -116,7 +122,7 @@ def fail_at_each(
         yield stop
         if stop.call is None:
             return
-        index += 1
+        index += step
 
 
 def calls_made(prepare: Callable[[], Any], operate: Callable[[Any], object]) -> list[str]:

@@ -415,6 +415,7 @@ def test_many_writers_of_many_names(space):
     assert tree.usage(space) == 6
 
 
+@pytest.mark.skipif(not killpoints.available(), reason="needs ptrace of a child")
 def test_three_fsyncs_at_most(space):
     put(space, b"old")
     put(space, b"old", b"again")
@@ -431,6 +432,7 @@ def test_three_fsyncs_at_most(space):
     assert syncs(lambda _: put(space, b"old", b"x")) == 3
 
 
+@pytest.mark.skipif(not killpoints.available(), reason="needs ptrace of a child")
 def test_durability_can_be_waived(space):
     calls = killpoints.calls_made(
         lambda: put(space, b"w"), lambda _: put(space, b"n", b"x", durability=False)

@@ -86,6 +86,7 @@ class TestMakeDirectory:
                 operations.make_directory(space, path)
         assert_right(space)
 
+    @pytest.mark.root
     def test_owner_mode_and_setgid(self, space, tmp_path):
         made = Space(replace(space.record, uid=7, gid=8, dir_mode=0o750), space.state_dir)
         operations.make_directory(made, b"d")

@@ -133,10 +133,10 @@ def test_removing_deep_trees_links_and_what_is_write_protected(space, tmp_path):
         os.close(fd)
         fd = below
     os.close(fd)
-    os.mkdir(on_disk(space, b"shut"))
-    write(space, b"shut/x")
-    os.chmod(on_disk(space, b"shut"), 0o500)
-    for name in (b"deep", b"shut"):
+    os.makedirs(on_disk(space, b"box/shut"))
+    write(space, b"box/shut/x")
+    os.chmod(on_disk(space, b"box/shut"), 0o500)
+    for name in (b"deep", b"box"):
         os.rename(on_disk(space, name), on_disk(space, b".fsd/trash/files/" + name))
     assert trash.empty(space) == 2
     assert names(space, b"files") == []
