@@ -3,6 +3,7 @@
 import logging
 import resource
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -23,6 +24,8 @@ _THREADS_FACTOR = 4
 """How far the pool may grow when slow transfers hold its usual threads."""
 _STOP_SECONDS = 25.0
 _DESCRIPTORS = 65536
+_SWITCH_SECONDS = 0.001
+"""A fifth of Python's default: the thread that receives requests waits less for one that computes."""
 
 
 def build_app(settings: Settings) -> App:
@@ -83,6 +86,7 @@ def run_worker(settings: Settings, index: int) -> None:
     logs.setup(f"web-{index}", settings.log_format, settings.log_level)
     logs.audit_to_file(settings.state)
     _raise_descriptor_limit()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     # Blocked in all threads and waited for in this one: a handler would run only when this thread wakes.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     server = build_server(settings)
