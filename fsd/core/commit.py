@@ -238,13 +238,21 @@ class Commit:
                 self.deltas.add(moved.parent, -moved.size, -moved.size)
             self.db.execute("DELETE FROM limbo WHERE n=?", (moved.n,))
             self.db.execute("DELETE FROM node WHERE n=?", (moved.n,))
-        self._insert(seen, heir_id, rev, urgent=True, kind="changed")
+        # An id that is established stays so for its heir: the next save may come before the heir has its label.
+        self._insert(seen, heir_id, rev, urgent=True, kind="changed", ready=donor.row.flags & READY)
 
     def _insert(
-        self, seen: Seen, node_id: bytes, rev: int, *, urgent: bool, kind: journal.Kind = "created"
+        self,
+        seen: Seen,
+        node_id: bytes,
+        rev: int,
+        *,
+        urgent: bool,
+        kind: journal.Kind = "created",
+        ready: int = 0,
     ) -> None:
         n = index.take_rows(self.db, 1)
-        flags = self.flags(seen, node_id, rev)
+        flags = self.flags(seen, node_id, rev) | ready
         self.db.execute(
             f"INSERT INTO node VALUES ({'?,' * 16}?)", _values(n, node_id, self.n, seen, rev, flags)
         )

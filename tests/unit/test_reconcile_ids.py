@@ -95,6 +95,26 @@ def test_id_survives_saving(space: Space, how: str, every: bool) -> None:
 
 
 @pytest.mark.parametrize("how", SAVES)
+def test_id_survives_saving_again_and_again(space: Space, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next save comes before anybody had the time to write a label."""
+    before = settle_old(space, root(space) / "f")
+    monkeypatch.setattr(relabel, "write_labels", lambda *_: None)
+    for turn in range(4):
+        after_each(space, SAVES[how], every=True)
+        assert lookup(space, b"f").id == before, f"lost in round {turn}"
+
+
+def test_a_temporary_name_that_is_used_again_is_nobody(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written, given up, written again: what is then renamed over a file still takes that file's id."""
+    before = settle_old(space, root(space) / "f")
+    monkeypatch.setattr(relabel, "write_labels", lambda *_: None)
+    for _ in range(3):
+        steps = [write("f.tmp", "half"), unlink("f.tmp"), write("f.tmp", "new"), rename("f.tmp", "f")]
+        after_each(space, steps, every=True)
+        assert lookup(space, b"f").id == before
+
+
+@pytest.mark.parametrize("how", SAVES)
 def test_ids_survive_the_index(space: Space, how: str) -> None:
     settle_old(space, root(space) / "f")
     after_each(space, SAVES[how], every=True)
