@@ -356,7 +356,17 @@ def test_unreadable_entries_do_not_hide_their_neighbours(docs: Tree, work: Path)
     os.mkdir(work / "closed")
     (work / "closed/file").write_text("56")
     (work / "closed").chmod(0)
-    docs.changed(below(work, "secret"), below(work, "closed"))
+    if os.geteuid() == 0:  # root reads everything, and so does the oracle
+        docs.changed(below(work, "secret"), below(work, "closed"))
+        return
+    listed = {resource.path.rpartition(b"/")[2] for resource in docs.dav.propfind(os.fsencode(work.name))}
+    assert listed >= {b"secret", b"closed", b"keep"}
+    assert docs.dav.get(os.fsencode(below(work, "keep/untouched.txt"))) == b"untouched"
+    assert docs.dav.request("GET", os.fsencode(below(work, "secret"))).status in (403, 503)
+    assert docs.dav.request("PROPFIND", os.fsencode(below(work, "closed")), None, {"Depth": "1"}).status in (
+        403,
+        503,
+    )
 
 
 def test_hard_links_count_at_each_name(docs: Tree, work: Path) -> None:
