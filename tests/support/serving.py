@@ -3,6 +3,7 @@ HTTP."""
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    """A test run that is killed leaves no server behind (prctl(2), PR_SET_PDEATHSIG: tied to a thread)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 class CommandFailed(AssertionError):
@@ -79,6 +86,9 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 env=self.environment,
                 start_new_session=True,
+                preexec_fn=_die_with_parent
+                if threading.current_thread() is threading.main_thread()
+                else None,
             )
         wait_for(self._ready, timeout=timeout, what="a ready server")
         return self
