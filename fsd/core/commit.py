@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import dirty, ids, index, journal
 from fsd.core.classify import Donor, Facts, Verdict, content_rev, identify
-from fsd.core.index import DIRECTORY, FILE, LABELLED, READY, SYMLINK, NodeRow
+from fsd.core.index import DIRECTORY, FILE, LABELLED, READY, SYMLINK, DirRow, Head, NodeRow
 from fsd.core.journal import Change
 from fsd.core.names import join
 from fsd.core.observe import Seen, still_at
@@ -58,19 +58,14 @@ class Commit:
     """Collects the changes of directory row `n` (at `path`) inside an open write transaction."""
 
     def __init__(
-        self, space: Space, db: sqlite3.Connection, n: int, path: bytes, now: float, *, explicit: bool, sweep: bool,
-        first_look: bool,
-        defer_labels: bool,
+        self, space: Space, db: sqlite3.Connection, row: NodeRow, parts: DirRow, path: bytes, now: float, *,
+        explicit: bool, sweep: bool, first_look: bool, defer_labels: bool,
     ) -> None:  # fmt: skip
-        self.space, self.db, self.n, self.path, self.now = space, db, n, path, now
+        self.space, self.db, self.n, self.path, self.now = space, db, row.n, path, now
         self._explicit, self.sweep, self.first_look = explicit, sweep, first_look
         self._defer_labels = defer_labels
-        row = index.node(db, n)
-        parent = index.directory(db, n)
-        assert row is not None and parent is not None
-        self.id, self.dev, self.seq = row.id, parent.dev, parent.seq
-        self._moved = False
-        (self._epoch, self.born_ns) = db.execute("SELECT epoch, born_ns FROM head").fetchone()
+        self.id, self.dev, self.seq = row.id, parts.dev, parts.seq
+        self.head = Head(space, db)
         self.deltas = Deltas()
         self.changes: list[Change] = []
         self.result = Result()
@@ -98,7 +93,9 @@ class Commit:
         verdict = identify(facts)
         if facts.linked and seen.kind == DIRECTORY:
             seen, verdict = self._opaque(seen), Verdict(link=True)
-        self._place(row, seen, verdict)
+        label = seen.label
+        free = label is not None and label.proven and facts.claimed is None and verdict.node_id == label.id
+        self._place(row, seen, verdict, free=free)
         if seen.nlink > 1 and seen.kind != DIRECTORY:
             self._linked[seen.binding] = seen.ctime_ns
 
@@ -166,6 +163,8 @@ class Commit:
     def _donor(self, row: NodeRow | None, seen: Seen) -> Donor | None:
         if row is not None:
             return Donor(row, "place") if row.kind == FILE else None
+        if self._explicit or (seen.label is not None and seen.label.proven):
+            return None  # it has an identity of its own
         oldest = self.now - MEMORY_S
         place = (self.n, seen.name, oldest)
         found = self.db.execute(
@@ -184,7 +183,7 @@ class Commit:
 
     # -- carrying out a verdict -------------------------------------------------------------------------------
 
-    def _place(self, row: NodeRow | None, seen: Seen, verdict: Verdict) -> None:
+    def _place(self, row: NodeRow | None, seen: Seen, verdict: Verdict, *, free: bool = False) -> None:
         if verdict.inherit is not None:
             self._inherit(row, seen, verdict.row, verdict.inherit)
             return
@@ -194,14 +193,15 @@ class Commit:
             rev = verdict.rev if verdict.rebound else content_rev(verdict.row, seen, renamed=True)
             self._attach(verdict.row, seen, rev, rebound=verdict.rebound)
             return
-        node_id, special = self._choose_id(seen, verdict)
+        node_id, special = self._choose_id(seen, verdict, free)
         self._insert(seen, node_id, verdict.rev, urgent=special)
 
-    def _choose_id(self, seen: Seen, verdict: Verdict) -> tuple[bytes, bool]:
+    def _choose_id(self, seen: Seen, verdict: Verdict, free: bool) -> tuple[bytes, bool]:
         """(a free id, whether it must be written on the node at once because derivation alone won't find it)."""
         space = self.space
         proven = seen.label is not None and seen.label.proven
-        if verdict.node_id is not None and index.by_id(self.db, verdict.node_id) is None:
+        if free or (verdict.node_id is not None and index.by_id(self.db, verdict.node_id) is None):
+            assert verdict.node_id is not None
             return verdict.node_id, not (proven and seen.label and seen.label.id == verdict.node_id)
         if verdict.link:
             candidate = ids.link_id(space.key, seen.binding, self.id, seen.name)
@@ -251,7 +251,7 @@ class Commit:
         kind: journal.Kind = "created",
         ready: int = 0,
     ) -> None:
-        n = index.take_rows(self.db, 1)
+        n = self.head.rows(1)
         flags = self.flags(seen, node_id, rev) | ready
         self.db.execute(
             f"INSERT INTO node VALUES ({'?,' * 16}?)", _values(n, node_id, self.n, seen, rev, flags)
@@ -259,7 +259,7 @@ class Commit:
         total = seen.size
         if seen.kind == DIRECTORY:
             total = seen.assumed
-            counter = index.take_numbers(self.space, self.db, 1)
+            counter = self.head.numbers(1)
             self.db.execute(
                 "INSERT INTO dir VALUES (?,0,?,?,?,0,?,?,?,?,0,0)",
                 (
@@ -278,7 +278,7 @@ class Commit:
         self.note_label(n, seen, flags, urgent)
         if self.first_look:
             # Entries older than the index are not news: whoever read the etag of this directory has seen them.
-            self.deltas.add(self.n, visible=seen.ctime_ns > self.born_ns)
+            self.deltas.add(self.n, visible=seen.ctime_ns > self.head.born_ns)
         else:
             self.deltas.add(self.n, seen.size, total)
             self.changes.append(Change(kind, node_id, seen.kind, self.id, seen.name))
@@ -286,7 +286,8 @@ class Commit:
     def _attach(self, row: NodeRow, seen: Seen, rev: int, *, rebound: bool) -> None:
         """Bring an existing row to this place; a directory brings its whole subtree."""
         total = self._total(row)
-        self._moved |= row.kind == DIRECTORY
+        if row.kind == DIRECTORY:
+            self.head.moved()
         if row.parent is None:
             self.db.execute("DELETE FROM limbo WHERE n=?", (row.n,))
         else:
@@ -304,7 +305,7 @@ class Commit:
             parts = index.directory(self.db, row.n)
             if rebound:
                 dirty.mark_row(self.db, row.n, None, self.now, sweep=self.sweep)
-            elif parts is not None and parts.epoch != self._epoch:
+            elif parts is not None and parts.epoch != self.head.epoch:
                 # A sweep passes it by where it was, and where it is it looks only at what was there before.
                 dirty.mark_row(self.db, row.n, None, self.now, sweep=True)
             total = self._total(row)
@@ -346,7 +347,8 @@ class Commit:
         fresh = index.node(self.db, row.n)
         if fresh is None or (fresh.parent, fresh.name) != (self.n, row.name):
             return
-        self._moved |= row.kind == DIRECTORY
+        if row.kind == DIRECTORY:
+            self.head.moved()
         self.db.execute("UPDATE node SET parent=NULL WHERE n=?", (row.n,))
         self.db.execute(
             "INSERT OR REPLACE INTO limbo VALUES (?, ?, ?, ?)", (row.n, self.n, row.name, self.now)
@@ -369,14 +371,13 @@ class Commit:
     def finish(self) -> Result:
         """Apply sums and counters, write the journal."""
         self._settle_links()
-        if self._moved:
-            self.db.execute("UPDATE head SET moves=moves+1")
         if self.deltas.touched():
             self.result.changed = True
             self.result.visible = self.deltas.visible()
-            first = index.take_numbers(self.space, self.db, max(1, len(self.changes)))
+            first = self.head.numbers(max(1, len(self.changes)))
             journal.append(self.db, first, self.changes, self.now)
             self.deltas.apply(self.db, first + max(0, len(self.changes) - 1))
+        self.head.save()
         return self.result
 
     def _settle_links(self) -> None:

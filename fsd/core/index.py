@@ -220,14 +220,14 @@ def path_of(db: sqlite3.Connection, n: int) -> bytes | None:
     return b"/".join(reversed(parts))
 
 
-def resolve(known: Index, db: sqlite3.Connection, path: bytes) -> int | None:
-    """The row number at a directory's path, remembered as long as no directory was moved or removed (`head.moves`).
+def resolve(known: Index, db: sqlite3.Connection, path: bytes) -> tuple[int | None, bytes]:
+    """(row number of the directory at a path, incarnation); paths are remembered until one moves (`head.moves`).
 
     Only for readers: within a write transaction `moves` is not settled yet.
     """
+    moves, incarnation = db.execute("SELECT moves, incarnation FROM head").fetchone()
     if not path:
-        return ROOT
-    (moves,) = db.execute("SELECT moves FROM head").fetchone()
+        return ROOT, incarnation
     paths = known.paths
     if paths[0] != moves or len(paths[1]) > _MAX_PATHS:
         paths = known.paths = (moves, {})
@@ -235,9 +235,9 @@ def resolve(known: Index, db: sqlite3.Connection, path: bytes) -> int | None:
     if n is None:
         row = find(db, path)
         if row is None or row.kind != DIRECTORY:
-            return None
+            return None, incarnation
         n = paths[1][path] = row.n
-    return n
+    return n, incarnation
 
 
 def find(db: sqlite3.Connection, path: bytes) -> NodeRow | None:
@@ -252,24 +252,52 @@ def find(db: sqlite3.Connection, path: bytes) -> NodeRow | None:
     return node(db, n)
 
 
+class Head:
+    """The index's counters within one write transaction: read once, written once by `save`."""
+
+    def __init__(self, space: Space, db: sqlite3.Connection) -> None:
+        self._space, self._db = space, db
+        query = "SELECT next_n, number, number_limit, boot, epoch, born_ns, moves FROM head"
+        found: tuple[int, int, int, str, int, int, int] = db.execute(query).fetchone()
+        self._next_n, self._number, self._limit, self._boot, self.epoch, self.born_ns, self._moves = found
+        self._before = self._state()
+
+    def _state(self) -> tuple[int, int, int, str, int]:
+        return self._next_n, self._number, self._limit, self._boot, self._moves
+
+    def rows(self, count: int) -> int:
+        """The first of `count` fresh row numbers."""
+        self._next_n += count
+        return self._next_n - count
+
+    def numbers(self, count: int) -> int:
+        """The first of `count` fresh journal numbers."""
+        # After a boot the index may have lost commits whose numbers were seen by clients: skip past all of them.
+        if self._number + count > self._limit or self._boot != _BOOT:
+            self._number, self._limit = self._space.state.reserve(self._limit)
+            self._boot = _BOOT
+        self._number += count
+        return self._number - count
+
+    def moved(self) -> None:
+        """A directory changed its place: remembered paths don't hold any more."""
+        self._moves += 1
+
+    def save(self) -> None:
+        """Write what changed."""
+        if self._state() != self._before:
+            self._db.execute(
+                "UPDATE head SET next_n=?, number=?, number_limit=?, boot=?, moves=?", self._state()
+            )
+            self._before = self._state()
+
+
 def take_numbers(space: Space, db: sqlite3.Connection, count: int) -> int:
     """The first of `count` fresh journal numbers, within a write transaction."""
-    number, limit, boot = db.execute("SELECT number, number_limit, boot FROM head").fetchone()
-    # After a boot the index may have lost commits whose numbers were seen by clients: skip past all of them.
-    if number + count > limit or boot != _BOOT:
-        number, limit = space.state.reserve(limit)
-        db.execute("UPDATE head SET number_limit=?, boot=?", (limit, _BOOT))
-    db.execute("UPDATE head SET number=?", (number + count,))
-    first: int = number
+    head = Head(space, db)
+    first = head.numbers(count)
+    head.save()
     return first
-
-
-def take_rows(db: sqlite3.Connection, count: int) -> int:
-    """The first of `count` fresh row numbers, within a write transaction."""
-    (first,) = db.execute("SELECT next_n FROM head").fetchone()
-    db.execute("UPDATE head SET next_n=?", (first + count,))
-    number: int = first
-    return number
 
 
 _BOOT = boot_id()

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from fsd.core import ids, index, labels
+from fsd.core import ids, labels
 from fsd.core.index import DIRECTORY, FILE, LABELLED, READY
 from fsd.core.journal import Change
 from fsd.core.names import join
@@ -32,7 +32,7 @@ def populate(work: Commit, fd: int, entries: Sequence[Seen], *, label: bool) -> 
     if work.bindings_exist:
         return list(entries)
     plain, others = _sort_out(work, entries)
-    first = index.take_rows(work.db, len(plain))
+    first = work.head.rows(len(plain))
     label = label and work.space.record.label == "now" and not work.space.record.read_only
     nodes: list[tuple[object, ...]] = []
     dirs: list[tuple[Seen, int]] = []
@@ -96,7 +96,7 @@ def _account(work: Commit, plain: list[tuple[Seen, bytes]]) -> None:
     """Sums, etags and journal. At a first look the sums are taken at its end, and entries older than the index are not
     news: whoever read the etag of this directory has seen them."""
     if work.first_look:
-        work.deltas.add(work.n, visible=any(seen.ctime_ns > work.born_ns for seen, _ in plain))
+        work.deltas.add(work.n, visible=any(seen.ctime_ns > work.head.born_ns for seen, _ in plain))
         return
     own = sum(seen.size for seen, _ in plain)
     work.deltas.add(work.n, own, own + sum(seen.assumed for seen, _ in plain))
@@ -129,7 +129,7 @@ def _write(work: Commit, fd: int, seen: Seen, node_id: bytes, rev: int) -> int:
 
 def _insert_dirs(work: Commit, dirs: Iterable[tuple[Seen, int]]) -> None:
     dirs = list(dirs)
-    counter = index.take_numbers(work.space, work.db, len(dirs))
+    counter = work.head.numbers(len(dirs))
     rows = [
         (
             n,

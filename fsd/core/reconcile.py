@@ -155,7 +155,7 @@ def _locate(space: Space, path: bytes, fd: int) -> _Place | None:
     found = statx(fd, b"")
     binding = ids.node_binding(fd, b"", found)
     with space.index.read() as db:
-        n = index.resolve(space.index, db, path)
+        n, _ = index.resolve(space.index, db, path)
         row = index.node(db, n) if n is not None else None
         if row is None or row.binding != binding or row.kind != index.DIRECTORY:
             return None
@@ -243,7 +243,7 @@ def _commit(
             if current[1] != scan.moves and index.path_of(db, place.row.n) != path:
                 return None
             work = Commit(
-                space, db, place.row.n, path, now,
+                space, db, place.row, place.dir._replace(seq=expected), path, now,
                 explicit=explicit, sweep=sweep, first_look=first_look, defer_labels=defer,
             )  # fmt: skip
             batch = seen[start : start + _CHUNK]
@@ -261,7 +261,8 @@ def _commit(
                 _close_full(space, db, place.row.n, scan, result, path)
             if last and item is not None and scan.steady:
                 db.execute("DELETE FROM dirty WHERE n=? AND stamp=?", (item.n, item.stamp))
-            (expected,) = db.execute("SELECT seq FROM dir WHERE n=?", (place.row.n,)).fetchone()
+            if not last:
+                (expected,) = db.execute("SELECT seq FROM dir WHERE n=?", (place.row.n,)).fetchone()
         whole.changed |= result.changed
         whole.new_dirs += result.new_dirs
         whole.to_label += result.to_label

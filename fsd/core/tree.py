@@ -217,8 +217,7 @@ def _lookup_root(space: Space) -> Entry:
 def _row_at(space: Space, path: bytes) -> tuple[_Child | None, bytes]:
     parent, name = split(path)
     with space.index.read() as db:
-        incarnation = _incarnation(db)
-        n = index.resolve(space.index, db, parent)
+        n, incarnation = index.resolve(space.index, db, parent)
         if not path:
             found = db.execute(_CHILDREN + "node.n=?", (n,)).fetchone()
         elif n is not None:
@@ -277,9 +276,8 @@ def _unreadable(found: os.stat_result) -> bool:
 def _list_once(space: Space, fd: int, path: bytes) -> tuple[list[Entry], list[bytes]]:
     """(entries whose rows fit the disk, names that differ or are gone)."""
     with space.index.read() as db:
-        n = index.resolve(space.index, db, path)
+        n, incarnation = index.resolve(space.index, db, path)
         rows = {found[3]: found for found in db.execute(_CHILDREN + "node.parent=?", (n,))}
-        incarnation = _incarnation(db)
     entries: list[Entry] = []
     differing: list[bytes] = []
     hidden_ino = space.fsd_ident[1]
