@@ -23,7 +23,7 @@ from fsd.core.errors import Forbidden, NameRefused, ParentMissing, PreconditionF
 from fsd.core.groupsync import sync_directory
 from fsd.core.places import binding_at, internal, open_destination, require_writable
 from fsd.core.publish import Changed, Seen, is_file, retire, swap_in, swap_out
-from fsd.core.settling import settle, settle_quietly
+from fsd.core.settling import make_known, settle_quietly
 from fsd.core.syscalls import O_TMPFILE, link_fd
 from fsd.core.tree import lookup
 
@@ -139,14 +139,21 @@ class Upload:
             with intents.of(self._space).alone(path):
                 self._reopen()
                 created = self._publish()
+                return self._published(), created
         finally:
             self.abort()
+
+    def _published(self) -> Entry:
         try:
-            return lookup(self._space, path), created
+            entry = lookup(self._space, self._place.path)
         except FileNotFoundError as error:
             raise ParentMissing(
                 "The directory was moved or deleted while the file was being written."
             ) from error
+        if entry.ino != os.fstat(self._fd).st_ino:
+            # Its etag in our answer would tell the client that its own content is there.
+            raise PreconditionFailed(f"'{self._place.text}' was replaced by somebody else right after.")
+        return entry
 
     def abort(self) -> None:
         """Drop everything; harmless when done already."""
@@ -248,7 +255,7 @@ class Upload:
         try:
             if self._durability:
                 sync_directory(place.fd)
-            settle(space, place.path)
+            make_known(space, place, new=True)
         except Exception:
             if place.binding() == binding:
                 os.unlink(place.name, dir_fd=place.fd)
@@ -265,7 +272,7 @@ class Upload:
             self._staged = True
             try:
                 swap_in(ticket, fd, place, old, staging)
-                settle(space, place.path)
+                make_known(space, place, new=True)
             except Changed:
                 raise  # the tree is as it was, and the next try uses the staged name again
             except Exception:

@@ -32,7 +32,7 @@ from fsd.core.places import (
 )
 from fsd.core.publish import put_staged, take_out
 from fsd.core.removal import remove_staged
-from fsd.core.settling import make_move_known, settle, settle_quietly
+from fsd.core.settling import make_known, make_move_known, settle_quietly
 from fsd.core.syscalls import rename_exchange
 from fsd.core.tree import lookup
 
@@ -65,7 +65,7 @@ def over(src: Place, dst: Place, old: Entry) -> None:
                 _exchange_and_trash(src, dst, ticket, new, displaced)
             sync_directory(dst.fd)
             sync_directory(src.fd)
-            make_move_known(space, src.path, dst.path)
+            make_move_known(space, src, dst)
         except BaseException:
             _undo_over(src, dst, ticket, new, displaced)
             raise
@@ -228,8 +228,8 @@ def _carry(here: Place, there: Place, binding: bytes, overwrite: bool) -> bool:
                 rename_new(here.fd, here.name, staging, ticket.name)
             created = put_staged(ticket, there, staging, overwrite=overwrite, only=True)
             sync_directory(here.fd)
-            settle(there.space, there.path)
-            settle(here.space, here.path)
+            make_known(there.space, there, new=True)
+            make_known(here.space, here)
         except BaseException:
             if here.binding() is None:
                 take_out(ticket, there, staging, binding)
@@ -254,9 +254,9 @@ def _carry_copy(here: Place, there: Place, binding: bytes, entry: Entry, overwri
             copy = build(here, there.space, staging, ticket.name, keep=True)
             leaving.record("out", _leaving(here, there, binding, copy))
             created = put_staged(ticket, there, staging, overwrite=overwrite)
-            settle(there.space, there.path)
+            make_known(there.space, there, new=True)
             _trash_source(here, leaving, binding, entry)
-            settle(here.space, here.path)
+            make_known(here.space, here)
         except BaseException:
             _undo_copy(here, there, ticket, leaving, staging, copy)
             raise

@@ -57,7 +57,7 @@ def make_directory(space: Space, path: bytes) -> Entry:
         except OSError:
             undo()
             raise
-        make_known(space, place, undo)
+        make_known(space, place, undo, new=True)
     return lookup(space, path)
 
 
@@ -141,7 +141,7 @@ def _rename(here: Place, there: Place, overwrite: bool) -> bool:
         except OSError:
             undo()
             raise
-        make_move_known(space, here.path, there.path, undo)
+        make_move_known(space, here, there, undo)
         return True
     if not overwrite:
         raise PreconditionFailed(f"'{there.text}' exists already.")
@@ -157,7 +157,7 @@ def _replace(here: Place, there: Place) -> None:
         # Two names of one file: rename(2) would do nothing at all.
         os.unlink(here.name, dir_fd=here.fd)
         sync_directory(here.fd)
-        make_move_known(here.space, here.path, there.path)
+        make_move_known(here.space, here, there)
         return
     moving.over(here, there, old)
 
@@ -224,7 +224,7 @@ def _copy_aside(here: Place, there: Place, overwrite: bool, deep: bool) -> bool:
             new = build(here, space, staging, ticket.name, deep=deep)
             with intents.of(space).alone(there.path):
                 created = put_staged(ticket, there, staging, overwrite=overwrite)
-                make_known(space, there)
+                make_known(space, there, new=True)
         except BaseException:
             if new:
                 take_out(ticket, there, staging, new)

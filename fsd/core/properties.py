@@ -13,6 +13,7 @@ import json
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -86,22 +87,22 @@ def update(space: Space, path: bytes, set: Mapping[str, bytes], remove: Collecti
     require_writable(space)
     if any(not clark or "\0" in clark for clark in set):
         raise NameRefused("A property needs a name.")
-    node_id = lookup(space, path).id
-    place = _open(space, path)
-    try:
-        old = _read(place, node_id)
-        values = {clark: value for clark, value in old.values().items() if clark not in remove}
-        values |= {clark: bytes(value) for clark, value in set.items()}
-        if sum(len(clark) + len(value) for clark, value in values.items()) > TOTAL_CAP:
-            raise QuotaExceeded(
-                f"The properties of '{place.text}' would take more than {TOTAL_CAP // 1024} KiB."
-            )
-        new = _placed(place, values, keep_out=old.overflow.keys() - set.keys())
-        _change(place, node_id, old, new)
-        if path:
-            make_known(space, place)
-    finally:
-        place.close()
+    with intents.of(space).alone(path):
+        node_id = lookup(space, path).id
+        with closing(_open(space, path)) as place:
+            _update(place, node_id, set, remove)
+            if path:
+                make_known(space, place)
+
+
+def _update(place: Place, node_id: str, set: Mapping[str, bytes], remove: Collection[str]) -> None:
+    old = _read(place, node_id)
+    values = {clark: value for clark, value in old.values().items() if clark not in remove}
+    values |= {clark: bytes(value) for clark, value in set.items()}
+    if sum(len(clark) + len(value) for clark, value in values.items()) > TOTAL_CAP:
+        raise QuotaExceeded(f"The properties of '{place.text}' would take more than {TOTAL_CAP // 1024} KiB.")
+    new = _placed(place, values, keep_out=old.overflow.keys() - set.keys())
+    _change(place, node_id, old, new)
 
 
 def overflow_of(space: Space, fd: int) -> dict[str, bytes]:

@@ -2,40 +2,82 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING
 
-from fsd.core.names import split
+from fsd.core import ids, index
+from fsd.core.errors import ParentMissing
+from fsd.core.names import join, split
 from fsd.core.reconcile import reconcile, reconcile_moved
+from fsd.core.syscalls import statx
 
 if TYPE_CHECKING:
     from fsd.core.places import Place
     from fsd.core.space import Space
 
 _log = logging.getLogger(__name__)
+_MOVES = 4
 
 
-def make_known(space: Space, place: Place, undo: Callable[[], None] | None = None) -> None:
+def make_known(
+    space: Space, place: Place, undo: Callable[[], None] | None = None, *, new: bool = False
+) -> None:
     """Reconcile a name, and all below it that is new: etags and sizes up to the root are right when this returns.
 
-    If that can't be committed (a full state disk) `undo` takes the change back, and the error is raised.
+    If that can't be committed (a full state disk) `undo` takes the change back, and the error is raised. So it is if
+    something `new` went into a directory that was moved away meanwhile, perhaps into the trash: ParentMissing.
     """
     try:
         settle(space, place.path)
+        follow(place)
+        if new and not _leads_to(place, place.parent):
+            raise ParentMissing(f"The directory of '{place.text}' was moved or deleted meanwhile.")
     except OSError as error:
         if undo is not None:
             take_back(space, [place.path], undo, error)
         raise
 
 
-def make_move_known(space: Space, src: bytes, dst: bytes, undo: Callable[[], None] | None = None) -> None:
+def follow(place: Place) -> None:
+    """If the directory was moved while a name in it was changed, make the name known where the directory is now."""
+    here = ids.node_binding(place.fd, b"", statx(place.fd, b""))
+    for _ in range(_MOVES):
+        with place.space.index.read() as db:
+            rows = index.by_binding(db, here)
+            path = index.path_of(db, rows[0].n) if rows else None
+        if path is None or (path == place.parent and _leads_to(place, path)):
+            return  # where it was; or out of the tree, and its rows with it
+        reconcile(place.space, path, [place.name], explicit=True)
+        if _leads_to(place, path):
+            return
+
+
+def _leads_to(place: Place, path: bytes) -> bool:
+    try:
+        fd = place.space.open_dir(path)
+    except OSError:
+        return False
+    try:
+        return os.path.sameopenfile(fd, place.fd)
+    finally:
+        os.close(fd)
+
+
+def make_move_known(space: Space, src: Place, dst: Place, undo: Callable[[], None] | None = None) -> None:
     """The same after a rename within the space."""
     try:
-        reconcile_moved(space, src, dst)
+        reconcile_moved(space, src.path, dst.path)
+        follow(src)
+        follow(dst)
+        if not _leads_to(dst, dst.parent):
+            raise ParentMissing(f"The directory of '{dst.text}' was moved or deleted meanwhile.")
     except OSError as error:
         if undo is not None:
-            take_back(space, [src, dst], undo, error)
+            take_back(space, [src.path, dst.path], undo, error)
         raise
 
 
@@ -45,6 +87,23 @@ def settle(space: Space, path: bytes) -> None:
     waiting = reconcile(space, parent, [name], explicit=True).new_dirs
     while waiting:
         waiting += reconcile(space, waiting.pop(), None, explicit=True).new_dirs
+
+
+def settle_whole(space: Space, path: bytes) -> None:
+    """Reconcile all directories at and below `path`, known ones too: what came back may have changed while away."""
+    waiting = [path]
+    while waiting:
+        here = waiting.pop()
+        try:
+            fd = space.open_dir(here)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
+                continue
+            raise
+        with closing(os.scandir(fd)) as entries:
+            waiting += [join(here, os.fsencode(e.name)) for e in entries if e.is_dir(follow_symlinks=False)]
+        os.close(fd)
+        reconcile(space, here, None, explicit=True)
 
 
 def settle_quietly(space: Space, *paths: bytes) -> None:

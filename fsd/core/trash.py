@@ -19,7 +19,7 @@ from fsd.core.groupsync import sync_directory
 from fsd.core.names import join, quote_path, split, to_text, unquote_path
 from fsd.core.places import Place, destination, internal, mounts_explained, rename_new, require_writable
 from fsd.core.removal import remove_staged
-from fsd.core.settling import make_known
+from fsd.core.settling import make_known, settle_whole
 from fsd.core.syscalls import statx
 
 if TYPE_CHECKING:
@@ -300,4 +300,5 @@ def _put_at(space: Space, name: bytes, path: bytes, known_name: bytes) -> None:
         def undo() -> None:
             rename_new(place.fd, place.name, files, name)
 
-        make_known(space, place, undo)
+        make_known(space, place, undo, new=True)
+    settle_whole(space, path)
