@@ -37,6 +37,18 @@ _ERRNO = {
 }
 
 
+_forks = 0
+"""How many forks lie between the first process and this one."""
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
 class Database:
     """One SQLite file. Thread-safe; opened on first use, again after a fork, again when the file was replaced."""
 
@@ -56,7 +68,7 @@ class Database:
         self._synchronous = synchronous
         self._lock_path = lock
         self._rebuildable = rebuildable
-        self._pid = os.getpid()
+        self._generation = _forks
         self._reset()
 
     def _reset(self) -> None:
@@ -130,9 +142,9 @@ class Database:
         self._reset()
 
     def _check_fork(self) -> None:
-        if self._pid != os.getpid():
+        if self._generation != _forks:
             # SQLite connections must not cross a fork (sqlite.org/howtocorrupt.html); leave them to the parent.
-            self._pid = os.getpid()
+            self._generation = _forks
             self._inherited = (self._local, self._open, self._lock_fd)
             self._reset()
 
