@@ -23,7 +23,7 @@ from watcher.coalesce import Coalescer, Waiting
 from watcher.echoes import Echoes, News
 from watcher.hint import Hint, Kind
 from watcher.pace import Pacer
-from watcher.rows import known, subdirectories
+from watcher.rows import known, root_is_there, subdirectories
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -116,7 +116,7 @@ class Drain:
     def run(self, budget: float) -> bool:
         """Handle directories that are due, for about `budget` seconds; True if more are due.
 
-        Raises StorageUnavailable: everything still waits then.
+        Raises StorageUnavailable if the root is away: everything still waits then.
         """
         deadline = self._clock() + budget
         self._news(self.echoes.look(self._clock()))
@@ -206,9 +206,12 @@ class Drain:
         begin = self._clock()
         try:
             whole = self._serve(path, item)
-        except StorageUnavailable:
-            self._again(path, item)
-            raise
+        except StorageUnavailable as error:
+            if not root_is_there(self.space):
+                self._again(path, item)
+                raise
+            self._failed(path, item, error)  # a filesystem inside the space is away, its neighbours are not
+            return
         except Exception as error:
             self._failed(path, item, error)
             return
@@ -269,10 +272,16 @@ class Drain:
         times = self._pacer.failed(path, self._clock())
         self.errors[kind] += 1
         self.last_error = f"{kind}: {error}"
-        if not isinstance(error, OSError):
-            log.error("space %s: reconciling %r failed", self.space.record.id, path, exc_info=error)
-        elif times == 1:
-            log.warning("space %s: reconciling %r failed: %s", self.space.record.id, path, error)
+        if times in (1, 100):
+            known = isinstance(error, OSError)
+            log.log(
+                logging.WARNING if known else logging.ERROR,
+                "space %s: reconciling %r failed: %s",
+                self.space.record.id,
+                path,
+                self.last_error,
+                exc_info=None if known else error,
+            )
         self._again(path, item)
 
     def _again(self, path: bytes, item: Waiting) -> None:

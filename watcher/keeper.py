@@ -22,6 +22,7 @@ from fsd.core.sweep import Progress, Sweep
 from watcher.drain import Drain
 from watcher.hint import Hint
 from watcher.pace import failure_wait
+from watcher.rows import root_is_there
 from watcher.sources.base import SourceStatus
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ ACTIVE = 90.0
 """Seconds after the last sign of life during which housekeeping looks every second."""
 QUIET_TICK = 15.0
 AT_REST = 0.05
+INNER_AWAY = 0.2
 POLL = 10.0
 LONG = 10.0
 LABELS = 100
@@ -144,7 +146,15 @@ class Keeper:
                 raise
         if not self.sweeping:
             return
-        self.progress = self._sweep.step(budget)
+        try:
+            self.progress = self._sweep.step(budget)
+        except StorageUnavailable as error:
+            if not root_is_there(self.space):
+                raise
+            # A filesystem inside the space is away: the rest is swept, and the sweep ends when it is back.
+            self.drain.last_error = str(error)
+            self._rest_until = time.monotonic() + INNER_AWAY
+            return
         self._failures = 0
         if self.progress.finished:
             self._end()

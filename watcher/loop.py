@@ -218,6 +218,7 @@ class Watcher:
                 lost = not keeper.available or self._source.lost(key)
                 if lost or keeper.space.root in remounted:
                     # Added again, it is walked again and ends in a GAP.
+                    keeper.drain.forget_failures()
                     self._source.remove(key)
                     keeper.watched, keeper.next_watch = False, 0.0
 

@@ -6,10 +6,20 @@ import os
 from typing import TYPE_CHECKING
 
 from fsd.core import dirty, index
+from fsd.core.errors import StorageUnavailable
 from fsd.core.scan import scan_names
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
+
+
+def root_is_there(space: Space) -> bool:
+    """Whether the space as a whole is available."""
+    try:
+        space.root_fd()
+    except StorageUnavailable:
+        return False
+    return True
 
 
 def known(space: Space, path: bytes) -> tuple[int | None, dirty.Item | None]:

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 FRESH = 5.0
 """Seconds: the watcher writes each second; older than this it hangs or is gone."""
+WAITS_LONG = 60.0
+"""Seconds: a change that waits longer is a problem worth a sentence."""
 
 
 def replace_json(path: Path, content: Any) -> None:
@@ -102,9 +104,10 @@ def space_problems(space: dict[str, Any]) -> list[str]:
         )
     if space.get("source") == "sweeps":
         found.append(f"Space {name} cannot be watched: changes are found by sweeps.")
-    if (space.get("oldest_dirty") or 0) > 60:
+    away = space.get("dirty") and str(space.get("last_error")).startswith("ENODEV")
+    if away or (space.get("oldest_dirty") or 0) > WAITS_LONG:
         found.append(
-            f"Space {name}: a change waits since {space['oldest_dirty']:.0f} s: {space.get('last_error')}"
+            f"Space {name}: a change waits since {space.get('oldest_dirty', 0):.0f} s: {space.get('last_error')}"
         )
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -81,8 +80,6 @@ def test_other_machines_only_with_tls(make_server: Callable[..., Server]):
 
 
 def test_a_self_signed_certificate_is_made_once(make_server: Callable[..., Server]):
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl")
     server = make_server(options=("--tls-self-signed",))
     cert = server.state / "tls" / "cert.pem"
     first = cert.read_bytes()

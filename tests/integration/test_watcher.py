@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -207,6 +208,41 @@ def test_storage_that_goes_away_deletes_nothing(rig: Rig, allow_log, tmp_path: P
     wait_for(lambda: rig.told().get("state") == "watching")
     write(rig.root / "a/h", 1)
     rig.right()
+
+
+@pytest.mark.root
+def test_a_filesystem_inside_the_space_comes_and_goes(rig: Rig, allow_log):
+    """No event tells of a mount. While it is away its sizes are kept, and its neighbours are not affected."""
+    allow_log("mounted inside the space is not mounted now")
+    rig.start()
+    inner = rig.root / "inner"
+    inner.mkdir()
+    write(rig.root / "f", 5)
+    rig.right()
+    mount = ["mount", "-t", "tmpfs", "none", str(inner)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount")
+    try:
+        wait_for(lambda: rig.source.status(rig.record.hex).ready and inner_is_known(rig))
+        write(inner / "d/g", 100)
+        rig.right()
+    finally:
+        subprocess.run(["umount", "-l", str(inner)], check=True)
+    wait_for(lambda: any("not mounted now" in text for text in status.read(rig.state / "run").problems()))
+    write(rig.root / "beside", 7)
+    wait_for(lambda: rig.usage() == 112)
+    assert rig.told()["state"] != "unavailable"
+    subprocess.run(mount, check=True)
+    try:
+        write(inner / "new", 1)
+        rig.right(30)
+    finally:
+        subprocess.run(["umount", "-l", str(inner)], check=True)
+
+
+def inner_is_known(rig: Rig) -> bool:
+    with rig.space.index.read() as db:
+        return db.execute("SELECT count(*) FROM dir WHERE mounted").fetchone()[0] == 1
 
 
 def test_a_deleted_index_comes_back_under_the_running_watcher(rig: Rig):

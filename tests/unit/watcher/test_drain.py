@@ -151,12 +151,23 @@ def test_defects_are_contained_too(space: Space, allow_log):
 
 
 def test_unavailable_storage_is_told_and_everything_still_waits(space: Space):
-    drain = Drain(space, clock=Clock(), work=failing(b"", StorageUnavailable("gone")))
+    drain = Drain(space, clock=Clock())
     hear(drain, b"", b"f")
+    os.rename(space.root, space.root + b".away")
     with pytest.raises(StorageUnavailable):
         drain.run(1.0)
     assert drain.waiting() == 1
     assert dirty.counts(space).hinted == 1
+    os.rename(space.root + b".away", space.root)
+
+
+def test_storage_that_is_away_inside_the_space_is_one_failing_directory(space: Space, allow_log):
+    allow_log("reconciling b'' failed: ENODEV")
+    drain = Drain(space, clock=Clock(), work=failing(b"", StorageUnavailable("an inner mount is away")))
+    hear(drain, b"", b"f")
+    drain.run(1.0)
+    assert (drain.waiting(), drain.errors["ENODEV"]) == (1, 1)
+    assert "inner mount" in drain.last_error
 
 
 def test_a_new_directory_waits_for_its_parent(space: Space):
