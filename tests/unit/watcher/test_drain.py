@@ -154,6 +154,7 @@ def test_unavailable_storage_is_told_and_everything_still_waits(space: Space):
     drain = Drain(space, clock=Clock())
     hear(drain, b"", b"f")
     os.rename(space.root, space.root + b".away")
+    space.close()  # the next use proves the root anew
     with pytest.raises(StorageUnavailable):
         drain.run(1.0)
     assert drain.waiting() == 1
