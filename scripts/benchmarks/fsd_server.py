@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -30,13 +31,20 @@ def served(base: Path, *, workers: int = 2) -> Iterator[Server]:
 
 
 def adopt(server: Server, path: Path, name: str) -> dict[str, Any]:
-    """Adopt a directory, and wait until every size in it is right."""
+    """Adopt a directory, and wait until all of it is verified and every size is right."""
     server.fsd("space", "adopt", str(path), "--name", name)
     record = server.space(name)
     dav = server.space_dav(record)
     expected = tree_size(path)
-    wait_for(lambda: dav.stat(b"").size == expected, timeout=600, what=f"the sizes of {name}")
+    wait_for(lambda: _verified(server, name), timeout=600, what=f"{name} verified", every=0.5)
+    wait_for(lambda: dav.stat(b"").size == expected, timeout=60, what=f"the sizes of {name}")
     return record
+
+
+def _verified(server: Server, name: str) -> bool:
+    told = json.loads(server.run("status", "--json").stdout)
+    (space,) = (space for space in told["spaces"] if space["name"] == name)
+    return bool(space.get("verified_at")) and space.get("sweep") is None and not space["dirty"]
 
 
 def tree_size(path: Path) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scripts.benchmarks.disk import SETTLE
 from scripts.benchmarks.fsd_server import PASSWORD, USER, adopt, cpu, pss, quiet, served
 from scripts.benchmarks.load import Connection
 from scripts.benchmarks.table import Row, percentile
@@ -134,6 +135,7 @@ def large_directory(base: Path) -> list[Row]:
     (tree / "large").mkdir(parents=True)
     for number in range(100_000):
         os.close(os.open(tree / f"large/file{number:06d}", os.O_WRONLY | os.O_CREAT))
+    time.sleep(SETTLE)  # labelled by the sweep, not while it is measured
     with served(base / "fsd") as server:
         root = Root(server, adopt(server, tree, "tree"))
         quiet(server)
