@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import threading
 import time
 from collections import deque
@@ -75,7 +76,7 @@ class Watcher:
         self._source = source
         self._verify_every = verify_every
         self._generation = -1
-        self._next_generation = self._next_beat = self._busy_until = 0.0
+        self._next_generation = self._next_beat = self._next_tick = self._busy_until = 0.0
         self._turned = time.monotonic()
         self._slices = 0
         self._started = time.time()
@@ -87,7 +88,7 @@ class Watcher:
     def run(self, stop: Callable[[], bool]) -> None:
         """Work until `stop` says so (asked after each `wake` of the source), then keep what was heard."""
         threads = [
-            threading.Thread(target=work, name=name, daemon=True)
+            threading.Thread(target=self._steadily, args=(work,), name=name, daemon=True)
             for name, work in (("background", self._background), ("status", self._report))
         ]
         for thread in threads:
@@ -224,19 +225,28 @@ class Watcher:
 
     # -- the second thread
 
-    def _background(self) -> None:
-        next_tick = 0.0
+    def _steadily(self, turn: Callable[[], float]) -> None:
+        """A thread's loop: `turn` answers how long to rest. A defect in one turn must not end the thread."""
         while not self._ending.is_set():
-            while self._leaving:
-                self._leaving.popleft().close()
-            now = time.monotonic()
-            keepers = list(self.keepers.values())
-            if now >= next_tick:
-                next_tick = now + TICK
-                for keeper in keepers:
-                    if keeper.available and not self._ending.is_set():
-                        self._guard(keeper, partial(keeper.tick, now))
-            self._ending.wait(self._slice(keepers))
+            try:
+                rest = turn()
+            except Exception:
+                if not self._ending.is_set():
+                    log.exception("a turn of the watcher failed")
+                rest = TICK
+            self._ending.wait(rest)
+
+    def _background(self) -> float:
+        while self._leaving:
+            self._leaving.popleft().close()
+        now = time.monotonic()
+        keepers = list(self.keepers.values())
+        if now >= self._next_tick:
+            self._next_tick = now + TICK
+            for keeper in keepers:
+                if keeper.available and not self._ending.is_set():
+                    self._guard(keeper, partial(keeper.tick, now))
+        return self._slice(keepers)
 
     def _slice(self, keepers: list[Keeper]) -> float:
         """A slice for the next space that wants one; how long to rest then, so that only a share of a core goes."""
@@ -278,10 +288,9 @@ class Watcher:
 
     # -- status
 
-    def _report(self) -> None:
-        while not self._ending.is_set():
-            self._write_status(time.monotonic())
-            self._ending.wait(TICK)
+    def _report(self) -> float:
+        self._write_status(time.monotonic())
+        return TICK
 
     def _write_status(self, now: float, *, running: bool = True) -> None:
         spaces = {}
@@ -289,8 +298,8 @@ class Watcher:
             try:
                 source = self._source.status(key) if self._source is not None and keeper.watched else None
                 spaces[key] = keeper.status(source, now)
-            except RuntimeError:
-                pass  # a dict changed while it was read: the last second's words stand
+            except (RuntimeError, sqlite3.Error):
+                pass  # a dict changed while it was read, or the space was closed: the last second's words stand
         self._told = {**{key: told for key, told in self._told.items() if key in self.keepers}, **spaces}
         replace_json(
             self._run_dir / "watcher.json",

@@ -58,7 +58,11 @@ class Child:
         supervisor = os.getpid()
         pid = os.fork()
         if pid == 0:
-            os._exit(self._run(supervisor))
+            code = 1
+            try:
+                code = self._run(supervisor)
+            finally:
+                os._exit(code)  # whatever happens, a child never goes on with the supervisor's work
         self.pid = pid
         self.started = now
 

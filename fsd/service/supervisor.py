@@ -243,12 +243,17 @@ class Supervisor:
         """SIGHUP: new settings, then each child is replaced; a web worker's successor starts before it ends."""
         if self._stopping_since is not None:
             return
-        if self._plan.reload is not None:
-            try:
+        self._plan.notify(f"RELOADING=1\nMONOTONIC_USEC={int(monotonic() * 1_000_000)}")
+        try:
+            if self._plan.reload is not None:
                 self._plan.reload()
-            except Exception as error:
-                log.error("the settings were not reloaded: %s", error)
-                return
+        except Exception as error:
+            log.error("the settings were not reloaded: %s", error)
+        else:
+            self._replace()
+        self._plan.notify("READY=1")
+
+    def _replace(self) -> None:
         log.info("reloading")
         self._adopt(self._plan.children())
         now = monotonic()

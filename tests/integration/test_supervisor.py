@@ -46,7 +46,9 @@ class Run:
             code = 99
             try:
                 held = supervisor.lock(self.dir)
-                plan = supervisor.Plan(self.dir, children, notify=lambda state: self.mark(state), **more)
+                plan = supervisor.Plan(
+                    self.dir, children, notify=lambda state: self.mark(state.partition("\n")[0]), **more
+                )
                 code = supervisor.Supervisor(plan, [held]).run()
             except UserError as error:
                 code = error.exit_code
@@ -192,6 +194,7 @@ def test_reload_replaces_every_child(run: Run):
     wait_for(lambda: run.child("web-0") not in (0, before[0]))
     wait_for(lambda: run.child("b") not in (0, before[1]))
     wait_for(lambda: run.child("new"))
+    wait_for(lambda: len(run.marked("READY=1")) == 2)
     wait_for(lambda: not any(process_runs(child) for child in before))
     assert run.told()["children"]["b"]["restarts"] == 0
     os.kill(pid, signal.SIGTERM)

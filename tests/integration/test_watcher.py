@@ -223,7 +223,7 @@ def test_a_filesystem_inside_the_space_comes_and_goes(rig: Rig, allow_log):
     if subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("needs the right to mount")
     try:
-        wait_for(lambda: rig.source.status(rig.record.hex).ready and inner_is_known(rig))
+        wait_for(lambda: inner_is_known(rig) and rig.told()["state"] == "watching")
         write(inner / "d/g", 100)
         rig.right()
     finally:
