@@ -12,7 +12,6 @@ called from a third.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,7 +71,7 @@ class Keeper:
         self._next_total = 0.0
         self._labels_left = self._labels_turn = False
         self._usage = 0
-        self._index: tuple[int, int] | None = None
+        self._index: int | None = None
         self._failures = 0
         self._rest_until = 0.0
         self._said = ""
@@ -215,18 +214,14 @@ class Keeper:
 
     def _follow_index(self, now: float) -> None:
         """Deleting the index is legal at any time; a new one knows nothing until it is swept."""
-        try:
-            found = os.stat(self.space.index.path)
-        except FileNotFoundError:
-            ident = None
-        else:
-            ident = (found.st_dev, found.st_ino)
-        if ident == self._index and ident is not None:
+        with self.space.index.read() as db:
+            (born,) = db.execute("SELECT born_ns FROM head").fetchone()
+        if born == self._index:
             return
-        if self._index is not None or ident is None:
+        if self._index is not None:
             self.gap = True
             self._active_until = now + ACTIVE
-        self._index = ident
+        self._index = born
 
     def lost_storage(self, error: StorageUnavailable) -> None:
         """The root is not provably there: wait, delete nothing."""

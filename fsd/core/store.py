@@ -1,6 +1,6 @@
 """SQLite files shared by several processes: who may write, in which order, and what happens when a file vanishes.
 
-Readers never block: WAL mode, autocommit connections, one per thread. Writers queue on a flock(2) of a file beside
+Readers never block: WAL mode, autocommit connections. Writers queue on a flock(2) of a file beside
 the database, not on SQLite's busy handler, which polls with growing pauses and starves the unlucky. The order of
 locks is index before state; nobody takes the index's lock while holding the state's.
 
@@ -37,6 +37,9 @@ _ERRNO = {
 }
 
 
+_MAX_IDLE = 8
+_Open = tuple[sqlite3.Connection, tuple[int, int]]
+"""A connection, and (device, inode) of the file it has open."""
 _forks = 0
 """How many forks lie between the first process and this one."""
 
@@ -76,19 +79,19 @@ class Database:
         self._mutex = threading.RLock()
         self._depth = 0
         self._lock_fd = -1
-        self._open: list[sqlite3.Connection] = []
+        self._idle: list[_Open] = []
 
     def created(self, db: sqlite3.Connection) -> None:
         """Called in a transaction of its own when the file was new; subclasses fill it."""
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """This thread's connection in autocommit mode; within `write()`, the writing one."""
-        db = self._connection()
-        try:
-            yield db
-        except sqlite3.Error as error:
-            raise self._translate(error) from error
+        """A connection in autocommit mode for this thread alone; within `read()` or `write()`, the outer one."""
+        with self._borrowed() as db:
+            try:
+                yield db
+            except sqlite3.Error as error:
+                raise self._translate(error) from error
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -96,19 +99,13 @@ class Database:
 
         Not re-entrant. Raises OSError(ENOSPC, EIO, EROFS) when the state disk refuses; nothing has changed then.
         """
-        with self.exclusive():
-            db = self._connection()
+        with self.exclusive(), self._borrowed() as db:
             try:
                 db.execute("BEGIN IMMEDIATE")
                 try:
                     yield db
-                except BaseException:
-                    if db.in_transaction:
-                        db.execute("ROLLBACK")
-                    raise
-                try:
                     db.execute("COMMIT")
-                except sqlite3.Error:
+                except BaseException:
                     if db.in_transaction:
                         db.execute("ROLLBACK")
                     raise
@@ -135,8 +132,8 @@ class Database:
     def close(self) -> None:
         """Close every connection of this process; the next use opens again."""
         with self._mutex:
-            for db in self._open:
-                db.close()
+            while self._idle:
+                self._idle.pop()[0].close()
             if self._lock_fd >= 0:
                 os.close(self._lock_fd)
         self._reset()
@@ -145,39 +142,51 @@ class Database:
         if self._generation != _forks:
             # SQLite connections must not cross a fork (sqlite.org/howtocorrupt.html); leave them to the parent.
             self._generation = _forks
-            self._inherited = (self._local, self._open, self._lock_fd)
+            self._inherited = (self._local, self._idle, self._lock_fd)
             self._reset()
 
-    def _connection(self) -> sqlite3.Connection:
+    @contextmanager
+    def _borrowed(self) -> Iterator[sqlite3.Connection]:
+        """There are only as many connections as were ever in use at once, however many threads there are."""
         self._check_fork()
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is not None:
-            if db.in_transaction:
-                return db
+        local = self._local
+        outer: sqlite3.Connection | None = getattr(local, "db", None)
+        if outer is not None:
+            yield outer
+            return
+        idle = self._idle
+        db, ident = self._take()
+        local.db = db
+        try:
+            yield db
+        finally:
+            local.db = None
+            if len(idle) < _MAX_IDLE and not db.in_transaction and idle is self._idle:
+                idle.append((db, ident))
+            else:
+                db.close()
+
+    def _take(self) -> _Open:
+        """An idle connection to the file that is at the path now, or a new one."""
+        while self._idle:
+            try:
+                db, ident = self._idle.pop()
+            except IndexError:
+                break
             try:
                 found = os.stat(self.path)
-                if (found.st_dev, found.st_ino) == self._local.ident:
-                    return db
+                if (found.st_dev, found.st_ino) == ident:
+                    return db, ident
             except FileNotFoundError:
                 pass
-            self._forget(db)
-        return self._connect()
-
-    def _forget(self, db: sqlite3.Connection) -> None:
-        if db in self._open:
-            self._open.remove(db)
-        db.close()
-        self._local.db = None
-
-    def _connect(self) -> sqlite3.Connection:
+            db.close()
         try:
             with self.exclusive():
                 db = self._open_file()
+                found = os.stat(self.path)
         except sqlite3.Error as error:
             raise self._translate(error) from error
-        self._local.db = db
-        self._open.append(db)
-        return db
+        return db, (found.st_dev, found.st_ino)
 
     def _open_file(self) -> sqlite3.Connection:
         new = not self.path.exists()
@@ -187,7 +196,7 @@ class Database:
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
         db = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         try:
-            db.execute("PRAGMA cache_size=-4000")
+            db.execute("PRAGMA cache_size=-2000")
             db.execute("PRAGMA temp_store=MEMORY")
             db.execute(f"PRAGMA synchronous={self._synchronous}")
             version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -196,8 +205,6 @@ class Database:
                 return self._open_other(version)
             if version == 0:
                 self._create(db)
-            found = os.stat(self.path)
-            self._local.ident = (found.st_dev, found.st_ino)
         except BaseException:
             db.close()
             raise
