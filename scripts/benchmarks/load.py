@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import multiprocessing
 import socket
+import threading
 import time
 from collections.abc import Callable
 
@@ -19,7 +20,16 @@ class Connection:
         self._socket: socket.socket | None = None
 
     def ask(self, method: str, target: str, body: bytes = b"", headers: str = "") -> tuple[int, bytes]:
-        """Status and body of one request; opens the connection where it must."""
+        """Status and body of one request; a connection that the server closed meanwhile is opened again once."""
+        if self._socket is not None:
+            try:
+                return self._ask(method, target, body, headers)
+            except ConnectionError:
+                self._socket.close()
+                self._socket = None
+        return self._ask(method, target, body, headers)
+
+    def _ask(self, method: str, target: str, body: bytes, headers: str) -> tuple[int, bytes]:
         if self._socket is None:
             self._socket = socket.create_connection(("127.0.0.1", self.port), timeout=60)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -63,17 +73,24 @@ Job = Callable[[Connection, int], None]
 def _work(
     port: int, user: str, password: str, job: Job, worker: int, seconds: float, ready: object, out: object
 ) -> None:
-    connection = Connection(port, user, password)
-    job(connection, worker << 32)
-    ready.wait()  # type: ignore[attr-defined]
-    deadline = time.perf_counter() + seconds
-    done = 0
+    times: list[float] | BaseException = []
+    try:
+        connection = Connection(port, user, password)
+        job(connection, worker << 32)
+        ready.wait(60)  # type: ignore[attr-defined]
+        times = _repeat(connection, job, worker, time.perf_counter() + seconds)
+    except BaseException as error:
+        ready.abort()  # type: ignore[attr-defined]
+        times = error
+    out.put(times)  # type: ignore[attr-defined]
+
+
+def _repeat(connection: Connection, job: Job, worker: int, deadline: float) -> list[float]:
     times: list[float] = []
     while (now := time.perf_counter()) < deadline:
-        job(connection, (worker << 32) + done + 1)
+        job(connection, (worker << 32) + len(times) + 1)
         times.append(time.perf_counter() - now)
-        done += 1
-    out.put(times)  # type: ignore[attr-defined]
+    return times
 
 
 def rate(
@@ -88,7 +105,12 @@ def rate(
     ]
     for process in processes:
         process.start()
-    times = [value for _ in processes for value in out.get(timeout=seconds + 120)]
+    answers = [out.get(timeout=seconds + 60) for _ in processes]
+    if failed := [answer for answer in answers if isinstance(answer, BaseException)]:
+        raise next(
+            (error for error in failed if not isinstance(error, threading.BrokenBarrierError)), failed[0]
+        )
+    times = [value for answer in answers for value in answer]
     for process in processes:
         process.join()
     return len(times) / seconds, times
