@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _OLD = b".old"
+_TRIES = 5
 
 
 class Changed(Exception):
@@ -179,7 +180,7 @@ def put_staged(ticket: Ticket, place: Place, staging: int, *, overwrite: bool, o
     space = place.space
     new = binding_at(staging, ticket.name)
     assert new is not None
-    while True:
+    for _ in range(_TRIES):
         try:
             with mounts_explained(place):
                 rename_new(staging, ticket.name, place.fd, place.name)
@@ -199,6 +200,8 @@ def put_staged(ticket: Ticket, place: Place, staging: int, *, overwrite: bool, o
             trash.take_in_staged(space, ticket)
             sync_directory(place.fd)
             return False
+    # Taken by the descriptor, free by the path: the directory is not where it was, or the name changes all the time.
+    raise PreconditionFailed(f"'{place.text}' is being changed by somebody else.")
 
 
 def take_out(ticket: Ticket, place: Place, staging: int, new: bytes) -> None:

@@ -409,6 +409,20 @@ class TestCopy:
                 copy(filled, src, dst, overwrite=True)
         assert_right(filled)
 
+    def test_over_a_name_in_a_directory_that_is_moved_away_meanwhile(self, filled, monkeypatch):
+        real = operations.build
+
+        def build(*args, **options):
+            os.rename(on_disk(filled, b"d"), on_disk(filled, b"moved"))
+            return real(*args, **options)
+
+        monkeypatch.setattr(operations, "build", build)
+        operations.make_directory(filled, b"src")
+        with pytest.raises(PreconditionFailed):
+            copy(filled, b"src", b"d/one", overwrite=True)
+        assert read(filled, b"moved/one") == b"1"
+        assert_right(filled, outside=True)
+
     def test_a_whole_space_into_another(self, filled, other):
         assert copy(filled, b"", b"backup", to=other)
         assert sorted(os.listdir(on_disk(other, b"backup"))) == [b"d", b"file"]
