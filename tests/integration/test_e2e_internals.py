@@ -30,7 +30,10 @@ def test_displaced_internals_stay_hidden(server: Server, place: str) -> None:
     names = {resource.path for resource in dav.propfind(below.rpartition(b"/")[0])}
     assert below not in names
     for method, path in (("PUT", b"new"), ("MKCOL", b"newdir"), ("DELETE", b"d/f"), ("DELETE", b"d")):
-        assert dav.request(method, path, b"x" if method == "PUT" else None).status in (403, 503), (method, path)
+        assert dav.request(method, path, b"x" if method == "PUT" else None).status in (403, 503), (
+            method,
+            path,
+        )
     assert (root / "d/f").exists() and not (root / "new").exists()
     os.rename(root / place, root / ".fsd")
     wait_for(lambda: dav.request("PUT", b"new", b"x").status == 201, what="writing again")
