@@ -116,9 +116,9 @@ class Commit:
         known: list[NodeRow] = []
         linked = False
         for other in index.by_binding(self.db, seen.binding):
-            if other.parent is not None and self._alive(
-                other, unknown=seen.nlink > 1 and seen.kind != DIRECTORY
-            ):
+            hard = seen.nlink > 1 and seen.kind != DIRECTORY
+            # The root hangs nowhere and is not in limbo: mounted inside itself it is a second appearance.
+            if other.n == index.ROOT or (other.parent is not None and self._alive(other, unknown=hard)):
                 linked = True
             else:
                 known.append(other)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 _UP = (
-    "WITH RECURSIVE up (n) AS (SELECT ? UNION ALL "
+    "WITH RECURSIVE up (n) AS (SELECT ? UNION "
     "SELECT node.parent FROM up JOIN node ON node.n = up.n WHERE node.parent IS NOT NULL) "
 )
 
