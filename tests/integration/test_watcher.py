@@ -240,6 +240,32 @@ def test_a_filesystem_inside_the_space_comes_and_goes(rig: Rig, allow_log):
         subprocess.run(["umount", "-l", str(inner)], check=True)
 
 
+@pytest.mark.root
+def test_directories_that_are_visible_twice(rig: Rig):
+    """Bind mounts inside the space, even of the space itself: shown, never entered, and nothing goes in circles."""
+    rig.start()
+    write(rig.root / "a/deep/f", 5)
+    (rig.root / "a/loop").mkdir()
+    (rig.root / "b").mkdir()
+    rig.right()
+    mounted = []
+    try:
+        for source, target in (("a", "b"), ("", "a/loop")):
+            command = ["mount", "--bind", str(rig.root / source), str(rig.root / target)]
+            if subprocess.run(command, capture_output=True).returncode != 0:
+                pytest.skip("needs the right to mount")
+            mounted.insert(0, rig.root / target)
+        write(rig.root / "a/deep/g", 3)
+        wait_for(lambda: rig.usage() == 8)
+        write(rig.root / "b/deep/h", 4)
+        wait_for(lambda: rig.usage() == 12)
+        wait_for(lambda: rig.told()["state"] == "watching" and rig.told()["unwatched"] == 0)
+    finally:
+        for target in mounted:
+            subprocess.run(["umount", "-l", str(target)], check=True)
+    rig.right()
+
+
 def inner_is_known(rig: Rig) -> bool:
     with rig.space.index.read() as db:
         return db.execute("SELECT count(*) FROM dir WHERE mounted").fetchone()[0] == 1

@@ -259,7 +259,8 @@ class Walker:
     def _node_for(self, root: Root, parent: Node, wd: int, full: bytes) -> Node | None:
         """The object for a watch found below `parent`; None if the directory may not hang there.
 
-        A known one was moved here, or is visible twice (a bind mount inside the space): the second place is polled.
+        A known one was moved here, or is visible twice (a bind mount inside the space): its watch speaks for the
+        first place, and the second is shown there, not entered.
         """
         node = self.nodes.get(wd)
         if node is None:
@@ -267,9 +268,11 @@ class Walker:
             root.watched += 1
             return node
         spot = place(node)
-        twice = spot is not None and absolute(*spot) != full and self.is_at(node, absolute(*spot))
-        if isinstance(node, Root) or is_above(node, parent) or twice:
-            self._starve(root, parent, OSError(errno.EXDEV, "the directory is visible twice"))
+        if spot is not None and absolute(*spot) != full and self.is_at(node, absolute(*spot)):
+            return None
+        if isinstance(node, Root) or is_above(node, parent):
+            # Moves that are still in the queue turned this around: tried again when they are read.
+            self._starve(root, parent, OSError(errno.EXDEV, "the directory is above itself"))
             return None
         if node.parent is not None and spot is not None:
             self.queue(node.parent, deep=False)  # something else is, or was, at the old place
