@@ -115,9 +115,11 @@ def index_and_blocks(base: Path) -> list[Row]:
     """Bytes of index for each file, and blocks that the label costs on this filesystem."""
     server, tree = _prepared(base, FILES)
     time.sleep(SETTLE)
+    os.sync()  # blocks are allocated when data is written back
     before = sum(path.lstat().st_blocks for path in tree.rglob("f*"))
     server.fsd("space", "adopt", str(tree), "--name", "tree", "--label", "now")
     server.fsd("scan", "tree", timeout=600)
+    os.sync()
     after = sum(path.lstat().st_blocks for path in tree.rglob("f*"))
     labelled = _labelled(tree)
     key = server.space("tree")["id"].rpartition("$")[2]

@@ -27,15 +27,17 @@ DEADLINE = 60.0
 class Tree:
     """One served space and what was last agreed about it."""
 
-    def __init__(self, server: Server, alias: str) -> None:
+    def __init__(self, server: Server, alias: str, deadline: float = DEADLINE) -> None:
+        self.deadline = deadline
         record = server.space(alias)
         self.server, self.record = server, record
         self.root = Path(record["path"])
         self.dav = server.space_dav(record)
         self.last: Snapshot | None = None
 
-    def settle(self, *, timeout: float = DEADLINE) -> Snapshot:
+    def settle(self, *, timeout: float | None = None) -> Snapshot:
         """Wait until disk and server agree on everything; the ids of what stayed must have stayed."""
+        timeout = timeout or self.deadline
         new = settled(os.fsencode(self.root), self.dav, wait=agree, timeout=timeout, what=self.record["name"])
         if self.last is not None:
             assert not (wrong := unstable_ids(self.last, new)), wrong[:8]
@@ -43,7 +45,7 @@ class Tree:
         self.last = new
         return new
 
-    def changed(self, *paths: str | bytes, timeout: float = DEADLINE) -> Snapshot:
+    def changed(self, *paths: str | bytes, timeout: float | None = None) -> Snapshot:
         """Settle, and the etags of exactly the ancestors of `paths` must have moved since the last agreement."""
         old = self.last
         assert old is not None
@@ -106,7 +108,7 @@ def trees(shared_server: Server, tmp_path_factory: pytest.TempPathFactory, big: 
     for save in SAVES:
         (base / "docs/old").mkdir(exist_ok=True)
         (base / f"docs/old/{save.__name__}.txt").write_text("as it was")
-    found = {name: Tree(shared_server, name) for name in ("docs", "library")}
+    found = {name: Tree(shared_server, name, DEADLINE * (10 if big else 1)) for name in ("docs", "library")}
     for tree in found.values():
         tree.settle(timeout=300 if big else 60)
     return found
