@@ -104,7 +104,7 @@ def leave_rubbish(root: bytes) -> None:
 ONE = (
     Case("put new", put(b"new"), (changed(add={b"new": NEW}),)),
     Case("put over", put(b"file"), (changed(add={b"file": NEW}),)),
-    Case("put if-match", put_if_match, (changed(add={b"file": NEW}),)),
+    Case("put if-match", put_if_match, (changed(add={b"file": NEW}),), long=True),
     Case("mkcol", lambda s: operations.make_directory(s[0], b"dir/new"), (changed(add={b"dir/new": None}),)),
     Case(
         "move file", move(b"file", b"dir/file"), (changed(gone=(b"file",), add={b"dir/file": TREE[b"file"]}),)
@@ -127,6 +127,7 @@ ONE = (
         move(b"file", b"full"),
         (changed(gone=(b"file", b"full"), add={b"full": TREE[b"file"]}),),
         preserved=(b"must not get lost",),
+        long=True,
     ),
     Case(
         "delete file",
@@ -140,7 +141,7 @@ ONE = (
         (changed(gone=(b"dir",)),),
         preserved=(BIG, b"22"),
     ),
-    Case("copy file", copy(b"dir/sub/big", b"new"), (changed(add={b"new": BIG}),)),
+    Case("copy file", copy(b"dir/sub/big", b"new"), (changed(add={b"new": BIG}),), long=True),
     Case("copy dir", copy(b"dir", b"new"), (changed(add=below(b"dir", b"new")),), long=True),
     Case(
         "copy dir over dir",
@@ -149,7 +150,7 @@ ONE = (
         preserved=(b"must not get lost",),
         long=True,
     ),
-    Case("properties", set_properties, (TREE,)),
+    Case("properties", set_properties, (TREE,), long=True),
     Case(
         "reconcile names",
         lambda s: reconcile(s[0], b"dir", [b"one", b"added", b"sub", b"moved"]),
