@@ -81,8 +81,11 @@ class Sweep:
             (marked,) = db.execute(
                 "SELECT epoch=(SELECT epoch FROM head) FROM dir WHERE n=?", (index.ROOT,)
             ).fetchone()
+            # What was hinted before the sweep came to it is verified by serving the hint.
             (fresh,) = db.execute(
-                "SELECT count(*) FROM dirty WHERE sweep=0 AND n=?", (index.ROOT,)
+                "SELECT count(*) FROM dirty JOIN dir ON dir.n=dirty.n, head"
+                " WHERE sweep=0 AND (dir.n=? OR dir.epoch<>head.epoch)",
+                (index.ROOT,),
             ).fetchone()
         if marked and not fresh and (not complete or not swept_at or self._newer_epoch()):
             with self._space.index.write() as db:
