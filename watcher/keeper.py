@@ -33,7 +33,7 @@ TICK = 1.0
 ACTIVE = 90.0
 """Seconds after the last sign of life during which housekeeping looks every second."""
 QUIET_TICK = 15.0
-AT_REST = 0.05
+AT_REST = 0.1
 INNER_AWAY = 0.2
 POLL = 10.0
 LONG = 10.0
@@ -162,7 +162,7 @@ class Keeper:
         known = verified(self.space)
         now = time.monotonic()
         if not known.current:
-            # The root was marked meanwhile: it is reconciled as any other, then this is asked again.
+            # Some directories are hinted as well: those are served as any other, then this is asked again.
             self._rest_until = now + AT_REST
             return
         self.sweeping = False
@@ -311,7 +311,8 @@ class Verified(NamedTuple):
 
 
 def verified(space: Space) -> Verified:
-    """How much of a space was ever verified. A sweep with nothing left ends only when the root is at rest too."""
+    """How much of a space was ever verified. A sweep ends only when the directories it left to their hints are
+    served as well."""
     with space.index.read() as db:
         complete, at, epoch = db.execute("SELECT complete, swept_at, epoch FROM head").fetchone()
         row = db.execute("SELECT value FROM cursor WHERE source='sweep'").fetchone()
