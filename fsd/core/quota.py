@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsd.core.errors import QuotaExceeded
@@ -20,13 +21,16 @@ def _unlimited(_space: Space) -> int | None:
     return None
 
 
-_limit: Limit = _unlimited
+_limits: dict[Path, Limit] = {}
 
 
-def use(limit: Limit) -> None:
-    """Tell this process where limits come from (the grants): bytes, or None for none. Set once, at start."""
-    global _limit
-    _limit = limit
+def use(state_dir: Path, limit: Limit) -> None:
+    """Tell this process where the limits of an installation's spaces come from (the grants): bytes, or None for none."""
+    _limits[state_dir] = limit
+
+
+def _limit(space: Space) -> int | None:
+    return _limits.get(space.state_dir, _unlimited)(space)
 
 
 def free_on_disk(space: Space) -> int:
@@ -37,7 +41,7 @@ def free_on_disk(space: Space) -> int:
 
 def available(space: Space, limit: Limit | None = None) -> int | None:
     """Bytes that may still be added under the quota, never negative and never more than the disk has; None if
-    there is no quota. Without `limit` the process's own source is asked."""
+    there is no quota. Without `limit` the source that `use` named is asked."""
     allowed = (limit or _limit)(space)
     if allowed is None:
         return None

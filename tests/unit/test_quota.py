@@ -30,7 +30,7 @@ def test_without_a_quota_the_disk_is_the_limit(space):
 def test_a_quota(space):
     limits = []
     try:
-        quota.use(lambda asked: limits.append(asked) or 8)
+        quota.use(space.state_dir, lambda asked: limits.append(asked) or 8)
         assert quota.available(space) == 3
         quota.check(space, 3)
         with pytest.raises(QuotaExceeded, match="3 more bytes, not 4"):
@@ -41,14 +41,14 @@ def test_a_quota(space):
         assert quota.available(space, lambda _space: 1 << 62) == quota.free_on_disk(space)
         assert set(limits) == {space}
     finally:
-        quota.use(lambda _space: None)
+        quota.use(space.state_dir, lambda _space: None)
 
 
 def test_what_is_over_its_quota_may_shrink_but_not_grow(space):
     try:
-        quota.use(lambda _space: 2)
+        quota.use(space.state_dir, lambda _space: 2)
         put(space, b"a", b"1234")
         with pytest.raises(QuotaExceeded):
             put(space, b"a", b"12345")
     finally:
-        quota.use(lambda _space: None)
+        quota.use(space.state_dir, lambda _space: None)
