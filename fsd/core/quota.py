@@ -25,7 +25,7 @@ _limits: dict[Path, Limit] = {}
 
 
 def use(state_dir: Path, limit: Limit) -> None:
-    """Tell this process where the limits of an installation's spaces come from (the grants): bytes, or None for none."""
+    """Tell this process where the limits of an installation's spaces come from: bytes, or None for none."""
     _limits[state_dir] = limit
 
 
