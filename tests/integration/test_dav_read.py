@@ -75,7 +75,7 @@ def test_reply_details(dav):
 
 def test_minimal_replies_drop_the_missing(dav):
     answer = ask(dav, Prefer="return=minimal")
-    assert answer.headers["preference-applied"] == "return=minimal" and b"404" not in answer.body
+    assert answer.headers["preference-applied"] == "return=minimal" and b"404 Not Found" not in answer.body
 
 
 def test_sizes_ids_and_permissions(dav):
