@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import ids, index
+from fsd.core.names import split
 from fsd.core.syscalls import statx
 
 if TYPE_CHECKING:
@@ -68,10 +69,7 @@ def mark(
     now = time.time()
     with space.index.write() as db:
         for path, names in hints:
-            n, rest = _nearest(db, path)
-            if rest is not None:
-                elsewhere = _by_binding(space, db, path)
-                n, rest = (n, rest) if elsewhere is None else (elsewhere, None)
+            n, rest = _resolve(space, db, path)
             mark_row(db, n, [rest] if rest is not None else names, now, sweep=sweep)
 
 
@@ -129,17 +127,34 @@ def _nearest(db: sqlite3.Connection, path: bytes) -> tuple[int, bytes | None]:
     return n, None
 
 
-def _by_binding(space: Space, db: sqlite3.Connection, path: bytes) -> int | None:
+def _resolve(space: Space, db: sqlite3.Connection, path: bytes) -> tuple[int, bytes | None]:
+    """The row of the directory that is at the path on disk, wherever the index has it; else the nearest known one.
+
+    The index may still hold another directory at the path, one that was replaced: a hint is never for that one.
+    """
+    n, rest = _nearest(db, path)
+    binding = _binding_at(space, path) if path else None
+    if binding is None:
+        return n, rest
+    row = db.execute("SELECT n FROM node WHERE binding=? AND kind=1", (binding,)).fetchone()
+    if row is not None:
+        return row[0], None
+    if rest is None:
+        parent, name = split(path)
+        n, above = _nearest(db, parent)
+        return n, name if above is None else above
+    return n, rest
+
+
+def _binding_at(space: Space, path: bytes) -> bytes | None:
     try:
         fd = space.open_dir(path)
     except OSError:
         return None
     try:
-        binding = ids.node_binding(fd, b"", statx(fd, b""))
+        return ids.node_binding(fd, b"", statx(fd, b""))
     finally:
         os.close(fd)
-    row = db.execute("SELECT n FROM node WHERE binding=? AND kind=1", (binding,)).fetchone()
-    return row[0] if row else None
 
 
 def _pack(names: Collection[bytes] | None) -> bytes | None:

@@ -25,7 +25,7 @@ from fsd.core.index import DirRow, NodeRow
 from fsd.core.names import join, split
 from fsd.core.observe import Seen, look
 from fsd.core.populate import populate
-from fsd.core.scan import Scan, scan_all, scan_names
+from fsd.core.scan import Scan, is_gone, scan_all, scan_names
 from fsd.core.syscalls import Statx, statx
 
 if TYPE_CHECKING:
@@ -233,13 +233,17 @@ def _commit(
     first_look = full and place.dir.epoch == 0
     # A reader's own reconcile writes only the labels that can't wait; the watcher writes the rest.
     defer = item is None and not explicit
+    overtaken = False
     for start in range(0, max(1, len(seen)), _CHUNK):
         last = start + _CHUNK >= len(seen)
         now = time.time()
         with space.index.write() as db:
             current = db.execute("SELECT seq, moves FROM dir, head WHERE n=?", (place.row.n,)).fetchone()
-            if current is None or current[0] != expected:
+            if current is None or (current[0] != expected and start == 0):
                 return None
+            if current[0] != expected:
+                # In the middle of a large directory: what somebody else has looked at since is theirs.
+                expected, overtaken = current[0], True
             if current[1] != scan.moves and index.path_of(db, place.row.n) != path:
                 return None
             work = Commit(
@@ -247,13 +251,16 @@ def _commit(
                 explicit=explicit, sweep=sweep, first_look=first_look, defer_labels=defer,
             )  # fmt: skip
             batch = seen[start : start + _CHUNK]
+            if overtaken:
+                batch = _untouched(db, place, batch, now, sweep=sweep)
             if len(batch) >= _BULK:
                 batch = populate(work, place.fd, batch, label=item is not None)
             for entry in batch:
                 work.put(entry)
             if last:
                 for row in scan.vanished:
-                    work.remove(row)
+                    if not overtaken or is_gone(space, place.fd, row.name):
+                        work.remove(row)
                 for n in scan.stale_dirs:
                     dirty.mark_row(db, n, None, now, sweep=sweep)
             result = work.finish()
@@ -267,6 +274,28 @@ def _commit(
         whole.new_dirs += result.new_dirs
         whole.to_label += result.to_label
     return whole
+
+
+def _untouched(
+    db: sqlite3.Connection, place: _Place, batch: list[Seen], now: float, *, sweep: bool
+) -> list[Seen]:
+    """Of entries that were looked at before another writer's commit, those that are new still and as they were seen;
+    the others are marked, to be looked at again."""
+    kept, again = [], []
+    for entry in batch:
+        try:
+            found = os.stat(entry.name, dir_fd=place.fd, follow_symlinks=False)
+        except OSError:
+            again.append(entry.name)
+            continue
+        same = (found.st_ino, found.st_ctime_ns) == (entry.ino, entry.ctime_ns)
+        if same and index.at(db, place.row.n, entry.name) is None:
+            kept.append(entry)
+        else:
+            again.append(entry.name)
+    if again:
+        dirty.mark_row(db, place.row.n, again, now, sweep=sweep)
+    return kept
 
 
 def _close_full(

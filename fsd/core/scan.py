@@ -155,11 +155,11 @@ def _compare(
                 candidates.append(name)
             if labelling and row[_FLAGS] & (READY | LABELLED) == READY and row[_KIND] in (FILE, DIRECTORY):
                 to_label.append(ToLabel(row[0], name, False))
-    vanished = [NodeRow._make(row[:17]) for name, row in rows.items() if _is_gone(space, fd, name)]
+    vanished = [NodeRow._make(row[:17]) for name, row in rows.items() if is_gone(space, fd, name)]
     return Scan(*generation, found, True, candidates, vanished, stale, to_label, own)
 
 
-def _is_gone(space: Space, fd: int, name: bytes) -> bool:
+def is_gone(space: Space, fd: int, name: bytes) -> bool:
     """Absence from a listing that raced with renames proves nothing; ENOENT for the name does."""
     try:
         found = os.stat(name, dir_fd=fd, follow_symlinks=False)

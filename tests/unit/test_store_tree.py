@@ -8,14 +8,17 @@ import socket
 import sqlite3
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fsd.core import check, dirty, index, relabel, tree
+from fsd.core import reconcile as core_reconcile
 from fsd.core.errors import Forbidden, NameRefused, NotYetKnown, StorageUnavailable
 from fsd.core.names import check_new_name, quote_path, to_text, unquote_path
 from fsd.core.reconcile import reconcile
@@ -327,3 +330,39 @@ def test_a_state_of_another_release_is_left_alone(space: Space) -> None:
     space.close()
     with pytest.raises(OSError, match="format 77"):
         space.state.fingerprint()
+
+
+def test_a_writer_in_the_middle_of_a_large_directory_restarts_nothing(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(40):
+        (root(space) / f"f{i:02}").write_text("x" * i)
+    scans = 0
+    real_scan = core_reconcile.scan_all
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal scans
+        scans += 1
+        return real_scan(*arguments)
+
+    class Clock:
+        """Asked once before each transaction; the third time somebody else is faster."""
+
+        calls = 0
+
+        def time(self) -> float:
+            self.calls += 1
+            if self.calls == 3:
+                (root(space) / "f30").unlink()
+                (root(space) / "f31").write_text("longer than it was before")
+                (root(space) / "new").write_text("new")
+                reconcile(space, b"", [b"f30", b"f31", b"new"])
+            return time.time()
+
+    monkeypatch.setattr(core_reconcile, "_CHUNK", 5)
+    monkeypatch.setattr(core_reconcile, "scan_all", counted)
+    monkeypatch.setattr(core_reconcile, "time", Clock())
+    reconcile(space, b"")
+    assert scans == 1
+    drain(space)
+    assert differences(space) == []
