@@ -46,7 +46,6 @@ class Result:
     visible: bool = False
     new_dirs: list[bytes] = field(default_factory=list)
     to_label: list[ToLabel] = field(default_factory=list)
-    unavailable: list[bytes] = field(default_factory=list)
 
 
 def place_key(parent_id: bytes, name: bytes) -> bytes:
@@ -87,8 +86,7 @@ class Commit:
             self._update(row, seen)
             return
         if row is not None and self._mount_is_gone(row, seen):
-            self.result.unavailable.append(seen.name)
-            return
+            return  # its rows and sizes stay until the filesystem is back
         facts = self._facts(row, seen)
         verdict = identify(facts)
         if facts.linked and seen.kind == DIRECTORY:
@@ -321,7 +319,7 @@ class Commit:
         if _same(row, seen):
             return
         rev = content_rev(row, seen)
-        flags = self.flags(seen, row.id, rev) | (row.flags & (READY | index.UNREADABLE))
+        flags = self.flags(seen, row.id, rev) | (row.flags & READY)
         self._rewrite(row.n, seen, rev, flags)
         self.note_label(row.n, seen, flags, rev != row.rev)
         visible = seen.kind != DIRECTORY and (row.size, row.mtime_ns, row.rev) != (

@@ -30,8 +30,6 @@ READY = 1
 """Flag: the node was seen closed and quiet, or fsd wrote it; a save-by-rename no longer gives it another's id."""
 LABELLED = 2
 """Flag: `user.fsd.id` on disk says what the row says."""
-UNREADABLE = 4
-"""Flag: the directory could not be listed; its size is what was known before."""
 
 SCHEMA = """
 CREATE TABLE head (
