@@ -41,7 +41,7 @@ def build_app(settings: Settings) -> App:
     )
     options = Options(settings.http_max_body, settings.http_public_url)
     app = App(registry, auth, TrustedProxies(settings.http_trusted_proxies), options)
-    quota.use(registry.state_dir, lambda space: app.views.latest.quota(space))
+    quota.use(registry.state_dir, lambda space: app.views.latest.quota(space), settings.disk_reserve)
     return app
 
 

@@ -18,23 +18,25 @@ from contextlib import ExitStack, closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from fsd.core import copying, intents, labels, quota
+from fsd.core import copying, ids, intents, labels, quota
 from fsd.core.errors import Forbidden, NameRefused, ParentMissing, PreconditionFailed, QuotaExceeded
 from fsd.core.groupsync import sync_directory
 from fsd.core.places import binding_at, internal, open_destination, require_writable
 from fsd.core.publish import Changed, Seen, is_file, retire, swap_in, swap_out
 from fsd.core.settling import make_known, settle_quietly
 from fsd.core.syscalls import O_TMPFILE, link_fd
-from fsd.core.tree import lookup
+from fsd.core.tree import Entry, lookup
 
 if TYPE_CHECKING:
     from fsd.core.intents import Ticket
     from fsd.core.space import Space
-    from fsd.core.tree import Entry
 
 _log = logging.getLogger(__name__)
 _TRIES = 5
 _ACL = "system.posix_acl_access"
+_DISK_EVERY = 16 << 20
+"""Bytes between two looks at what the disk has left, because others write, too. Where no length was announced each
+write looks."""
 
 
 class _Hash(Protocol):
@@ -93,6 +95,7 @@ class Upload:
         self._hash = new_hash(checksum[0]) if checksum else None
         self._durability = durability
         self._written = 0
+        self._look_at_disk = _DISK_EVERY if length is not None else 0
         self._attributes: dict[str, bytes] | None = None
         self._mode_bits = 0
         self._staged = False
@@ -117,6 +120,9 @@ class Upload:
             raise NameRefused(f"More than the announced {self._length} bytes arrived.")
         if self._room is not None and self._written > self._room:
             raise QuotaExceeded("The space has no room for this file.")
+        if self._written > self._look_at_disk:
+            quota.check_disk(self._space, len(view))
+            self._look_at_disk = self._written + (_DISK_EVERY if self._length is not None else 0)
         if self._hash is not None:
             self._hash.update(view)
         while view:
@@ -144,16 +150,22 @@ class Upload:
             self.abort()
 
     def _published(self) -> Entry:
+        """The entry as it was when it was published: somebody may have changed, moved or deleted it right after, and
+        another content's etag in our answer would tell the client that its own is there."""
+        made = self._made
         try:
             entry = lookup(self._space, self._place.path)
-        except FileNotFoundError as error:
-            raise ParentMissing(
-                "The directory was moved or deleted while the file was being written."
-            ) from error
-        if entry.ino != os.fstat(self._fd).st_ino:
-            # Its etag in our answer would tell the client that its own content is there.
-            raise PreconditionFailed(f"'{self._place.text}' was replaced by somebody else right after.")
-        return entry
+            if (entry.ino, entry.size, entry.mtime_ns) == (made.st_ino, made.st_size, made.st_mtime_ns):
+                return entry
+        except OSError as error:
+            _log.info("space %s: gone right after it was written: %s", self._space.record.id, error)
+        path, name = self._place.path, self._place.name
+        etag = ids.file_etag(bytes.fromhex(self._id), made.st_size, made.st_mtime_ns, self._rev)
+        found = os.fstat(self._fd)
+        return Entry(
+            path, name, "f", self._id, made.st_size, etag, made.st_mtime_ns, found.st_ctime_ns, found.st_mode,
+            found.st_uid, found.st_gid, found.st_nlink, found.st_ino, False,
+        )  # fmt: skip
 
     def abort(self) -> None:
         """Drop everything; harmless when done already."""
@@ -305,6 +317,7 @@ class Upload:
             os.utime(fd, ns=(self._mtime_ns, self._mtime_ns))
         if self._durability:
             os.fsync(fd)
+        self._id, self._rev, self._made = node_id, rev, os.fstat(fd)
 
     def _unstage(self) -> None:
         """Remove our own file's name in the staging directory, if it has one; never another's.

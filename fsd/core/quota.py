@@ -1,4 +1,5 @@
-"""Quota: how many bytes a space may still take. Trash is not counted; it has a limit of its own."""
+"""Quota: how many bytes a space may still take, and how many its disk has to keep. Trash is not counted; it has a
+limit of its own."""
 
 from __future__ import annotations
 
@@ -22,11 +23,16 @@ def _unlimited(_space: Space) -> int | None:
 
 
 _limits: dict[Path, Limit] = {}
+_reserves: dict[Path, int] = {}
 
 
-def use(state_dir: Path, limit: Limit) -> None:
-    """Tell this process where the limits of an installation's spaces come from: bytes, or None for none."""
+def use(state_dir: Path, limit: Limit, reserve: int = 0) -> None:
+    """Tell this process where the limits of an installation's spaces come from: bytes, or None for none.
+
+    `reserve`: free bytes that what fsd writes leaves on each disk (`disk.reserve`).
+    """
     _limits[state_dir] = limit
+    _reserves[state_dir] = reserve
 
 
 def _limit(space: Space) -> int | None:
@@ -34,9 +40,10 @@ def _limit(space: Space) -> int | None:
 
 
 def free_on_disk(space: Space) -> int:
-    """Bytes that the filesystem of the space still has for the service."""
+    """Bytes that the filesystem of the space still has for the service, without the reserve; never negative."""
     found = os.fstatvfs(space.root_fd())
-    return (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize
+    free = (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize
+    return max(0, free - _reserves.get(space.state_dir, 0))
 
 
 def available(space: Space, limit: Limit | None = None) -> int | None:
@@ -51,6 +58,11 @@ def available(space: Space, limit: Limit | None = None) -> int | None:
 def check(space: Space, extra_bytes: int) -> None:
     """Raise QuotaExceeded, or OSError(ENOSPC), if `extra_bytes` more can't be taken. Shrinking is always allowed."""
     check_limit(space, extra_bytes)
+    check_disk(space, extra_bytes)
+
+
+def check_disk(space: Space, extra_bytes: int) -> None:
+    """The disk alone: OSError(ENOSPC) if so many bytes more would eat the reserve, or don't fit at all."""
     if extra_bytes > 0 and extra_bytes > free_on_disk(space):
         raise OSError(errno.ENOSPC, "The disk of the space is full")
 

@@ -114,6 +114,30 @@ def test_a_full_data_disk_is_507_and_reading_goes_on(
         assert server.run("check", "full").returncode == 0
 
 
+def test_uploads_leave_the_reserve_of_the_disk(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = make_server(started=False)
+    server.settings["FSD_DISK_RESERVE"] = "16M"
+    server.start()
+    with disk(tmp_path, "storage", megabytes=32) as storage:
+        (storage.place / "tree").mkdir()
+        server.fsd("space", "adopt", str(storage.place / "tree"), "--name", "tight")
+        dav = server.space_dav(server.space("tight"))
+        assert dav.request("PUT", b"small", b"s" * 1000).status == 201
+        filler = storage.fill(leave=16 << 20)
+        room = os.statvfs(storage.place)
+        body = b"n" * (room.f_bfree * room.f_frsize - (16 << 20) + 8192)
+        assert dav.request("PUT", b"large", body).status == 507
+        assert dav.request("PUT", b"unannounced", [body]).status == 507
+        assert dav.request("COPY", b"small", None, {"Destination": f"{dav.prefix}/copy"}).status == 201
+        with open(filler, "ab") as file:
+            file.write(body + b"n" * (1 << 20))
+        assert dav.request("PUT", b"small", b"s" * 1001).status == 507
+        assert dav.request("PUT", b"small", b"s" * 999).status == 204
+        assert dav.get(b"copy") == b"s" * 1000
+        assert {r.path for r in dav.propfind(b"")} == {b"", b"small", b"copy"}
+        assert server.run("status").returncode in (0, 3)
+
+
 def test_a_full_state_disk_is_507_and_reading_goes_on(
     make_server: Callable[..., Server], tmp_path: Path
 ) -> None:

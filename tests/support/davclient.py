@@ -11,6 +11,8 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 DAV = "{DAV:}"
+Body = bytes | list[bytes] | None
+"""A list is sent in chunks, its length not announced."""
 OC = "{http://owncloud.org/ns}"
 PROPERTIES = (
     b'<?xml version="1.0"?><d:propfind xmlns:d="DAV:" xmlns:oc="http://owncloud.org/ns"><d:prop>'
@@ -103,7 +105,7 @@ class Dav:
         return f"{self.prefix}/{quote(path)}"
 
     def raw(
-        self, method: str, target: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self, method: str, target: str, body: Body = None, headers: Mapping[str, str] | None = None
     ) -> Answer:
         """One request; a kept-alive connection that the server closed meanwhile is opened again once."""
         for attempt in (0, 1):
@@ -127,7 +129,7 @@ class Dav:
         raise AssertionError("unreachable")
 
     def request(
-        self, method: str, path: bytes, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self, method: str, path: bytes, body: Body = None, headers: Mapping[str, str] | None = None
     ) -> Answer:
         """One request for a path below the prefix, whatever its status."""
         return self.raw(method, self.url(path), body, headers)

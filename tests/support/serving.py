@@ -53,6 +53,8 @@ class Server:
         self.data.mkdir(parents=True, exist_ok=True)
         self.port, self.ops_port = free_port(), free_port()
         self.workers, self.options = workers, list(options)
+        self.settings = {"FSD_DISK_RESERVE": "0"}
+        """Settings as environment variables; test disks are smaller than the usual reserve."""
         self.process: subprocess.Popen[bytes] | None = None
         self._allowed: list[re.Pattern[str]] = []
         self._clients: list[Dav] = []
@@ -71,6 +73,7 @@ class Server:
             "FSD_OPS_LISTEN": f"127.0.0.1:{self.ops_port}",
             "FSD_ADMIN_PASSWORD": ADMIN_PASSWORD,
             "PYTHONDEVMODE": "",
+            **self.settings,
         }
 
     def start(self, timeout: float = 30) -> Server:

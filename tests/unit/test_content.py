@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from fsd.core import content, intents, publish, quota, tree
+from fsd.core import content, intents, operations, publish, quota, tree
 from fsd.core.content import Upload
 from fsd.core.errors import (
     AcrossMounts,
@@ -438,3 +438,37 @@ def test_durability_can_be_waived(space):
         lambda: put(space, b"w"), lambda _: put(space, b"n", b"x", durability=False)
     )
     assert "fsync" not in calls
+
+
+@pytest.mark.parametrize("taken", [False, True])
+@pytest.mark.parametrize("then", ["deleted", "moved", "replaced", "changed", "its directory trashed"])
+def test_what_happens_to_it_right_after_does_not_make_an_upload_fail(space, monkeypatch, then, taken):
+    os.mkdir(on_disk(space, b"d"))
+    if taken:
+        put(space, b"d/a", b"old")
+    published = Upload._published
+
+    def overtaken(upload):
+        here = on_disk(space, b"d/a")
+        if then == "deleted":
+            os.unlink(here)
+        elif then == "moved":
+            os.rename(here, on_disk(space, b"elsewhere"))
+        elif then == "replaced":
+            write(space, b"new", b"of somebody else")
+            os.rename(on_disk(space, b"new"), here)
+        elif then == "changed":
+            write(space, b"d/a", b"of somebody else")
+        else:
+            operations.delete(space, b"d")
+        return published(upload)
+
+    monkeypatch.setattr(Upload, "_published", overtaken)
+    entry, created = put(space, b"d/a", b"12345", mtime_ns=10**18)
+    assert created is not taken and (entry.size, entry.mtime_ns, entry.path) == (5, 10**18, b"d/a")
+    if then == "moved":
+        moved = tree.lookup(space, b"elsewhere")
+        assert (moved.id, moved.etag) == (entry.id, entry.etag)
+    if then in ("replaced", "changed"):
+        assert tree.lookup(space, b"d/a").etag != entry.etag
+    assert_right(space, outside=True)

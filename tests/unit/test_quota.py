@@ -5,6 +5,7 @@ import errno
 import pytest
 
 from fsd.core import quota
+from fsd.core.content import Upload
 from fsd.core.errors import QuotaExceeded
 from tests.support.worlds import make_space
 from tests.unit.core_space import put
@@ -50,5 +51,21 @@ def test_what_is_over_its_quota_may_shrink_but_not_grow(space):
         put(space, b"a", b"1234")
         with pytest.raises(QuotaExceeded):
             put(space, b"a", b"12345")
+    finally:
+        quota.use(space.state_dir, lambda _space: None)
+
+
+def test_the_reserve_of_the_disk_is_left(space):
+    free = quota.free_on_disk(space)
+    try:
+        quota.use(space.state_dir, lambda _space: None, reserve=free + (1 << 30))
+        assert quota.free_on_disk(space) == 0
+        with pytest.raises(OSError) as caught:
+            put(space, b"b", b"12345")
+        assert caught.value.errno == errno.ENOSPC
+        with pytest.raises(OSError) as caught, Upload(space, b"b", length=None) as upload:
+            upload.write(b"12345")
+        assert caught.value.errno == errno.ENOSPC
+        put(space, b"a", b"123")
     finally:
         quota.use(space.state_dir, lambda _space: None)
