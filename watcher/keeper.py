@@ -15,7 +15,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fsd.core import limbo, relabel, tree
+from fsd.core import limbo, ready, relabel, tree
 from fsd.core.errors import StorageUnavailable
 from fsd.core.sweep import Progress, Sweep
 from watcher.drain import Drain
@@ -37,6 +37,8 @@ AT_REST = 0.1
 INNER_AWAY = 0.2
 POLL = 10.0
 LONG = 10.0
+SETTLE = 0.1
+"""Seconds of each second's housekeeping in which files may become ready."""
 LABELS = 100
 TREES = 100
 
@@ -64,6 +66,7 @@ class Keeper:
         self.sweep_began = 0.0
         self._verify_every = verify_every
         self._sweep = Sweep(space)
+        self._readiness = ready.Readiness(space)
         self._again = False
         self._active_until = time.monotonic() + ACTIVE
         self._next_tick = self._next_refill = 0.0
@@ -204,6 +207,8 @@ class Keeper:
         active = now < self._active_until or self.sweeping
         self._next_tick = now + (TICK if active else QUIET_TICK) - 0.05
         limbo.settle(self.space, time.time())
+        if self._readiness.settle(SETTLE):
+            self._active_until = now + ACTIVE
         if not self._labels_left:
             self._labels_left = relabel.label_due(self.space, LABELS) >= LABELS
         relabel.publish_trees(self.space, TREES)

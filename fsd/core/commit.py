@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import dirty, ids, index, journal
 from fsd.core.classify import Donor, Facts, Verdict, content_rev, identify
-from fsd.core.index import DIRECTORY, FILE, LABELLED, READY, SYMLINK, DirRow, Head, NodeRow
+from fsd.core.index import DIRECTORY, FILE, LABELLED, READY, SYMLINK, WRITING, DirRow, Head, NodeRow
 from fsd.core.journal import Change
 from fsd.core.names import join
 from fsd.core.observe import Seen, still_at
@@ -294,7 +294,7 @@ class Commit:
             if remembered and not self._explicit and row.name != seen.name:
                 old = (self.n, row.name, row.n, self.now)
                 self.db.execute("INSERT OR REPLACE INTO recent VALUES (?, ?, ?, ?)", old)
-        flags = self.flags(seen, row.id, rev) | (0 if rebound else row.flags & READY)
+        flags = self.flags(seen, row.id, rev, row) | (0 if rebound else row.flags & READY)
         self._rewrite(row.n, seen, rev, flags)
         if row.kind == DIRECTORY:
             self.db.execute(
@@ -319,7 +319,7 @@ class Commit:
         if _same(row, seen):
             return
         rev = content_rev(row, seen)
-        flags = self.flags(seen, row.id, rev) | (row.flags & READY)
+        flags = self.flags(seen, row.id, rev, row) | (row.flags & READY)
         self._rewrite(row.n, seen, rev, flags)
         self.note_label(row.n, seen, flags, rev != row.rev)
         visible = seen.kind != DIRECTORY and (row.size, row.mtime_ns, row.rev) != (
@@ -408,12 +408,22 @@ class Commit:
         found = index.directory(self.db, row.n)
         return found.total if found else 0
 
-    def flags(self, seen: Seen, node_id: bytes, rev: int) -> int:
-        """READY and LABELLED as far as a look tells."""
+    def flags(self, seen: Seen, node_id: bytes, rev: int, old: NodeRow | None = None) -> int:
+        """READY, LABELLED and WRITING as far as a look tells; `old`: what the row said."""
         label = seen.label
+        quiet = self.now - seen.ctime_ns / 1e9 > QUIET_S
         if label is not None and label.proven and label.id == node_id:
-            return READY | (LABELLED if label.rev == rev else 0)
-        return READY if self.now - seen.ctime_ns / 1e9 > QUIET_S else 0
+            flags = READY | (LABELLED if label.rev == rev else 0)
+        else:
+            flags = READY if quiet else 0
+        if seen.kind != FILE:
+            return flags
+        if old is not None and (old.binding, old.size, old.mtime_ns, old.rev) == (
+            seen.binding, seen.size, seen.mtime_ns, rev,
+        ):  # fmt: skip
+            return flags | old.flags & WRITING
+        ours = self._explicit and flags & LABELLED  # whole before it got its name and its label
+        return flags if quiet or ours else flags | WRITING
 
     def note_label(self, n: int, seen: Seen, flags: int, urgent: bool) -> None:
         """Arrange that the node's label will say what its row says."""

@@ -30,6 +30,8 @@ READY = 1
 """Flag: the node was seen closed and quiet, or fsd wrote it; a save-by-rename no longer gives it another's id."""
 LABELLED = 2
 """Flag: `user.fsd.id` on disk says what the row says."""
+WRITING = 16
+"""Flag: the content was not yet seen closed and quiet since it changed (ready.py)."""
 
 SCHEMA = """
 CREATE TABLE head (
@@ -46,6 +48,7 @@ CREATE TABLE node (
 CREATE UNIQUE INDEX node_place ON node (parent, name);
 CREATE UNIQUE INDEX node_id ON node (id);
 CREATE INDEX node_binding ON node (binding);
+CREATE INDEX node_writing ON node (n) WHERE flags & 16;
 CREATE TABLE dir (
     n INTEGER PRIMARY KEY, own INTEGER NOT NULL, total INTEGER NOT NULL, assumed INTEGER NOT NULL,
     counter INTEGER NOT NULL, seq INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
@@ -71,7 +74,7 @@ CREATE TABLE journal (
 CREATE TABLE cursor (source TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID
 """
 
-VERSION = 3
+VERSION = 5
 _MAX_PATHS = 20_000
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from fsd.core.space import Space
 
-Kind = Literal["created", "changed", "moved", "deleted", "metadata", "scanned"]
+Kind = Literal["created", "changed", "moved", "deleted", "metadata", "scanned", "ready"]
 KEEP = 200_000
 """Rows kept; a reader that is further behind must look at the tree instead."""
 

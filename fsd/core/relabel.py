@@ -9,10 +9,9 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fsd.core import dirty, index, labels
+from fsd.core import dirty, index, labels, writers
 from fsd.core.commit import SETTLE_S, ToLabel
 from fsd.core.index import DIRECTORY, FILE, LABELLED, READY, NodeRow
-from fsd.core.syscalls import read_lease_possible
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -164,7 +163,7 @@ def _is_ready(fd: int, row: NodeRow, now: float) -> bool:
     except OSError:
         return False
     try:
-        return read_lease_possible(file)
+        return writers.has_writer(file) is False
     finally:
         os.close(file)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from fsd.core import intents, locks
+from fsd.core import intents, locks, writers
 from fsd.core.store import Database
 
 BLOCK = 100_000
@@ -47,12 +47,16 @@ class State(Database):
     """The state database of one space."""
 
     def __init__(self, path: Path, lock: Path) -> None:
-        schema = ";".join((SCHEMA, intents.SCHEMA, locks.SCHEMA))
+        schema = ";".join((SCHEMA, intents.SCHEMA, locks.SCHEMA, writers.SCHEMA))
         super().__init__(path, schema, synchronous="FULL", lock=lock)
 
     def created(self, db: sqlite3.Connection) -> None:
         """A new state database is a new incarnation: etags of an earlier one can't come back."""
         db.execute("INSERT INTO ident VALUES (1, 1, ?, '')", (os.urandom(8),))
+
+    def opened(self, db: sqlite3.Connection) -> None:
+        """Tables that came after the first release."""
+        db.execute(writers.SCHEMA)
 
     def reserve(self, at_least: int) -> tuple[int, int]:
         """Reserve a block of journal numbers: (first, first one behind it), durable when this returns."""

@@ -84,6 +84,9 @@ class Database:
     def created(self, db: sqlite3.Connection) -> None:
         """Called in a transaction of its own when the file was new; subclasses fill it."""
 
+    def opened(self, db: sqlite3.Connection) -> None:
+        """Called for each new connection, with the writers' lock held; subclasses add what an earlier release lacks."""
+
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """A connection in autocommit mode for this thread alone; within `read()` or `write()`, the outer one."""
@@ -205,6 +208,8 @@ class Database:
                 return self._open_other(version)
             if version == 0:
                 self._create(db)
+            else:
+                self.opened(db)
         except BaseException:
             db.close()
             raise

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
 import struct
 import threading
 from typing import Final, NamedTuple
@@ -174,17 +175,29 @@ def clone(src_fd: int, dst_fd: int) -> None:
     fcntl.ioctl(dst_fd, _FICLONE, src_fd)
 
 
-def read_lease_possible(fd: int) -> bool:
-    """True if nobody has the file open for writing or mapped shared and writable (fcntl(2), F_SETLEASE).
+def read_lease(fd: int) -> bool | None:
+    """Whether a read lease can be had: False if somebody has the file open for writing, or mapped shared and writable,
+    or if a network filesystem says so; None where there are no leases, or not for us (fcntl(2), F_SETLEASE).
 
-    Filesystems without leases answer False: quiet time decides there.
+    `fd` is open for reading only. The lease is given back at once; who opens the file in between waits that long.
     """
     try:
+        # A lease that is broken sends SIGIO, which would end the process; SIGURG is ignored unless somebody listens.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    except OSError:
-        return False
+    except OSError as error:
+        return False if error.errno == errno.EAGAIN else None
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return True
+
+
+def fs_type(fd: int) -> int:
+    """The filesystem's magic number (statfs(2), f_type), as an unsigned 32-bit value."""
+    buffer = _buffer("statfs", 256)
+    if _libc.fstatfs(fd, buffer):
+        raise _fail()
+    (magic,) = struct.unpack_from("=q", buffer)
+    return int(magic) & 0xFFFFFFFF
 
 
 def fs_id(fd: int) -> int:

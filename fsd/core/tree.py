@@ -12,9 +12,9 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import dirty, ids, index
+from fsd.core import dirty, ids, index, writers
 from fsd.core.errors import Forbidden, FsdError, NotYetKnown, StorageUnavailable
-from fsd.core.index import DIRECTORY, FILE, KIND_LETTERS, DirRow, NodeRow
+from fsd.core.index import DIRECTORY, FILE, KIND_LETTERS, WRITING, DirRow, NodeRow
 from fsd.core.names import join, split
 from fsd.core.observe import Seen, kind_of, look, still_at
 from fsd.core.reconcile import reconcile
@@ -48,6 +48,8 @@ class Entry(NamedTuple):
     nlink: int
     ino: int
     unreadable: bool
+    writing: bool = False
+    """A file that was not yet seen closed and quiet since its content changed (ready.py)."""
 
 
 class _Child(NamedTuple):
@@ -135,6 +137,8 @@ def open_file(space: Space, path: bytes) -> tuple[int, Entry]:
             os.close(dir_fd)
         found = os.fstat(fd)
         if (found.st_ino, found.st_ctime_ns, found.st_size) == (entry.ino, entry.ctime_ns, entry.size):
+            if entry.writing:
+                writers.note_served(space, fd)
             return fd, entry
         os.close(fd)
     raise NotYetKnown("The file is being replaced faster than it can be opened; ask again in a moment.")
@@ -259,6 +263,7 @@ def _entry(path: bytes, child: _Child, found: os.stat_result, incarnation: bytes
     return Entry(
         path, row.name, KIND_LETTERS[row.kind], row.id.hex(), size, etag, found.st_mtime_ns, found.st_ctime_ns,
         found.st_mode, found.st_uid, found.st_gid, found.st_nlink, found.st_ino, _unreadable(found),
+        bool(row.flags & WRITING),
     )  # fmt: skip
 
 

@@ -1,0 +1,110 @@
+"""Who is writing a file, and which files were handed out meanwhile.
+
+Stores through a shared mapping after its first fault change neither ctime nor mtime, so what a reader got while there
+was a writer may stand for other content under the same etag. Such files are remembered in the state database until
+they are ready; then their `rev` rises (ready.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from fsd.core import ids
+from fsd.core.syscalls import fs_type, read_lease, statx
+
+if TYPE_CHECKING:
+    from fsd.core.space import Space
+
+_log = logging.getLogger(__name__)
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS served (binding BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID
+"""
+
+_BLIND = {
+    0x6969,  # NFS
+    0x517B, 0xFE534D42, 0xFF534D42,  # SMB
+    0x00C36400, 0x65735546, 0x01021997, 0x47504653, 0x0BD00BD0, 0x5346414F,  # Ceph, FUSE, 9p, GPFS, Lustre, AFS
+}  # fmt: skip
+"""statfs(2) types whose writers may sit on other machines, where no lease of ours can see them."""
+_MOST_NOTED = 10_000
+
+
+def has_writer(fd: int) -> bool | None:
+    """Whether somebody has the file open for writing or mapped writable; None where that can't be known.
+
+    `fd` is open for reading only; a descriptor for writing of this process counts as a writer.
+    """
+    lease = read_lease(fd)
+    if lease is None or fs_type(fd) in _BLIND:
+        return None
+    return not lease
+
+
+_noted: weakref.WeakKeyDictionary[Space, set[tuple[bytes, int]]] = weakref.WeakKeyDictionary()
+_guard = threading.Lock()
+
+
+def note_served(space: Space, fd: int) -> None:
+    """Content of this file is about to be read for somebody, under its present etag. Durable when it returns, if there
+    is, or may be, a writer; a state disk that takes nothing is logged, and reading goes on."""
+    if has_writer(fd) is False:
+        return
+    found = statx(fd, b"")
+    binding = ids.node_binding(fd, b"", found)
+    with _guard:
+        noted = _noted.setdefault(space, set())
+        if (binding, found.ctime_ns) in noted:
+            return
+    try:
+        with space.state.write() as db:
+            db.execute("INSERT OR REPLACE INTO served VALUES (?, ?)", (binding, time.time()))
+    except OSError as error:
+        _log.warning("space %s: a file that is being written was read unnoted: %s", space.record.id, error)
+        return
+    with _guard:
+        if len(noted) >= _MOST_NOTED:
+            noted.clear()
+        noted.add((binding, found.ctime_ns))
+
+
+def served(space: Space, bindings: Collection[bytes]) -> set[bytes]:
+    """Those of these nodes that were handed out while they may have had a writer."""
+    with space.state.read() as db:
+        if not bindings or db.execute("SELECT 1 FROM served LIMIT 1").fetchone() is None:
+            return set()
+        return {binding for binding in bindings if _is_noted(db, binding)}
+
+
+def forget(space: Space, bindings: Collection[bytes]) -> None:
+    """They are ready, and their etags changed; from now on a reader has to be noted again."""
+    with space.state.write() as db:
+        db.executemany("DELETE FROM served WHERE binding=?", ((binding,) for binding in bindings))
+
+
+def forget_older(space: Space, before: float) -> None:
+    """Drop what was noted before a time (seconds since the epoch): files that were deleted before they were ready."""
+    with space.state.read() as db:
+        old = db.execute("SELECT 1 FROM served WHERE at<? LIMIT 1", (before,)).fetchone()
+    if old is not None:
+        with space.state.write() as db:
+            db.execute("DELETE FROM served WHERE at<?", (before,))
+
+
+def _is_noted(db: sqlite3.Connection, binding: bytes) -> bool:
+    return db.execute("SELECT 1 FROM served WHERE binding=?", (binding,)).fetchone() is not None
+
+
+def _forget_after_fork() -> None:
+    global _noted, _guard
+    _noted, _guard = weakref.WeakKeyDictionary(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
