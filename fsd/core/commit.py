@@ -128,7 +128,7 @@ class Commit:
         claimed, alive, agrees, buried = (
             self._claim(seen) if seen.label and not known else (None, False, False, None)
         )
-        donor = self._donor(row, seen) if seen.kind == FILE and not linked else None
+        donor = self._donor(row, seen, known) if seen.kind == FILE and not linked else None
         return Facts(seen, self._explicit, known, linked, remembered, claimed, alive, agrees, buried, donor)
 
     def _alive(self, row: NodeRow, *, unknown: bool = True) -> bool:
@@ -158,10 +158,11 @@ class Commit:
             same_place = place == (self.n, seen.name)
         return owner, alive, bound_to_it and (same_place or owner.uid == seen.uid), None
 
-    def _donor(self, row: NodeRow | None, seen: Seen) -> Donor | None:
+    def _donor(self, row: NodeRow | None, seen: Seen, known: list[NodeRow]) -> Donor | None:
         if row is not None:
             return Donor(row, "place") if row.kind == FILE else None
-        if self._explicit or (seen.label is not None and seen.label.proven):
+        temporary = bool(known) and not known[0].flags & READY
+        if self._explicit or (seen.label is not None and seen.label.proven and not temporary):
             return None  # it has an identity of its own
         oldest = self.now - MEMORY_S
         place = (self.n, seen.name, oldest)
@@ -294,7 +295,7 @@ class Commit:
             if remembered and not self._explicit and row.name != seen.name:
                 old = (self.n, row.name, row.n, self.now)
                 self.db.execute("INSERT OR REPLACE INTO recent VALUES (?, ?, ?, ?)", old)
-        flags = self.flags(seen, row.id, rev, row) | (0 if rebound else row.flags & READY)
+        flags = self.flags(seen, row.id, rev, row, rebound=rebound)
         self._rewrite(row.n, seen, rev, flags)
         if row.kind == DIRECTORY:
             self.db.execute(
@@ -319,7 +320,7 @@ class Commit:
         if _same(row, seen):
             return
         rev = content_rev(row, seen)
-        flags = self.flags(seen, row.id, rev, row) | (row.flags & READY)
+        flags = self.flags(seen, row.id, rev, row)
         self._rewrite(row.n, seen, rev, flags)
         self.note_label(row.n, seen, flags, rev != row.rev)
         visible = seen.kind != DIRECTORY and (row.size, row.mtime_ns, row.rev) != (
@@ -408,22 +409,29 @@ class Commit:
         found = index.directory(self.db, row.n)
         return found.total if found else 0
 
-    def flags(self, seen: Seen, node_id: bytes, rev: int, old: NodeRow | None = None) -> int:
-        """READY, LABELLED and WRITING as far as a look tells; `old`: what the row said."""
+    def flags(
+        self, seen: Seen, node_id: bytes, rev: int, old: NodeRow | None = None, *, rebound: bool = False
+    ) -> int:
+        """READY, LABELLED and WRITING as far as a look tells; `old`: what the row said, of another node if `rebound`.
+
+        Of a node that is new to the index a label says that it was ready once. A known one may have been labelled
+        while it was being written, because its rev rose: what it is then renamed over still leaves it its id.
+        """
         label = seen.label
         quiet = self.now - seen.ctime_ns / 1e9 > QUIET_S
-        if label is not None and label.proven and label.id == node_id:
-            flags = READY | (LABELLED if label.rev == rev else 0)
-        else:
-            flags = READY if quiet else 0
+        ours = label is not None and label.proven and label.id == node_id
+        ready = ours if old is None or rebound else bool(old.flags & READY)
+        flags = READY if ready or quiet else 0
+        if ours and label is not None and label.rev == rev:
+            flags |= LABELLED
         if seen.kind != FILE:
             return flags
         if old is not None and (old.binding, old.size, old.mtime_ns, old.rev) == (
             seen.binding, seen.size, seen.mtime_ns, rev,
         ):  # fmt: skip
             return flags | old.flags & WRITING
-        ours = self._explicit and flags & LABELLED  # whole before it got its name and its label
-        return flags if quiet or ours else flags | WRITING
+        whole = self._explicit and flags & LABELLED  # before it got its name and its label
+        return flags if quiet or whole else flags | WRITING
 
     def note_label(self, n: int, seen: Seen, flags: int, urgent: bool) -> None:
         """Arrange that the node's label will say what its row says."""

@@ -84,7 +84,14 @@ def _note(space: Space, updates: list[_Update], done: list[int], unkept: list[No
             "UPDATE dir SET ctime_ns=? WHERE n=? AND ctime_ns=?", ((u[0], u[2], u[3]) for u in updates)
         )
         db.executemany("UPDATE node SET flags=flags|? WHERE n=? AND kind=1", ((u[1], u[2]) for u in updates))
-        db.executemany("DELETE FROM pending WHERE n=?", ((n,) for n in done))
+        db.executemany(
+            "DELETE FROM pending WHERE n=?"
+            " AND NOT EXISTS (SELECT 1 FROM node WHERE node.n=pending.n AND flags & 1 = 0)",
+            ((n,) for n in done),
+        )
+        # Labelled while it was being written: whether it is closed and quiet is asked later all the same.
+        later = time.time() + SETTLE_S
+        db.executemany("UPDATE pending SET due=max(due, ?), force=0 WHERE n=?", ((later, n) for n in done))
 
 
 def label_due(space: Space, limit: int = 500) -> int:
@@ -122,7 +129,8 @@ def label_due(space: Space, limit: int = 500) -> int:
 
 def _label_in(space: Space, path: bytes, members: list[tuple[NodeRow, bool]], now: float) -> None:
     later: list[tuple[float, int]] = []
-    ready: list[ToLabel] = []
+    due: list[ToLabel] = []
+    ready: list[int] = []
     try:
         fd = space.open_dir(path)
     except OSError:
@@ -130,21 +138,24 @@ def _label_in(space: Space, path: bytes, members: list[tuple[NodeRow, bool]], no
     else:
         try:
             for row, force in members:
-                if force or _is_ready(fd, row, now):
-                    ready.append(ToLabel(row.n, row.name, force))
+                quiet = _is_ready(fd, row, now)
+                if quiet:
+                    ready.append(row.n)
                 else:
                     later.append((now + SETTLE_S, row.n))
-            write_labels(space, fd, ready)
+                if force or quiet:
+                    due.append(ToLabel(row.n, row.name, force))
+            write_labels(space, fd, due)
         finally:
             os.close(fd)
     linked = {row.n for row, _ in members if row.nlink > 1 and row.kind == FILE}
-    names = {label.n: label.urgent and label.n not in linked for label in ready}
+    urgent = {label.n for label in due if label.urgent and label.n not in linked}
     with space.index.write() as db:
-        db.executemany("UPDATE node SET flags=flags|? WHERE n=?", ((READY, n) for n in names))
+        db.executemany("UPDATE node SET flags=flags|? WHERE n=?", ((READY, n) for n in ready))
         # What could not be labelled now is found READY and unlabelled by the next sweep, unless it can't
         # wait.
-        db.executemany("DELETE FROM pending WHERE n=?", ((n,) for n, urgent in names.items() if not urgent))
-        later += [(now + SETTLE_S, n) for n, urgent in names.items() if urgent]
+        db.executemany("DELETE FROM pending WHERE n=?", ((n,) for n in ready if n not in urgent))
+        later += [(now + SETTLE_S, n) for n in urgent]
         db.executemany("UPDATE pending SET due=? WHERE n=?", later)
 
 

@@ -130,7 +130,7 @@ def calls_made(prepare: Callable[[], Any], operate: Callable[[Any], object]) -> 
     made: list[str] = []
 
     def note(regs: Any) -> bool:
-        if _has_effect(regs[_ORIG_RAX], regs):
+        if has_effect(regs[_ORIG_RAX], regs):
             made.append(CHANGING[regs[_ORIG_RAX]])
         return False
 
@@ -153,7 +153,7 @@ class _Counter:
         if self.struck is not None:
             return False
         number = regs[_ORIG_RAX]
-        if not self._every and not (number in self._wanted and (self._looks or _has_effect(number, regs))):
+        if not self._every and not (number in self._wanted and (self._looks or has_effect(number, regs))):
             return False
         if self._left:
             self._left -= 1
@@ -162,7 +162,8 @@ class _Counter:
         return True
 
 
-def _has_effect(number: int, regs: Any) -> bool:
+def has_effect(number: int, regs: Any) -> bool:
+    """Whether a call of `CHANGING` changes anything with these arguments: opening does only if it creates."""
     if number in (2, 257):
         return bool(regs[_RSI if number == 2 else _RDX] & _CREATING)
     if number == 16:
@@ -214,11 +215,11 @@ def _child(
 ) -> None:
     code = _OK
     try:
-        _libc.ptrace(_TRACEME, 0, None, None)
+        trace_me()
         ready = prepare()
         raised: BaseException | None = None
         os.kill(os.getpid(), signal.SIGSTOP)
-        _stop_at(calls)  # from here on the parent counts
+        stop_at(calls)  # from here on the parent counts
         try:
             operate(ready)
         except BaseException as caught:
@@ -240,17 +241,17 @@ def _trace(pid: int, decide: Callable[[Any], bool], error: int | None) -> bool:
     _, status = os.waitpid(pid, 0)
     if not os.WIFSTOPPED(status):
         return True
-    _ptrace(_SETOPTIONS, pid, _O_TRACESECCOMP | _O_EXITKILL)
+    ptrace(_SETOPTIONS, pid, _O_TRACESECCOMP | _O_EXITKILL)
     regs = (ctypes.c_uint64 * 27)()
     deliver, counting = 0, True
     while True:
-        _ptrace(_CONT, pid, deliver)
+        ptrace(_CONT, pid, deliver)
         deliver = 0
         _, status = os.waitpid(pid, 0)
         if not os.WIFSTOPPED(status):
             return True
         if status >> 8 == _SECCOMP_STOP:
-            _ptrace(_GETREGS, pid, ctypes.addressof(regs))
+            ptrace(_GETREGS, pid, ctypes.addressof(regs))
             if not counting or not decide(regs):
                 continue
             if error is None:
@@ -259,14 +260,19 @@ def _trace(pid: int, decide: Callable[[Any], bool], error: int | None) -> bool:
                 return False
             regs[_ORIG_RAX] = (1 << 64) - 1  # skip the call; it returns what we put into rax (seccomp(2))
             regs[_RAX] = (1 << 64) - error
-            _ptrace(_SETREGS, pid, ctypes.addressof(regs))
+            ptrace(_SETREGS, pid, ctypes.addressof(regs))
         elif os.WSTOPSIG(status) == signal.SIGSTOP:
             counting = False
         else:
             deliver = os.WSTOPSIG(status)
 
 
-def _stop_at(calls: Sequence[int]) -> None:
+def trace_me() -> None:
+    """Be traced by the parent from now on."""
+    _libc.ptrace(_TRACEME, 0, None, None)
+
+
+def stop_at(calls: Sequence[int]) -> None:
     """Have the kernel stop this process for its tracer at the given calls, at all if there are none (seccomp(2))."""
     trace = [(_BPF_JEQ, 0, 1, number, _BPF_RET, _RET_TRACE) for number in calls]
     program = struct.pack("=HBBI", _BPF_LOAD, 0, 0, 0)  # the number is the first word of struct seccomp_data
@@ -279,7 +285,8 @@ def _stop_at(calls: Sequence[int]) -> None:
         raise OSError(ctypes.get_errno(), "the kernel takes no seccomp filter")
 
 
-def _ptrace(request: int, pid: int, data: int) -> None:
+def ptrace(request: int, pid: int, data: int) -> None:
+    """ptrace(2); raises OSError."""
     if _libc.ptrace(request, pid, None, data) == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"ptrace {request}: {os.strerror(number)}")

@@ -1,5 +1,5 @@
-"""Small filesystems of a test's own: an ext4 image or a tmpfs, mounted below a temporary directory. Needs
-root."""
+"""Small filesystems of a test's own: an image with ext4, xfs or btrfs, or a tmpfs, mounted below a temporary directory.
+Needs root."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ import pytest
 class Disk:
     """One filesystem that can be taken away and brought back."""
 
-    def __init__(self, image: Path | None, place: Path, megabytes: int) -> None:
+    def __init__(self, image: Path | None, place: Path, megabytes: int, kind: str = "ext4") -> None:
         self.image, self.place, self._megabytes = image, place, megabytes
         place.mkdir(parents=True, exist_ok=True)
         if image is not None:
             with open(image, "wb") as file:
                 file.truncate(megabytes << 20)
-            subprocess.run(
-                ["mkfs.ext4", "-q", "-m", "0", str(image)], check=True, env={**os.environ, "PATH": PATH}
-            )
+            subprocess.run([*MAKE[kind], str(image)], check=True, env={**os.environ, "PATH": PATH})
 
     def mount(self) -> None:
         """Bring it (back)."""
@@ -57,6 +55,14 @@ class Disk:
         return filler
 
 
+MAKE = {
+    "ext4": ["mkfs.ext4", "-q", "-m", "0"],
+    "xfs": ["mkfs.xfs", "-q"],
+    "btrfs": ["mkfs.btrfs", "-q"],
+}
+KINDS = tuple(MAKE)
+LEAST = {"xfs": 300, "btrfs": 120}
+"""MiB; the file is sparse."""
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
@@ -65,7 +71,8 @@ def disk(base: Path, name: str, *, megabytes: int = 32, kind: str = "ext4") -> I
     """A mounted filesystem; unmounted at the end, whatever happened."""
     if os.geteuid() != 0:
         pytest.skip("mounting needs root")
-    made = Disk(base / f"{name}.img" if kind == "ext4" else None, base / name, megabytes)
+    image = base / f"{name}.img" if kind in MAKE else None
+    made = Disk(image, base / name, max(megabytes, LEAST.get(kind, 0)), kind)
     made.mount()
     try:
         yield made

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -72,12 +73,24 @@ def unlink(name: str) -> Step:
     return lambda base: (base / name).unlink()
 
 
+def touch_mode(name: str) -> Step:
+    """chmod to the mode it has: only its ctime changes, as far as anybody can tell its content may have."""
+    return lambda base: (base / name).chmod(stat.S_IMODE((base / name).stat().st_mode))
+
+
 SAVES: dict[str, list[Step]] = {
     "sed -i, os.replace": [write("sedXYZ", ""), write("sedXYZ", "new"), rename("sedXYZ", "f")],
     "vim, backup by rename": [rename("f", "f~"), write("f", ""), write("f", "new"), unlink("f~")],
     "emacs": [rename("f", "f~"), write("f", "new")],
     "office": [write("tmp1", "new"), rename("f", "f.bak"), rename("tmp1", "f"), unlink("f.bak")],
     "unlink and create": [unlink("f"), write("f", "new")],
+    "sed -i, mode set": [
+        write("sedXYZ", ""),
+        touch_mode("sedXYZ"),
+        write("sedXYZ", "new"),
+        rename("sedXYZ", "f"),
+    ],
+    "patch -b": [write("f.o", "new"), touch_mode("f.o"), rename("f", "f.orig"), rename("f.o", "f")],
     "in place": [write("f", ""), write("f", "new")],
 }
 
