@@ -46,6 +46,14 @@ class Result:
     visible: bool = False
     new_dirs: list[bytes] = field(default_factory=list)
     to_label: list[ToLabel] = field(default_factory=list)
+    rows: dict[bytes, NodeRow] = field(default_factory=dict)
+    """What was written for entries, by their names."""
+
+    def add(self, later: Result) -> None:
+        """Take over what another transaction for the same directory did."""
+        self.changed |= later.changed
+        self.new_dirs += later.new_dirs
+        self.to_label += later.to_label
 
 
 def place_key(parent_id: bytes, name: bytes) -> bytes:
@@ -57,14 +65,14 @@ class Commit:
     """Collects the changes of directory row `n` (at `path`) inside an open write transaction."""
 
     def __init__(
-        self, space: Space, db: sqlite3.Connection, row: NodeRow, parts: DirRow, path: bytes, now: float, *,
+        self, space: Space, db: sqlite3.Connection, head: Head, row: NodeRow, parts: DirRow, path: bytes, now: float, *,
         explicit: bool, sweep: bool, first_look: bool, defer_labels: bool,
     ) -> None:  # fmt: skip
         self.space, self.db, self.n, self.path, self.now = space, db, row.n, path, now
         self._explicit, self.sweep, self.first_look = explicit, sweep, first_look
         self._defer_labels = defer_labels
         self.id, self.dev, self.seq = row.id, parts.dev, parts.seq
-        self.head = Head(space, db)
+        self.head = head
         self.deltas = Deltas()
         self.changes: list[Change] = []
         self.result = Result()
@@ -252,9 +260,9 @@ class Commit:
     ) -> None:
         n = self.head.rows(1)
         flags = self.flags(seen, node_id, rev) | ready
-        self.db.execute(
-            f"INSERT INTO node VALUES ({'?,' * 16}?)", _values(n, node_id, self.n, seen, rev, flags)
-        )
+        row = _row(n, node_id, self.n, seen, rev, flags)
+        self.db.execute(f"INSERT INTO node VALUES ({'?,' * 16}?)", row)
+        self.result.rows[seen.name] = row
         total = seen.size
         if seen.kind == DIRECTORY:
             total = seen.assumed
@@ -296,7 +304,7 @@ class Commit:
                 old = (self.n, row.name, row.n, self.now)
                 self.db.execute("INSERT OR REPLACE INTO recent VALUES (?, ?, ?, ?)", old)
         flags = self.flags(seen, row.id, rev, row, rebound=rebound)
-        self._rewrite(row.n, seen, rev, flags)
+        self._rewrite(row, seen, rev, flags)
         if row.kind == DIRECTORY:
             self.db.execute(
                 "UPDATE dir SET mounted=?, dev=? WHERE n=?", (int(seen.dev != self.dev), seen.dev, row.n)
@@ -318,10 +326,11 @@ class Commit:
     def _update(self, row: NodeRow, seen: Seen) -> None:
         """The same node at the same place."""
         if _same(row, seen):
+            self.result.rows[seen.name] = row
             return
         rev = content_rev(row, seen)
         flags = self.flags(seen, row.id, rev, row)
-        self._rewrite(row.n, seen, rev, flags)
+        self._rewrite(row, seen, rev, flags)
         self.note_label(row.n, seen, flags, rev != row.rev)
         visible = seen.kind != DIRECTORY and (row.size, row.mtime_ns, row.rev) != (
             seen.size,
@@ -461,17 +470,19 @@ class Commit:
         assert row is not None
         self.space.state.bind([(row.binding, b"", row.id, row.rev)])
 
-    def _rewrite(self, n: int, seen: Seen, rev: int, flags: int) -> None:
+    def _rewrite(self, row: NodeRow, seen: Seen, rev: int, flags: int) -> None:
+        new = _row(row.n, row.id, self.n, seen, rev, flags)
         self.db.execute(
             "UPDATE node SET parent=?, name=?, kind=?, binding=?, ino=?, size=?, mtime_ns=?, ctime_ns=?, mode=?, uid=?,"
             " gid=?, nlink=?, rev=?, flags=?, xattrs=? WHERE n=?",
-            (*_values(n, b"", self.n, seen, rev, flags)[2:], n),
+            (*new[2:], row.n),
         )
+        self.result.rows[seen.name] = new
 
 
-def _values(n: int, node_id: bytes, parent: int, seen: Seen, rev: int, flags: int) -> tuple[object, ...]:
-    return (n, node_id, parent, seen.name, seen.kind, seen.binding, seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns,
-            seen.mode, seen.uid, seen.gid, seen.nlink, rev, flags, seen.xattrs)  # fmt: skip
+def _row(n: int, node_id: bytes, parent: int, seen: Seen, rev: int, flags: int) -> NodeRow:
+    return NodeRow(n, node_id, parent, seen.name, seen.kind, seen.binding, seen.ino, seen.size, seen.mtime_ns,
+                   seen.ctime_ns, seen.mode, seen.uid, seen.gid, seen.nlink, rev, flags, seen.xattrs)  # fmt: skip
 
 
 def _same(row: NodeRow, seen: Seen) -> bool:

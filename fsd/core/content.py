@@ -21,15 +21,17 @@ from typing import TYPE_CHECKING, Protocol, Self
 from fsd.core import copying, ids, intents, labels, quota
 from fsd.core.errors import Forbidden, NameRefused, ParentMissing, PreconditionFailed, QuotaExceeded
 from fsd.core.groupsync import sync_directory
+from fsd.core.index import FILE, READY, NodeRow
 from fsd.core.places import binding_at, internal, open_destination, require_writable
 from fsd.core.publish import Changed, Seen, is_file, retire, swap_in, swap_out
 from fsd.core.settling import make_known, settle_quietly
-from fsd.core.syscalls import O_TMPFILE, link_fd
-from fsd.core.tree import Entry, lookup
+from fsd.core.syscalls import O_TMPFILE, link_fd, statx
+from fsd.core.tree import file_entry, lookup
 
 if TYPE_CHECKING:
     from fsd.core.intents import Ticket
     from fsd.core.space import Space
+    from fsd.core.tree import Entry
 
 _log = logging.getLogger(__name__)
 _TRIES = 5
@@ -99,16 +101,16 @@ class Upload:
         self._attributes: dict[str, bytes] | None = None
         self._mode_bits = 0
         self._staged = False
+        self._ticket: Ticket | None = None
         self._open = ExitStack()
         with ExitStack() as stack:
             self._place = stack.enter_context(closing(open_destination(space, path)))
-            old = self._look()
+            self._old = old = self._look()
             before = old.entry.size if old else 0
             if length is not None:
                 quota.check(space, length - before)
             room = quota.available(space)
             self._room = None if room is None else room + before
-            self._ticket: Ticket = stack.enter_context(intents.of(space).begin())
             self._fd = self._temporary(stack)
             self._open = stack.pop_all()
 
@@ -137,35 +139,17 @@ class Upload:
     def commit(self) -> tuple[Entry, bool]:
         """Check length and checksum, publish durably, and return (entry, whether it is new).
 
-        When it returns, the root's etag and sizes are right. On an error nothing has changed.
+        When it returns, the root's etag and sizes are right. On an error nothing has changed. The entry is that of the
+        bytes which were written here, also if somebody has changed, moved or removed the file right after: an etag of
+        theirs in our answer would tell a client that its own content is there.
         """
         self._check_whole()
-        path = self._place.path
         try:
-            with intents.of(self._space).alone(path):
+            with intents.of(self._space).alone(self._place.path):
                 self._reopen()
-                created = self._publish()
-                return self._published(), created
+                return self._publish()
         finally:
             self.abort()
-
-    def _published(self) -> Entry:
-        """The entry as it was when it was published: somebody may have changed, moved or deleted it right after, and
-        another content's etag in our answer would tell the client that its own is there."""
-        made = self._made
-        try:
-            entry = lookup(self._space, self._place.path)
-            if (entry.ino, entry.size, entry.mtime_ns) == (made.st_ino, made.st_size, made.st_mtime_ns):
-                return entry
-        except OSError as error:
-            _log.info("space %s: gone right after it was written: %s", self._space.record.id, error)
-        path, name = self._place.path, self._place.name
-        etag = ids.file_etag(bytes.fromhex(self._id), made.st_size, made.st_mtime_ns, self._rev)
-        found = os.fstat(self._fd)
-        return Entry(
-            path, name, "f", self._id, made.st_size, etag, made.st_mtime_ns, found.st_ctime_ns, found.st_mode,
-            found.st_uid, found.st_gid, found.st_nlink, found.st_ino, False,
-        )  # fmt: skip
 
     def abort(self) -> None:
         """Drop everything; harmless when done already."""
@@ -217,11 +201,16 @@ class Upload:
                 raise
             with internal(self._space, "staging") as staging:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                fd = os.open(self._ticket.name, flags, mode, dir_fd=staging)
+                fd = os.open(self._staging_ticket(stack).name, flags, mode, dir_fd=staging)
             self._staged = True
         stack.callback(os.close, fd)
         stack.callback(self._unstage)
         return fd
+
+    def _staging_ticket(self, stack: ExitStack) -> Ticket:
+        if self._ticket is None:
+            self._ticket = stack.enter_context(intents.of(self._space).begin())
+        return self._ticket
 
     def _check_whole(self) -> None:
         if self._length is not None and self._written != self._length:
@@ -233,58 +222,57 @@ class Upload:
 
     def _reopen(self) -> None:
         """The directory may have been moved or replaced during a long upload: the path counts, not the node."""
-        fresh = open_destination(self._space, self._place.path)
-        old, new = os.fstat(self._place.fd), os.fstat(fresh.fd)
-        if (old.st_dev, old.st_ino) == (new.st_dev, new.st_ino):
-            fresh.close()
-        else:
-            self._place = self._open.enter_context(closing(fresh))
+        if self._place.is_at(self._place.parent):
+            return
+        self._place = self._open.enter_context(closing(open_destination(self._space, self._place.path)))
+        self._old = self._look()
 
-    def _publish(self) -> bool:
+    def _publish(self) -> tuple[Entry, bool]:
+        # What was seen first serves: both ways of publishing notice when it is no longer so.
+        old = self._old
         for _ in range(_TRIES):
-            old = self._look()
             quota.check_limit(self._space, self._written - (old.entry.size if old else 0))
             try:
-                return self._publish_new() if old is None else self._publish_over(old)
+                return (self._publish_new(), True) if old is None else (self._publish_over(old), False)
             except Changed:
-                continue
+                old = self._look()
         raise PreconditionFailed(f"'{self._place.text}' is being changed by somebody else.")
 
-    def _publish_new(self) -> bool:
+    def _publish_new(self) -> Entry:
         space, place, fd = self._space, self._place, self._fd
         record = space.record
-        set_owner(fd, record.uid, record.gid, place.fd)
+        if record.uid is not None or record.gid is not None:
+            set_owner(fd, record.uid, record.gid, place.fd)
         if record.file_mode is not None and copying.get_attribute(fd, _ACL) is None:
             os.fchmod(fd, record.file_mode)
-        self._finish_file(*labels.new_label(space, fd))
+        finished = self._finish_file(None, 0)
         try:
             link_fd(fd, place.fd, place.name)
         except FileExistsError as error:
             raise Changed from error
         except FileNotFoundError as error:
             raise ParentMissing(f"The directory of '{place.text}' was deleted.") from error
-        binding = binding_at(fd, b"")
         try:
             if self._durability:
                 sync_directory(place.fd)
-            make_known(space, place, new=True)
+            row = make_known(space, place, new=True)
         except Exception:
-            if place.binding() == binding:
+            if place.binding() == finished.binding:
                 os.unlink(place.name, dir_fd=place.fd)
             settle_quietly(space, place.path)
             raise
-        return True
+        return self._entry(row, finished)
 
-    def _publish_over(self, old: Seen) -> bool:
-        space, place, fd, ticket = self._space, self._place, self._fd, self._ticket
+    def _publish_over(self, old: Seen) -> Entry:
+        space, place, fd, ticket = self._space, self._place, self._fd, self._staging_ticket(self._open)
         like = os.stat(place.name, dir_fd=place.fd, follow_symlinks=False)
         copying.dress_like(fd, place.link, like, user=self._attributes is None)
-        self._finish_file(*labels.label_for_replacement(space, old.entry))
+        finished = self._finish_file(*labels.label_for_replacement(space, old.entry))
         with internal(space, "staging") as staging:
             self._staged = True
             try:
                 swap_in(ticket, fd, place, old, staging)
-                make_known(space, place, new=True)
+                row = make_known(space, place, new=True)
             except Changed:
                 raise  # the tree is as it was, and the next try uses the staged name again
             except Exception:
@@ -299,14 +287,23 @@ class Upload:
                 _log.error("space %s: a replaced file is left to the next replay: %s", space.record.id, error)
             else:
                 ticket.finish()
-        return False
+        return self._entry(row, finished)
 
-    def _finish_file(self, node_id: str, rev: int) -> None:
-        """Label, attributes, times, and then the file's own fsync: nothing of it is missing once it has a name."""
+    def _entry(self, row: NodeRow | None, finished: NodeRow) -> Entry:
+        known = row is not None and row.binding == finished.binding
+        if row is None or not known or (row.size, row.mtime_ns) != (finished.size, finished.mtime_ns):
+            row = finished._replace(id=row.id if row is not None and known else finished.id)
+        return file_entry(self._place.path, row)
+
+    def _finish_file(self, node_id: str | None, rev: int) -> NodeRow:
+        """Label (with the node's own id if none is given), attributes, times, and then the file's own fsync: nothing of
+        it is missing once it has a name. What its row will be."""
         fd = self._fd
-        if not labels.write_label(self._space, fd, node_id, rev) and rev:
-            binding = binding_at(fd, b"")
-            assert binding is not None
+        found = statx(fd, b"")
+        binding = ids.node_binding(fd, b"", found)
+        if node_id is None:
+            node_id = ids.derived_id(self._space.key, binding).hex()
+        if not labels.write_label(self._space, fd, node_id, rev, binding) and rev:
             self._space.state.bind([(binding, b"", bytes.fromhex(node_id), rev)])
         if self._attributes is not None:
             copying.set_user_attributes(fd, self._attributes)
@@ -315,16 +312,20 @@ class Upload:
             os.fchmod(fd, stat.S_IMODE(mode) | (self._mode_bits & (mode & 0o444) >> 2))
         if self._mtime_ns is not None:
             os.utime(fd, ns=(self._mtime_ns, self._mtime_ns))
+            found = statx(fd, b"")
         if self._durability:
             os.fsync(fd)
-        self._id, self._rev, self._made = node_id, rev, os.fstat(fd)
+        return NodeRow(
+            0, bytes.fromhex(node_id), None, self._place.name, FILE, binding, found.ino, found.size, found.mtime_ns,
+            found.ctime_ns, found.mode, found.uid, found.gid, 1, rev, READY, 0,
+        )  # fmt: skip
 
     def _unstage(self) -> None:
         """Remove our own file's name in the staging directory, if it has one; never another's.
 
         A displaced file that is still there (a step failed) stays for `replay`, which has the intent.
         """
-        if not self._staged:
+        if not self._staged or self._ticket is None:
             return
         try:
             with internal(self._space, "staging") as staging:

@@ -208,6 +208,41 @@ def directory(db: sqlite3.Connection, n: int) -> DirRow | None:
     return DirRow._make(row) if row else None
 
 
+def seq_of(db: sqlite3.Connection, n: int) -> int | None:
+    """How often a directory's row was committed to; None if it has none any more."""
+    row = db.execute("SELECT seq FROM dir WHERE n=?", (n,)).fetchone()
+    return row[0] if row else None
+
+
+class Generation(NamedTuple):
+    """What must not have changed when a difference is committed: `dir.seq`, the sweep's epoch, `head.moves`."""
+
+    seq: int
+    epoch: int
+    moves: int
+
+
+_WHOLE = (
+    "SELECT node.*, dir.*, head.epoch, head.moves FROM node JOIN dir ON dir.n=node.n, head WHERE node.n=?"
+)
+_NODE, _DIR = len(NodeRow._fields), len(DirRow._fields)
+
+
+def directory_at(
+    known: Index, db: sqlite3.Connection, path: bytes
+) -> tuple[NodeRow, DirRow, Generation] | None:
+    """The directory at a path as the index knows it, both parts of its row and the generation read at once."""
+    moves, paths = known.paths
+    found = db.execute(_WHOLE, (paths.get(path) if path else ROOT,)).fetchone()
+    if found is None or (path and found[-1] != moves):
+        n, _ = resolve(known, db, path)
+        found = db.execute(_WHOLE, (n,)).fetchone()
+    if found is None:
+        return None
+    parts = DirRow._make(found[_NODE : _NODE + _DIR])
+    return NodeRow._make(found[:_NODE]), parts, Generation(parts.seq, *found[-2:])
+
+
 def path_of(db: sqlite3.Connection, n: int) -> bytes | None:
     """The path of a row below the root; None if it, or something above it, is in limbo."""
     parts: list[bytes] = []
@@ -254,13 +289,17 @@ def find(db: sqlite3.Connection, path: bytes) -> NodeRow | None:
 
 
 class Head:
-    """The index's counters within one write transaction: read once, written once by `save`."""
+    """The index's counters within one write transaction: read once, written once by `save`.
+
+    `moves` is as it was when the transaction began.
+    """
 
     def __init__(self, space: Space, db: sqlite3.Connection) -> None:
         self._space, self._db = space, db
         query = "SELECT next_n, number, number_limit, boot, epoch, born_ns, moves FROM head"
         found: tuple[int, int, int, str, int, int, int] = db.execute(query).fetchone()
         self._next_n, self._number, self._limit, self._boot, self.epoch, self.born_ns, self._moves = found
+        self.moves = self._moves
         self._before = self._state()
 
     def _state(self) -> tuple[int, int, int, str, int]:

@@ -37,6 +37,7 @@ Body = dict[str, str | int | bool | None]
 """Paths and bindings as hexadecimal text, because names are bytes."""
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, len, pid
+_MAX_IDLE = 8
 _NUMBER_BITS = 62  # the byte's offset must be a positive off_t
 
 
@@ -88,6 +89,7 @@ class Intents:
         self._path = space.state_dir / f"{space.record.hex}.owners"
         self._guard = threading.Lock()
         self._fd = -1
+        self._idle: list[int] = []
         self._finished: set[int] = set()
         self._writers = Group(self._write_all)
 
@@ -99,6 +101,8 @@ class Intents:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        while self._idle:
+            os.close(self._idle.pop())
 
     @contextmanager
     def begin(self) -> Iterator[Ticket]:
@@ -138,13 +142,20 @@ class Intents:
 
         Not nested. It keeps our writers from undoing each other's exchanges; programs on the disk don't ask.
         """
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fd = self._idle.pop()
+        except IndexError:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             for byte in sorted({_path_byte(path) for path in paths}):
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
             yield
         finally:
-            os.close(fd)
+            if len(self._idle) < _MAX_IDLE:
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+                self._idle.append(fd)
+            else:
+                os.close(fd)
 
     def pending(self) -> list[Intent]:
         """Every intent that is written down, finished ones not yet deleted included."""

@@ -112,11 +112,13 @@ def label_for_replacement(space: Space, old: Entry) -> tuple[str, int]:
     return old.id, (row[0] if row else 0) + 1
 
 
-def write_label(space: Space, fd: int, node_id: str, rev: int) -> bool:
-    """Label the open node. False where the filesystem, the space or permissions don't take attributes."""
+def write_label(space: Space, fd: int, node_id: str, rev: int, binding: bytes | None = None) -> bool:
+    """Label the open node, whose `binding` may be known already. False where the filesystem, the space or permissions
+    don't take attributes."""
     if space.record.label == "none":
         return False
-    binding = ids.node_binding(fd, b"", statx(fd, b""))
+    if binding is None:
+        binding = ids.node_binding(fd, b"", statx(fd, b""))
     return set_xattr(fd, ID_ATTRIBUTE, encode(space.secret, bytes.fromhex(node_id), binding, rev))
 
 

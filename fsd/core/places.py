@@ -25,13 +25,22 @@ if TYPE_CHECKING:
 class Place:
     """`name` in the directory behind `fd`. Owns the descriptor."""
 
-    __slots__ = ("fd", "name", "path", "space")
+    __slots__ = ("_ident", "fd", "name", "path", "space")
 
     def __init__(self, space: Space, path: bytes, fd: int, name: bytes) -> None:
         self.space = space
         self.path = path
         self.fd = fd
         self.name = name
+        self._ident: tuple[int, int] | None = None
+
+    @property
+    def ident(self) -> tuple[int, int]:
+        """(device, inode) of the directory; no other has them while it is held open."""
+        if self._ident is None:
+            found = os.fstat(self.fd)
+            self._ident = found.st_dev, found.st_ino
+        return self._ident
 
     @property
     def parent(self) -> bytes:
@@ -67,6 +76,18 @@ class Place:
         return (
             found is not None and stat.S_ISDIR(found.mode) and (found.dev, found.ino) == self.space.fsd_ident
         )
+
+    def is_at(self, directory: bytes) -> bool:
+        """Whether this path leads to the open directory now; what can't be told counts as no."""
+        try:
+            fd = self.space.open_dir(directory)
+        except OSError:
+            return False
+        try:
+            found = os.fstat(fd)
+            return (found.st_dev, found.st_ino) == self.ident
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Close the directory."""

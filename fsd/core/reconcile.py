@@ -21,7 +21,7 @@ from fsd.core import dirty, ids, index, relabel, totals
 from fsd.core.commit import Commit, Result
 from fsd.core.dirty import Item
 from fsd.core.errors import NotYetKnown, StorageUnavailable
-from fsd.core.index import DirRow, NodeRow
+from fsd.core.index import DirRow, Generation, NodeRow
 from fsd.core.names import join, split
 from fsd.core.observe import Seen, look
 from fsd.core.populate import populate
@@ -43,11 +43,14 @@ _BULK = 4
 
 class Outcome(NamedTuple):
     """`changed`: something was committed. `vanished_dir`: the directory isn't there (its parents were looked at).
-    `new_dirs`: paths of directories that were not known before; they are dirty now."""
+    `new_dirs`: paths of directories that were not known before; they are dirty now. `ident`: (device, inode) of the
+    directory that was compared. `rows`: the rows of named entries that are known from it, as they are now."""
 
     changed: bool
     vanished_dir: bool
     new_dirs: list[bytes]
+    ident: tuple[int, int] | None
+    rows: dict[bytes, NodeRow]
 
 
 class _Place(NamedTuple):
@@ -57,6 +60,11 @@ class _Place(NamedTuple):
     found: Statx
     row: NodeRow
     dir: DirRow
+    generation: Generation
+
+    @property
+    def ident(self) -> tuple[int, int]:
+        return self.found.dev, self.found.ino
 
 
 def reconcile(
@@ -110,14 +118,14 @@ def _attempt(
             _make_known(space, path)
             return None
         scan = (
-            scan_names(space, fd, place.row.n, names)
+            scan_names(space, fd, place.row.n, names, place.generation)
             if names is not None
             else scan_all(space, fd, place.row.n)
         )
         if _nothing(place, scan, names) and not scan.to_label and not scan.stale_dirs:
             if item is not None:
                 dirty.done(space, [item])
-            return Outcome(False, False, [])
+            return Outcome(False, False, [], place.ident, scan.rows)
         seen = _look_closer(space, fd, scan.candidates)
         if seen is None:
             return None
@@ -125,7 +133,7 @@ def _attempt(
         if result is None:
             return None
         relabel.write_labels(space, fd, result.to_label + (scan.to_label if item is not None else []))
-        return Outcome(result.changed, False, result.new_dirs)
+        return Outcome(result.changed, False, result.new_dirs, place.ident, result.rows)
     finally:
         os.close(fd)
 
@@ -135,7 +143,7 @@ def _not_opened(space: Space, path: bytes, error: OSError, item: Item | None) ->
         # Unreadable: its rows and sizes stay as they were known (invariant 7).
         if item is not None:
             dirty.done(space, [item])
-        return Outcome(False, False, [])
+        return Outcome(False, False, [], None, {})
     if isinstance(error, StorageUnavailable) or error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
         raise error
     if not path:
@@ -147,7 +155,7 @@ def _not_opened(space: Space, path: bytes, error: OSError, item: Item | None) ->
             moved = index.path_of(db, item.n)
         if moved == path:
             return None
-    return Outcome(changed, True, [])
+    return Outcome(changed, True, [], None, {})
 
 
 def _locate(space: Space, path: bytes, fd: int) -> _Place | None:
@@ -155,12 +163,10 @@ def _locate(space: Space, path: bytes, fd: int) -> _Place | None:
     found = statx(fd, b"")
     binding = ids.node_binding(fd, b"", found)
     with space.index.read() as db:
-        n, _ = index.resolve(space.index, db, path)
-        row = index.node(db, n) if n is not None else None
-        if row is None or row.binding != binding or row.kind != index.DIRECTORY:
-            return None
-        parts = index.directory(db, row.n)
-    return _Place(fd, found, row, parts) if parts is not None else None
+        known = index.directory_at(space.index, db, path)
+    if known is None or known[0].binding != binding:
+        return None
+    return _Place(fd, found, *known)
 
 
 def _make_known(space: Space, path: bytes) -> None:
@@ -191,6 +197,7 @@ def _nothing(place: _Place, scan: Scan, names: frozenset[bytes] | None) -> bool:
         return False
     if names is not None:
         return True
+    assert scan.found is not None
     seen = (scan.found.mtime_ns, scan.found.ctime_ns)
     known = (place.dir.mtime_ns, place.dir.ctime_ns)
     return (
@@ -238,16 +245,16 @@ def _commit(
         last = start + _CHUNK >= len(seen)
         now = time.time()
         with space.index.write() as db:
-            current = db.execute("SELECT seq, moves FROM dir, head WHERE n=?", (place.row.n,)).fetchone()
-            if current is None or (current[0] != expected and start == 0):
+            seq, head = index.seq_of(db, place.row.n), index.Head(space, db)
+            if seq is None or (seq != expected and start == 0):
                 return None
-            if current[0] != expected:
+            if seq != expected:
                 # In the middle of a large directory: what somebody else has looked at since is theirs.
-                expected, overtaken = current[0], True
-            if current[1] != scan.moves and index.path_of(db, place.row.n) != path:
+                expected, overtaken = seq, True
+            if head.moves != scan.moves and index.path_of(db, place.row.n) != path:
                 return None
             work = Commit(
-                space, db, place.row, place.dir._replace(seq=expected), path, now,
+                space, db, head, place.row, place.dir._replace(seq=expected), path, now,
                 explicit=explicit, sweep=sweep, first_look=first_look, defer_labels=defer,
             )  # fmt: skip
             batch = seen[start : start + _CHUNK]
@@ -269,10 +276,9 @@ def _commit(
             if last and item is not None and scan.steady:
                 db.execute("DELETE FROM dirty WHERE n=? AND stamp=?", (item.n, item.stamp))
             if not last:
-                (expected,) = db.execute("SELECT seq FROM dir WHERE n=?", (place.row.n,)).fetchone()
-        whole.changed |= result.changed
-        whole.new_dirs += result.new_dirs
-        whole.to_label += result.to_label
+                expected = index.seq_of(db, place.row.n) or 0
+        whole.add(result)
+        whole.rows = whole.rows | result.rows if not full else {}
     return whole
 
 
@@ -303,7 +309,7 @@ def _close_full(
 ) -> None:
     """After a full look the sums are absolute; a difference (first look, or drift) is carried up."""
     old = index.directory(db, n)
-    assert old is not None
+    assert old is not None and scan.found is not None
     own, total = totals.recount(db, n)
     if (own, total, 0) != (old.own, old.total, old.assumed):
         totals.climb(db, n, total - old.total, None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import index
 from fsd.core.commit import ToLabel
-from fsd.core.index import DIRECTORY, FILE, LABELLED, READY, NodeRow
+from fsd.core.index import DIRECTORY, FILE, LABELLED, READY, Generation, NodeRow
 from fsd.core.syscalls import Statx, statx
 
 if TYPE_CHECKING:
@@ -25,20 +25,22 @@ _LIST_AGAIN = 3
 
 
 class Scan(NamedTuple):
-    """The difference. `seq` and `epoch` are what the index said before the disk was read; `own` is the sum of the
-    rows' file sizes; `stale_dirs` are row numbers of unchanged children that have to be looked into; `steady` tells
-    whether the directory stood still while it was listed."""
+    """The difference. `seq`, `epoch`, `moves`: the generation that the rows are of, at least. `found`: the directory as
+    it was before it was listed, if it was listed whole; `own`: the sum of the rows' file sizes; `stale_dirs`: row
+    numbers of unchanged children that have to be looked into; `steady`: whether the directory stood still while it was
+    listed; `rows`: what the index said of the named entries."""
 
     seq: int
     epoch: int
     moves: int
-    found: Statx
+    found: Statx | None
     steady: bool
     candidates: list[bytes]
     vanished: list[NodeRow]
     stale_dirs: list[int]
     to_label: list[ToLabel]
     own: int
+    rows: dict[bytes, NodeRow]
 
 
 _ROWS = (
@@ -49,10 +51,12 @@ _INO, _SIZE, _MTIME, _CTIME, _FLAGS = 6, 7, 8, 9, 15
 _KIND, _DIR_MTIME, _DIR_CTIME, _DIR_EPOCH = 4, 17, 18, 19
 
 
-def scan_names(space: Space, fd: int, n: int, names: Iterable[bytes]) -> Scan:
-    """Compare the named entries. A name that can't be read keeps its row."""
+def scan_names(
+    space: Space, fd: int, n: int, names: Iterable[bytes], generation: Generation | None = None
+) -> Scan:
+    """Compare the named entries. A name that can't be read keeps its row. `generation`: if it was read already."""
     with space.index.read() as db:
-        generation = _generation(db, n)
+        generation = generation or _generation(db, n)
         rows = {row.name: row for row in index.children(db, n, sorted(names))}
     candidates: list[bytes] = []
     vanished: list[NodeRow] = []
@@ -75,7 +79,7 @@ def scan_names(space: Space, fd: int, n: int, names: Iterable[bytes]) -> Scan:
                 vanished.append(row)
         elif row is None or row.kind == DIRECTORY or _differs(row, found):
             candidates.append(name)
-    return Scan(*generation, statx(fd, b""), True, candidates, vanished, [], [], 0)
+    return Scan(*generation, None, True, candidates, vanished, [], [], 0, rows)
 
 
 def _differs(row: tuple[int, ...] | NodeRow, found: os.stat_result) -> bool:
@@ -101,21 +105,18 @@ def scan_all(space: Space, fd: int, n: int) -> Scan:
     return scan._replace(steady=False)
 
 
-def _generation(db: sqlite3.Connection, n: int) -> tuple[int, int, int]:
-    """(dir.seq, epoch, moves): what must not have changed when the difference is committed."""
-    row: tuple[int, int, int] | None = db.execute(
-        "SELECT dir.seq, head.epoch, head.moves FROM dir, head WHERE dir.n=?", (n,)
-    ).fetchone()
-    return row if row is not None else (-1, 0, 0)
+def _generation(db: sqlite3.Connection, n: int) -> Generation:
+    row = db.execute("SELECT dir.seq, head.epoch, head.moves FROM dir, head WHERE dir.n=?", (n,)).fetchone()
+    return Generation(*row) if row is not None else Generation(-1, 0, 0)
 
 
 def _compare(
-    space: Space, fd: int, rows: dict[bytes, tuple[int, ...]], generation: tuple[int, int, int], found: Statx
+    space: Space, fd: int, rows: dict[bytes, tuple[int, ...]], generation: Generation, found: Statx
 ) -> Scan:
     candidates: list[bytes] = []
     stale: list[int] = []
     to_label: list[ToLabel] = []
-    own, epoch = 0, generation[1]
+    own, epoch = 0, generation.epoch
     labelling = space.record.label == "now"
     hidden_ino = space.fsd_ident[1]
     with os.scandir(fd) as entries:
@@ -156,7 +157,7 @@ def _compare(
             if labelling and row[_FLAGS] & (READY | LABELLED) == READY and row[_KIND] in (FILE, DIRECTORY):
                 to_label.append(ToLabel(row[0], name, False))
     vanished = [NodeRow._make(row[:17]) for name, row in rows.items() if is_gone(space, fd, name)]
-    return Scan(*generation, found, True, candidates, vanished, stale, to_label, own)
+    return Scan(*generation, found, True, candidates, vanished, stale, to_label, own, {})
 
 
 def is_gone(space: Space, fd: int, name: bytes) -> bool:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from fsd.core import ids, index
 from fsd.core.errors import ParentMissing
 from fsd.core.names import join, split
-from fsd.core.reconcile import reconcile, reconcile_moved
+from fsd.core.reconcile import Outcome, reconcile, reconcile_moved
 from fsd.core.syscalls import statx
 
 if TYPE_CHECKING:
+    from fsd.core.index import NodeRow
     from fsd.core.places import Place
     from fsd.core.space import Space
 
@@ -25,17 +26,22 @@ _MOVES = 4
 
 def make_known(
     space: Space, place: Place, undo: Callable[[], None] | None = None, *, new: bool = False
-) -> None:
+) -> NodeRow | None:
     """Reconcile a name, and all below it that is new: etags and sizes up to the root are right when this returns.
 
-    If that can't be committed (a full state disk) `undo` takes the change back, and the error is raised. So it is if
-    something `new` went into a directory that was moved away meanwhile, perhaps into the trash: ParentMissing.
+    Returns the row of the name, if it is known. If the change can't be committed (a full state disk) `undo` takes it
+    back, and the error is raised. So it is if something `new` went into a directory that was moved away meanwhile,
+    perhaps into the trash: ParentMissing.
     """
     try:
-        settle(space, place.path)
+        outcome = settle(space, place.path)
+        if outcome.ident == place.ident:
+            # It was at its path when it was compared; moved after that, it takes the row along.
+            return outcome.rows.get(place.name)
         follow(place)
-        if new and not _leads_to(place, place.parent):
+        if new and not place.is_at(place.parent):
             raise ParentMissing(f"The directory of '{place.text}' was moved or deleted meanwhile.")
+        return None
     except OSError as error:
         if undo is not None:
             take_back(space, [place.path], undo, error)
@@ -49,22 +55,11 @@ def follow(place: Place) -> None:
         with place.space.index.read() as db:
             rows = index.by_binding(db, here)
             path = index.path_of(db, rows[0].n) if rows else None
-        if path is None or (path == place.parent and _leads_to(place, path)):
+        if path is None or (path == place.parent and place.is_at(path)):
             return  # where it was; or out of the tree, and its rows with it
         reconcile(place.space, path, [place.name], explicit=True)
-        if _leads_to(place, path):
+        if place.is_at(path):
             return
-
-
-def _leads_to(place: Place, path: bytes) -> bool:
-    try:
-        fd = place.space.open_dir(path)
-    except OSError:
-        return False
-    try:
-        return os.path.sameopenfile(fd, place.fd)
-    finally:
-        os.close(fd)
 
 
 def make_move_known(space: Space, src: Place, dst: Place, undo: Callable[[], None] | None = None) -> None:
@@ -73,7 +68,7 @@ def make_move_known(space: Space, src: Place, dst: Place, undo: Callable[[], Non
         reconcile_moved(space, src.path, dst.path)
         follow(src)
         follow(dst)
-        if not _leads_to(dst, dst.parent):
+        if not dst.is_at(dst.parent):
             raise ParentMissing(f"The directory of '{dst.text}' was moved or deleted meanwhile.")
     except OSError as error:
         if undo is not None:
@@ -81,12 +76,14 @@ def make_move_known(space: Space, src: Place, dst: Place, undo: Callable[[], Non
         raise
 
 
-def settle(space: Space, path: bytes) -> None:
-    """Reconcile the entry at `path`, and the directories below it that were not known."""
+def settle(space: Space, path: bytes) -> Outcome:
+    """Reconcile the entry at `path`, and the directories below it that were not known; what the entry's own gave."""
     parent, name = split(path)
-    waiting = reconcile(space, parent, [name], explicit=True).new_dirs
+    outcome = reconcile(space, parent, [name], explicit=True)
+    waiting = list(outcome.new_dirs)
     while waiting:
         waiting += reconcile(space, waiting.pop(), None, explicit=True).new_dirs
+    return outcome
 
 
 def settle_whole(space: Space, path: bytes) -> None:

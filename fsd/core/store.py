@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Literal
 
 from fsd.core.errors import NotYetKnown
@@ -52,6 +53,44 @@ def _count_fork() -> None:
 os.register_at_fork(after_in_child=_count_fork)
 
 
+class _Lent:
+    """A connection lent to one thread for a `with` block; the errors of SQLite leave it as OSErrors.
+
+    There are only as many connections as were ever in use at once, however many threads there are.
+    """
+
+    __slots__ = ("_database", "_idle", "_local", "_taken")
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._taken: _Open | None = None
+
+    def __enter__(self) -> sqlite3.Connection:
+        database = self._database
+        database.check_fork()
+        self._local = local = database.local
+        outer: sqlite3.Connection | None = getattr(local, "db", None)
+        if outer is not None:
+            return outer
+        self._idle = database.idle
+        self._taken = database.take()
+        local.db = self._taken[0]
+        return self._taken[0]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._taken is not None:
+            self._local.db = None
+            db, idle = self._taken[0], self._idle
+            if len(idle) < _MAX_IDLE and not db.in_transaction and idle is self._database.idle:
+                idle.append(self._taken)
+            else:
+                db.close()
+        if isinstance(error, sqlite3.Error):
+            raise self._database.translate(error) from error
+
+
 class Database:
     """One SQLite file. Thread-safe; opened on first use, again after a fork, again when the file was replaced."""
 
@@ -75,11 +114,11 @@ class Database:
         self._reset()
 
     def _reset(self) -> None:
-        self._local = threading.local()
+        self.local = threading.local()
         self._mutex = threading.RLock()
         self._depth = 0
         self._lock_fd = -1
-        self._idle: list[_Open] = []
+        self.idle: list[_Open] = []
 
     def created(self, db: sqlite3.Connection) -> None:
         """Called in a transaction of its own when the file was new; subclasses fill it."""
@@ -87,14 +126,9 @@ class Database:
     def opened(self, db: sqlite3.Connection) -> None:
         """Called for each new connection, with the writers' lock held; subclasses add what an earlier release lacks."""
 
-    @contextmanager
-    def read(self) -> Iterator[sqlite3.Connection]:
+    def read(self) -> _Lent:
         """A connection in autocommit mode for this thread alone; within `read()` or `write()`, the outer one."""
-        with self._borrowed() as db:
-            try:
-                yield db
-            except sqlite3.Error as error:
-                raise self._translate(error) from error
+        return _Lent(self)
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -102,23 +136,20 @@ class Database:
 
         Not re-entrant. Raises OSError(ENOSPC, EIO, EROFS) when the state disk refuses; nothing has changed then.
         """
-        with self.exclusive(), self._borrowed() as db:
+        with self.exclusive(), self.read() as db:
+            db.execute("BEGIN IMMEDIATE")
             try:
-                db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield db
-                    db.execute("COMMIT")
-                except BaseException:
-                    if db.in_transaction:
-                        db.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise self._translate(error) from error
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the writers' lock; re-entrant within a thread. A killed holder releases it (flock(2))."""
-        self._check_fork()
+        self.check_fork()
         with self._mutex:
             if self._depth == 0:
                 if self._lock_fd < 0:
@@ -135,45 +166,24 @@ class Database:
     def close(self) -> None:
         """Close every connection of this process; the next use opens again."""
         with self._mutex:
-            while self._idle:
-                self._idle.pop()[0].close()
+            while self.idle:
+                self.idle.pop()[0].close()
             if self._lock_fd >= 0:
                 os.close(self._lock_fd)
         self._reset()
 
-    def _check_fork(self) -> None:
+    def check_fork(self) -> None:
         if self._generation != _forks:
             # SQLite connections must not cross a fork (sqlite.org/howtocorrupt.html); leave them to the parent.
             self._generation = _forks
-            self._inherited = (self._local, self._idle, self._lock_fd)
+            self._inherited = (self.local, self.idle, self._lock_fd)
             self._reset()
 
-    @contextmanager
-    def _borrowed(self) -> Iterator[sqlite3.Connection]:
-        """There are only as many connections as were ever in use at once, however many threads there are."""
-        self._check_fork()
-        local = self._local
-        outer: sqlite3.Connection | None = getattr(local, "db", None)
-        if outer is not None:
-            yield outer
-            return
-        idle = self._idle
-        db, ident = self._take()
-        local.db = db
-        try:
-            yield db
-        finally:
-            local.db = None
-            if len(idle) < _MAX_IDLE and not db.in_transaction and idle is self._idle:
-                idle.append((db, ident))
-            else:
-                db.close()
-
-    def _take(self) -> _Open:
+    def take(self) -> _Open:
         """An idle connection to the file that is at the path now, or a new one."""
-        while self._idle:
+        while self.idle:
             try:
-                db, ident = self._idle.pop()
+                db, ident = self.idle.pop()
             except IndexError:
                 break
             try:
@@ -188,7 +198,7 @@ class Database:
                 db = self._open_file()
                 found = os.stat(self.path)
         except sqlite3.Error as error:
-            raise self._translate(error) from error
+            raise self.translate(error) from error
         return db, (found.st_dev, found.st_ino)
 
     def _open_file(self) -> sqlite3.Connection:
@@ -242,7 +252,7 @@ class Database:
             raise
         os.chmod(self.path, 0o600)
 
-    def _translate(self, error: sqlite3.Error) -> OSError:
+    def translate(self, error: sqlite3.Error) -> OSError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (_SQLITE_CORRUPT, _SQLITE_NOTADB) and self._rebuildable:
             self._set_aside()

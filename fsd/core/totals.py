@@ -9,6 +9,11 @@ _UP = (
     "SELECT node.parent FROM up JOIN node ON node.n = up.n WHERE node.parent IS NOT NULL) "
 )
 
+_CHANGED = (
+    _UP
+    + "UPDATE dir SET own=own+iif(n=?,?,0), seq=seq+(n=?), total=total+?, counter=? WHERE n IN (SELECT n FROM up)"
+)
+
 
 class Deltas:
     """Collects what a commit changes per directory, then applies each chain once."""
@@ -32,8 +37,11 @@ class Deltas:
     def apply(self, db: sqlite3.Connection, counter: int) -> None:
         """Add the sums along each chain; visible ones get `counter`. Each touched directory's seq rises."""
         for n, (own, total, visible) in self._by_dir.items():
-            db.execute("UPDATE dir SET own=own+?, seq=seq+1 WHERE n=?", (own, n))
-            climb(db, n, total, counter if visible else None)
+            if visible:
+                db.execute(_CHANGED, (n, n, own, n, total, counter))
+            else:
+                db.execute("UPDATE dir SET own=own+?, seq=seq+1 WHERE n=?", (own, n))
+                climb(db, n, total, None)
 
 
 def climb(db: sqlite3.Connection, n: int, delta: int, counter: int | None) -> None:
