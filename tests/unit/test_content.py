@@ -446,10 +446,11 @@ def test_what_happens_to_it_right_after_does_not_make_an_upload_fail(space, monk
     os.mkdir(on_disk(space, b"d"))
     if taken:
         put(space, b"d/a", b"old")
-    published = Upload._published
+    make_known = content.make_known
 
-    def overtaken(upload):
+    def overtaken(space, place, **new):
         here = on_disk(space, b"d/a")
+        row = make_known(space, place, **new) if then == "its directory trashed" else None
         if then == "deleted":
             os.unlink(here)
         elif then == "moved":
@@ -461,9 +462,10 @@ def test_what_happens_to_it_right_after_does_not_make_an_upload_fail(space, monk
             write(space, b"d/a", b"of somebody else")
         else:
             operations.delete(space, b"d")
-        return published(upload)
+            return row
+        return make_known(space, place, **new)
 
-    monkeypatch.setattr(Upload, "_published", overtaken)
+    monkeypatch.setattr(content, "make_known", overtaken)
     entry, created = put(space, b"d/a", b"12345", mtime_ns=10**18)
     assert created is not taken and (entry.size, entry.mtime_ns, entry.path) == (5, 10**18, b"d/a")
     if then == "moved":
