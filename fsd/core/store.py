@@ -39,6 +39,9 @@ _ERRNO = {
 
 
 _MAX_IDLE = 8
+_CHECKPOINT_PAGES = 4000
+"""Pages in the log before they are copied into the database: small commits write the same few pages again and again,
+so the longer the log, the less is copied. 16 MiB at most stay on disk for each database."""
 _Open = tuple[sqlite3.Connection, tuple[int, int]]
 """A connection, and (device, inode) of the file it has open."""
 _forks = 0
@@ -211,6 +214,7 @@ class Database:
         try:
             db.execute("PRAGMA cache_size=-2000")
             db.execute("PRAGMA temp_store=MEMORY")
+            db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
             db.execute(f"PRAGMA synchronous={self._synchronous}")
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, self._version):
