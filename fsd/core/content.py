@@ -265,8 +265,13 @@ class Upload:
 
     def _publish_over(self, old: Seen) -> Entry:
         space, place, fd, ticket = self._space, self._place, self._fd, self._staging_ticket(self._open)
-        like = os.stat(place.name, dir_fd=place.fd, follow_symlinks=False)
-        copying.dress_like(fd, place.link, like, user=self._attributes is None)
+        try:
+            if place.seen() != old.found:
+                raise Changed
+            like = os.stat(place.name, dir_fd=place.fd, follow_symlinks=False)
+            copying.dress_like(fd, place.link, like, user=self._attributes is None)
+        except FileNotFoundError as error:
+            raise Changed from error
         finished = self._finish_file(*labels.label_for_replacement(space, old.entry))
         with internal(space, "staging") as staging:
             self._staged = True

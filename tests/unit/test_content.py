@@ -474,3 +474,13 @@ def test_what_happens_to_it_right_after_does_not_make_an_upload_fail(space, monk
     if then in ("replaced", "changed"):
         assert tree.lookup(space, b"d/a").etag != entry.etag
     assert_right(space, outside=True)
+
+
+def test_a_file_deleted_during_its_replacement_is_new(space):
+    put(space, b"a", b"old")
+    with Upload(space, b"a", length=3) as upload:
+        upload.write(b"new")
+        os.unlink(on_disk(space, b"a"))
+        entry, created = upload.commit()
+    assert created and entry.size == 3 and tree.lookup(space, b"a").etag == entry.etag
+    assert_right(space, outside=True)
