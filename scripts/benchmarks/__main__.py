@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from scripts.benchmarks import dav, disk, main
+from scripts.benchmarks import dav, dav_puts, disk, main
 from scripts.benchmarks.table import Row, render
 
 GROUPS = {
@@ -19,12 +19,13 @@ GROUPS = {
         main.copy_and_remove,
         disk.first_sweep,
         main.large_directory,
-        dav.small_puts,
+        dav_puts.small_puts,
         main.memory,
         disk.index_and_blocks,
-        dav.syncs_per_put,
+        dav_puts.syncs_per_put,
     ],
-    "dav": [dav.small_puts, dav.listings, dav.syncs_per_put],
+    "dav": [dav.dav_requests, dav_puts.syncs_per_put],
+    "dav-parts": [dav.dav_reads, dav.dav_puts, dav.dav_large],
 }
 
 

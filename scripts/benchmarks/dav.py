@@ -1,146 +1,230 @@
-"""Figures of WebDAV itself, as ratios against the peers in the same run."""
+"""Figures of WebDAV itself, as ratios against the peers in the same run: all with a password and an access log.
+
+Each server has one worker on one core, wrk has another: requests a second compare what a core does. Beside the rate
+stands the CPU that all processes of a server used for one request; it suffers least from what else the machine does.
+"""
 
 from __future__ import annotations
 
-import subprocess
-import time
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.benchmarks.fsd_server import PASSWORD, USER, adopt, quiet, served
-from scripts.benchmarks.load import Connection, Job, rate
-from scripts.benchmarks.peers import PEERS, running
-from scripts.benchmarks.table import Row, percentile
+from scripts.benchmarks import dav_load as load
+from scripts.benchmarks import peers
+from scripts.benchmarks.dav_load import Rate, Request
+from scripts.benchmarks.fsd_server import PASSWORD, USER, adopt, pss, quiet, served
+from scripts.benchmarks.table import Row
+from tests.support.serving import Server
 
-SECONDS = 5.0
+SECONDS = float(os.environ.get("BENCH_SECONDS", "3"))
+CONNECTIONS = tuple(int(text) for text in os.environ.get("BENCH_CONNECTIONS", "1,8,64").split(","))
+ONLY = [name for name in os.environ.get("BENCH_PEERS", "").split(",") if name]
 BODY = b"\x5a" * 4096
-LISTING = (
-    b'<?xml version="1.0"?><d:propfind xmlns:d="DAV:"><d:prop><d:getetag/><d:getcontentlength/>'
-    b"<d:getlastmodified/><d:resourcetype/></d:prop></d:propfind>"
+LARGE = 256 << 20
+ASKED = (
+    b'<?xml version="1.0"?><d:propfind xmlns:d="DAV:" xmlns:oc="http://owncloud.org/ns"><d:prop>'
+    b"<d:resourcetype/><d:getlastmodified/><d:getcontentlength/><d:getetag/><d:getcontenttype/><d:displayname/>"
+    b"<oc:id/><oc:fileid/><oc:permissions/><oc:size/><oc:checksums/></d:prop></d:propfind>"
 )
+"""What desktop clients ask for in a listing."""
+XML = ("Content-Type", "application/xml")
+SERVER_CORES, LOAD_CORES = ({0}, {1}) if (os.cpu_count() or 1) >= 2 else ({0}, {0})
 
 
-def _putting(prefix: str) -> Job:
-    def put(connection: Connection, number: int) -> None:
-        status, answer = connection.ask("PUT", f"{prefix}/f{number}", BODY)
-        assert status in (200, 201, 204), (status, answer[:200])
+@dataclass
+class Target:
+    """A server under load: where its tree is served and where it lies on disk."""
 
-    return put
-
-
-def _listing(target: str) -> Job:
-    def propfind(connection: Connection, number: int) -> None:
-        status, answer = connection.ask("PROPFIND", target, LISTING, "Depth: 1\r\nContent-Type: text/xml\r\n")
-        assert status == 207, (status, answer[:200])
-
-    return propfind
+    name: str
+    port: int
+    pid: int
+    prefix: str
+    root: Path
+    auth: tuple[str, str]
+    fsd: Server | None = None
 
 
-def small_puts(base: Path) -> list[Row]:
-    """PUT of new files of 4 KiB, at 1 and at 8 connections."""
-    found: dict[str, dict[int, float]] = {}
-    slow: dict[int, float] = {}
-    with served(base / "fsd") as server:
-        (base / "tree").mkdir()
-        record = adopt(server, base / "tree", "tree")
+def _fill(root: Path) -> None:
+    for count in (100, 1000):
+        directory = root / f"d{count}"
+        directory.mkdir()
+        for number in range(count):
+            (directory / f"document {number:04d}.txt").write_bytes(b"x" * number)
+    (root / "f4k").write_bytes(BODY)
+    (root / "put").mkdir()
+    with open(root / "large", "wb") as file:
+        for _ in range(LARGE >> 20):
+            file.write(os.urandom(1 << 20))
+    for path in (root, *root.rglob("*")):
+        path.chmod(0o777 if path.is_dir() else 0o666)
+
+
+@contextmanager
+def _fsd(base: Path, name: str, options: tuple[str, ...] = (), workers: int = 1) -> Iterator[Target]:
+    tree = base / "tree"
+    tree.mkdir(parents=True)
+    _fill(tree)
+    with served(base / "fsd", workers=workers, options=options) as server:
+        record = adopt(server, tree, "tree")
         quiet(server)
-        prefix = f"/dav/spaces/{record['id']}"
-        found["fsd"] = {}
-        for connections in (1, 8):
-            per_second, times = rate(
-                server.port,
-                _putting(prefix),
-                connections=connections,
-                seconds=SECONDS,
-                user=USER,
-                password=PASSWORD,
-            )
-            found["fsd"][connections] = per_second
-            slow[connections] = percentile(times, 0.95) * 1000
-    for name in PEERS:
-        with running(name, base / name.split()[0]) as peer:
-            if peer is not None:
-                found[name] = {
-                    n: rate(peer[0], _putting(""), connections=n, seconds=SECONDS)[0] for n in (1, 8)
-                }
+        assert server.process is not None
+        pid = server.process.pid
+        load.pin(load.family(pid), SERVER_CORES)
+        yield Target(name, server.port, pid, f"/dav/spaces/{record['id']}", tree, (USER, PASSWORD), server)
+
+
+@contextmanager
+def _targets(base: Path) -> Iterator[list[Target]]:
+    """fsd and every peer that is installed, all running at once; idle ones cost nothing."""
+    with ExitStack() as stack:
+        found = [stack.enter_context(_fsd(base / "fsd", "fsd"))]
+        for name in peers.PEERS:
+            if ONLY and name not in ONLY:
+                continue
+            running = stack.enter_context(peers.running(name, base / name))
+            if running is not None:
+                port, root, pid = running
+                _fill(root)
+                load.pin(load.family(pid), SERVER_CORES)
+                found.append(Target(name, port, pid, "", root, (peers.USER, peers.PASSWORD)))
+        yield found
+
+
+def _measure(base: Path, target: Target, request: Request, connections: int) -> Rate:
+    full = Request(
+        request.method, target.prefix + request.target, request.headers, request.body, request.numbered
+    )
+    return load.wrk(
+        base,
+        target.port,
+        full,
+        connections=connections,
+        seconds=SECONDS,
+        auth=target.auth,
+        pid=target.pid,
+        cores=LOAD_CORES,
+    )
+
+
+def _compared(
+    base: Path, targets: list[Target], figure: str, request: Request, goals: dict[str, float]
+) -> list[Row]:
+    """One request against all servers at each number of connections; the goals count at 8."""
     rows = []
-    for connections in (1, 8):
-        ours, stock = found["fsd"][connections], found["wsgidav"][connections]
-        others = ", ".join(
-            f"{name} {values[connections]:.0f}" for name, values in found.items() if name != "fsd"
+    for connections in CONNECTIONS:
+        found = {target.name: _measure(base, target, request, connections) for target in targets}
+        ours = found["fsd"]
+        others = {name: rate for name, rate in found.items() if name != "fsd"}
+        ratios = {name: ours.per_second / max(rate.per_second, 0.1) for name, rate in others.items()}
+        text = f"{ours.per_second:,.0f}/s, {ours.cpu_us:.0f} µs, p50 {ours.p50 * 1000:.2f} ms, "
+        text += f"p99 {ours.p99 * 1000:.2f} ms; "
+        text += ", ".join(
+            f"{ratios[name]:.2f} × {name} ({rate.per_second:,.0f}/s, {rate.cpu_us:.0f} µs)"
+            for name, rate in others.items()
         )
-        rows.append(
-            Row(
-                f"PUT of 4 KiB, {connections} connection{'s' * (connections > 1)}",
-                "≥ stock wsgidav",
-                f"{ours:.0f}/s = {ours / stock:.2f} × wsgidav, p95 {slow[connections]:.1f} ms ({others})",
-                ours >= stock,
+        failed = {name: rate.failed for name, rate in found.items() if rate.failed}
+        if failed:
+            text += f"; failed: {failed}"
+        met = None
+        if connections == 8 and goals:
+            met = not ours.failed and all(
+                ratios[name] >= goal for name, goal in goals.items() if name in ratios
             )
-        )
+        goal = ", ".join(f"≥ {value:g} × {name}" for name, value in goals.items())
+        rows.append(Row(f"{figure}, c = {connections}", goal if met is not None else "", text, met))
+        if connections == 8:
+            slow = ours.p99 / ours.p50
+            rows.append(Row(f"{figure}: p99 / p50, c = 8", "≤ 5", f"{slow:.1f}", slow <= 5))
     return rows
 
 
-def listings(base: Path) -> list[Row]:
-    """PROPFIND Depth 1 of a directory of 1,000 files."""
-    found: dict[str, float] = {}
-
-    def fill(root: Path) -> None:
-        for number in range(1000):
-            (root / f"file{number}").write_bytes(b"x")
-
-    with served(base / "fsd") as server:
-        (base / "tree").mkdir()
-        fill(base / "tree")
-        record = adopt(server, base / "tree", "tree")
-        quiet(server)
-        job = _listing(f"/dav/spaces/{record['id']}/")
-        found["fsd"], _ = rate(server.port, job, connections=1, seconds=SECONDS, user=USER, password=PASSWORD)
-    for name in PEERS:
-        with running(name, base / name.split()[0]) as peer:
-            if peer is not None:
-                fill(peer[1])
-                found[name], _ = rate(peer[0], _listing("/"), connections=1, seconds=SECONDS)
-    others = ", ".join(f"{name} {value:.1f}" for name, value in found.items() if name != "fsd")
-    measured = f"{found['fsd']:.1f}/s = {found['fsd'] / found['wsgidav']:.2f} × wsgidav ({others})"
-    return [Row("PROPFIND Depth 1 of 1,000 files", "(a later issue)", measured)]
+def _propfind(directory: str, depth: int) -> Request:
+    return Request("PROPFIND", f"/{directory}", (("Depth", str(depth)), XML), ASKED)
 
 
-def syncs_per_put(base: Path) -> list[Row]:
-    """fsync(2) and fdatasync(2) of all processes for each PUT, counted with strace."""
-    rows = []
-    with served(base / "fsd") as server:
-        (base / "tree").mkdir()
-        record = adopt(server, base / "tree", "tree")
-        quiet(server)
-        prefix = f"/dav/spaces/{record['id']}"
-        for connections in (1, 8):
-            traced = base / f"trace{connections}"
-            pids = [argument for pid in server.children() for argument in ("-p", str(pid))]
-            command = [
-                "strace",
-                "-f",
-                "-qq",
-                "-e",
-                "trace=fsync,fdatasync,syncfs,sync",
-                "-o",
-                str(traced),
-                *pids,
-            ]
-            strace = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-            time.sleep(1.0)
-            _, times = rate(
-                server.port,
-                _putting(prefix),
-                connections=connections,
-                seconds=3,
-                user=USER,
-                password=PASSWORD,
-            )
-            strace.terminate()
-            strace.wait()
-            calls = [line for line in traced.read_text().splitlines() if "sync(" in line]
-            each = len(calls) / (len(times) + connections)
-            measured = f"{each:.2f} ({len(times)} PUTs)"
-            rows.append(
-                Row(f"fsyncs per PUT, {connections} connections", "≤ 3, grouped", measured, each <= 3.0)
-            )
+def dav_requests(base: Path) -> list[Row]:
+    """Listings, GET and PUT of small files at 1, 8 and 64 connections, against all peers."""
+    rows: list[Row] = []
+    with _targets(base) as targets:
+        for count in (100, 1000):
+            goals = {"mod_dav": 1.0, "rclone": 2.0, "wsgidav": 30.0}
+            request = _propfind(f"d{count}/", 1)
+            rows += _compared(base, targets, f"PROPFIND Depth 1 of {count}", request, goals)
+        goals = {"mod_dav": 0.5, "rclone": 1.5}
+        rows += _compared(base, targets, "PROPFIND Depth 0", _propfind("d100/", 0), goals)
+        goals = {"mod_dav": 0.5, "rclone": 2.0}
+        rows += _compared(base, targets, "GET 4 KiB", Request("GET", "/f4k"), goals)
+        request = Request("PUT", "/put/f", (), BODY, numbered=True)
+        rows += _compared(base, targets, "PUT 4 KiB new, fsynced", request, {"rclone": 0.5})
+        rows += _large(targets)
+        rows.append(_memory(targets[0]))
     return rows
+
+
+def dav_puts(base: Path) -> list[Row]:
+    """PUT alone, against the peers."""
+    with _targets(base) as targets:
+        request = Request("PUT", "/put/f", (), BODY, numbered=True)
+        return _compared(base, targets, "PUT 4 KiB new, fsynced", request, {"rclone": 0.5})
+
+
+def dav_reads(base: Path) -> list[Row]:
+    """GET and PROPFIND alone, against the peers."""
+    with _targets(base) as targets:
+        rows = _compared(base, targets, "GET 4 KiB", Request("GET", "/f4k"), {"mod_dav": 0.5, "rclone": 2.0})
+        goals = {"mod_dav": 0.5, "rclone": 1.5}
+        rows += _compared(base, targets, "PROPFIND Depth 0", _propfind("d100/", 0), goals)
+        for count in (100, 1000):
+            goals = {"mod_dav": 1.0, "rclone": 2.0, "wsgidav": 30.0}
+            request = _propfind(f"d{count}/", 1)
+            rows += _compared(base, targets, f"PROPFIND Depth 1 of {count}", request, goals)
+        return rows
+
+
+def dav_large(base: Path) -> list[Row]:
+    """256 MiB in one request, both ways."""
+    with _targets(base) as targets:
+        return _large(targets)
+
+
+def _large(targets: list[Target]) -> list[Row]:
+    get = {
+        each.name: load.best(
+            3, lambda each=each: load.large_get(each.port, f"{each.prefix}/large", LARGE, each.auth)
+        )
+        for each in targets
+    }
+    put = {
+        each.name: load.best(
+            3,
+            lambda each=each: load.large_put(
+                each.port, f"{each.prefix}/put/large", LARGE, each.auth, checksum=each.fsd is not None
+            ),
+        )
+        for each in targets
+    }
+    return [
+        _durations("256 MiB GET", get, {"mod_dav": 0.6}),
+        _durations("256 MiB PUT, SHA-1 while streaming, fsynced", put, {"mod_dav": 0.8}),
+    ]
+
+
+def _durations(figure: str, found: dict[str, float], goals: dict[str, float]) -> Row:
+    ours = found["fsd"]
+    text = f"{LARGE / ours / 1e6:,.0f} MB/s; "
+    text += ", ".join(
+        f"{took / ours:.2f} × {name} ({LARGE / took / 1e6:,.0f} MB/s)"
+        for name, took in found.items()
+        if name != "fsd"
+    )
+    met = all(found[name] / ours >= goal for name, goal in goals.items() if name in found)
+    return Row(figure, ", ".join(f"≥ {value:g} × {name}" for name, value in goals.items()), text, met)
+
+
+def _memory(target: Target) -> Row:
+    assert target.fsd is not None
+    whole = pss(target.fsd, target.fsd.child("web"))
+    return Row("PSS of the worker after all of the above", "< 80 MiB", f"{whole:.0f} MiB", whole < 80)

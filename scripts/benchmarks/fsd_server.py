@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
-def served(base: Path, *, workers: int = 2) -> Iterator[Server]:
+def served(base: Path, *, workers: int = 2, options: Sequence[str] = ()) -> Iterator[Server]:
     """A running fsd below `base`; complaints in its log are shown at the end."""
-    server = Server(base, workers=workers)
+    server = Server(base, workers=workers, options=options)
     server.start()
     try:
         yield server
@@ -77,10 +77,10 @@ def cpu(server: Server) -> float:
     return total / _TICK
 
 
-def pss(server: Server) -> float:
-    """MiB of memory in proportion (PSS) of all processes."""
+def pss(server: Server, pids: Sequence[int] | None = None) -> float:
+    """MiB of memory in proportion (PSS) of all processes, or of some."""
     total = 0
-    for pid in processes(server):
+    for pid in processes(server) if pids is None else pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 total += int(line.split()[1])
