@@ -1,5 +1,6 @@
-"""A strict HTTP/1.x request head parser (RFC 9112), pure: bytes in, ``Head`` or ``BadRequest`` out.
+"""Request heads (RFC 9112), pure: bytes in, ``Head`` or ``BadRequest`` out.
 
+llhttp (through httptools) reads the header lines; the request line and what the headers mean together is ours.
 Everything on which two parsers could disagree (and so could smuggle a request past a proxy) is refused:
 bare CR or LF, NUL, folded lines, space before a colon, repeated singletons, a length beside a
 transfer coding.  Header names with an underscore are dropped, since WSGI would merge them with the
@@ -9,9 +10,11 @@ dashed ones.
 import re
 from dataclasses import dataclass
 
+import httptools
+
 from dav.http import limits
 
-_FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<!\r)\n")
+_FORBIDDEN = re.compile(rb"[\x00-\x1f\x7f]")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
@@ -19,6 +22,10 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]+)(/[^#]*|\Z)", re.IGNORECASE)
 _DIGITS = re.compile(r"[0-9]{1,18}\Z")
 _MAX_NAMES = 2000
 
+_COMMON = {
+    name.encode(): name
+    for name in ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE")
+}
 _LISTS = frozenset(
     {
         *("ACCEPT", "ACCEPT_CHARSET", "ACCEPT_ENCODING", "ACCEPT_LANGUAGE", "CACHE_CONTROL", "CONNECTION"),
@@ -49,6 +56,20 @@ class Head:
     chunked: bool
     keep_alive: bool
     expect: bool
+    block: bytes = b""
+    """The header lines as sent: the same bytes mean the same again, which a connection makes use of."""
+
+
+class _Lines:
+    """What llhttp finds."""
+
+    __slots__ = ("found",)
+
+    def __init__(self) -> None:
+        self.found: list[tuple[bytes, bytes]] = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.found.append((name, value))
 
 
 _keys: dict[bytes, str] = {}
@@ -76,6 +97,8 @@ def head_end(buffer: bytes | bytearray, start: int = 0) -> int:
     line feed, or more than ``limits.HEAD_BYTES``.
     """
     found = buffer.find(b"\r\n\r\n", max(0, start - 3))
+    if 0 <= found <= limits.HEAD_BYTES:
+        return found + 4
     limit = found if found >= 0 else len(buffer)
     if _BARE_LF.search(buffer, max(0, start - 1), limit):
         raise BadRequest("Lines must end with CR LF.")
@@ -83,12 +106,16 @@ def head_end(buffer: bytes | bytearray, start: int = 0) -> int:
         if b"\r\n" not in buffer[: limits.HEAD_BYTES]:
             raise BadRequest("The request line is too long.", "414 URI Too Long")
         raise BadRequest("The headers are too long.", "431 Request Header Fields Too Large")
-    return found + 4 if found >= 0 else -1
+    return -1
 
 
 def _request_line(line: bytes) -> tuple[str, bytes, tuple[int, int], str | None]:
     """Method, target, version and the authority of an absolute-form target."""
     parts = line.split(b" ")
+    if len(parts) == 3 and parts[0] in _COMMON and parts[2] == b"HTTP/1.1":
+        target = parts[1]
+        if target[:1] == b"/" and b"#" not in target:
+            return _COMMON[parts[0]], target, (1, 1), None
     if len(parts) != 3:
         raise BadRequest("The request line must be a method, a target and a version, with single spaces.")
     method, target, protocol = parts
@@ -117,29 +144,53 @@ def _request_line(line: bytes) -> tuple[str, bytes, tuple[int, int], str | None]
     return method.decode("ascii"), target, version, authority
 
 
-def _headers(lines: list[bytes]) -> dict[str, str]:
+def _lines(block: bytes) -> list[tuple[bytes, bytes]]:
+    """The header lines of a head, blank line included."""
+    lines = _Lines()
+    try:
+        # With a request line of our own: the client's was looked at already, and llhttp's idea of methods and
+        # targets is narrower than ours.
+        httptools.HttpRequestParser(lines).feed_data(b"PUT / HTTP/1.1\r\n" + block)
+    except httptools.HttpParserUpgrade:
+        pass  # told only when all headers were read; nothing here upgrades
+    except httptools.HttpParserError as error:
+        sentence = str(error)
+        once = block.lower().count(b"transfer-encoding:") == 1
+        if once and "Transfer-Encoding" in sentence and "Content-Length" not in sentence:
+            raise BadRequest(
+                "Only the transfer coding chunked is understood.", "501 Not Implemented"
+            ) from None
+        raise BadRequest(f"The headers are malformed: {sentence}.") from None
+    return lines.found
+
+
+def _headers(block: bytes) -> dict[str, str]:
+    lines = _lines(block)
     if len(lines) > limits.HEADER_COUNT:
         raise BadRequest("There are too many headers.", "431 Request Header Fields Too Large")
     headers: dict[str, str] = {}
-    for line in lines:
-        name, colon, raw = line.partition(b":")
-        if not colon:
-            raise BadRequest("A header line has no colon.")
-        key = _environ_key(name)
+    for name, raw in lines:
+        key = _keys.get(name)
+        if key is None:
+            key = _environ_key(name)
         if not key:
             continue
         value = raw.strip(b" \t").decode("latin-1")
         if key in headers:
-            if key[5:] in _LISTS:
-                value = f"{headers[key]}, {value}"
-            elif key == "HTTP_COOKIE":
-                value = f"{headers[key]}; {value}"
-            elif key[5:7] == "X_":
-                pass  # unknown extensions: the last one counts, as stock servers do
-            else:
-                raise BadRequest(f"The header {name.decode('latin-1')} is given twice.")
+            value = _together(key, headers[key], value)
         headers[key] = value
     return headers
+
+
+def _together(key: str, first: str, second: str) -> str:
+    """The value of a header that is given twice."""
+    if key[5:] in _LISTS:
+        return f"{first}, {second}"
+    if key == "HTTP_COOKIE":
+        return f"{first}; {second}"
+    if key[5:7] == "X_":
+        return second  # unknown extensions: the last one counts, as stock servers do
+    raise BadRequest(f"The header {key[5:].replace('_', '-').title()} is given twice.")
 
 
 def _framing(headers: dict[str, str], version: tuple[int, int]) -> tuple[int, bool]:
@@ -175,15 +226,30 @@ def _host(headers: dict[str, str], version: tuple[int, int], authority: str | No
         headers["HTTP_HOST"] = authority
 
 
-def parse_head(data: bytes) -> Head:
-    """Parse a whole head, blank line included.  BadRequest says what is wrong; nothing is guessed."""
+def parse_head(data: bytes, before: Head | None = None) -> Head:
+    """Parse a whole head, blank line included.  BadRequest says what is wrong; nothing is guessed.
+
+    ``before`` is the last head on the connection: most clients send the same header lines again.
+    """
     if data[:2] == b"\r\n":
         data = data[2:]  # one empty line before a request is tolerated (RFC 9112 section 2.2)
-    if _FORBIDDEN.search(data):
-        raise BadRequest("The head contains a control character or a bare line ending.")
-    lines = data[:-4].split(b"\r\n")
-    method, target, version, authority = _request_line(lines[0])
-    headers = _headers(lines[1:])
+    line, _, block = data.partition(b"\r\n")
+    if _FORBIDDEN.search(line):
+        raise BadRequest("The request line contains a control character or a bare line ending.")
+    method, target, version, authority = _request_line(line)
+    if before is not None and authority is None and before.block == block and before.version == version:
+        return Head(
+            method,
+            target,
+            version,
+            before.headers,
+            before.length,
+            before.chunked,
+            before.keep_alive,
+            before.expect,
+            block,
+        )
+    headers = _headers(block)
     length, chunked = _framing(headers, version)
     _host(headers, version, authority)
     if "HTTP_CONTENT_TYPE" in headers:
@@ -193,7 +259,6 @@ def parse_head(data: bytes) -> Head:
         raise BadRequest("This expectation cannot be met.", "417 Expectation Failed")
     connection = headers.get("HTTP_CONNECTION", "").lower()
     options = {option.strip() for option in connection.split(",")} if connection else set()
-    keep_alive = "close" not in options if version >= (1, 1) else "keep-alive" in options
     return Head(
         method=method,
         target=target,
@@ -201,8 +266,9 @@ def parse_head(data: bytes) -> Head:
         headers=headers,
         length=length,
         chunked=chunked,
-        keep_alive=keep_alive,
+        keep_alive="close" not in options if version >= (1, 1) else "keep-alive" in options,
         expect=expect is not None and version >= (1, 1) and (chunked or length > 0),
+        block=block if authority is None else b"",
     )
 
 
