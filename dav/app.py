@@ -1,6 +1,8 @@
 """The WSGI application: proxies, request id, authentication, routing, one reply, one audit line."""
 
+import itertools
 import logging
+import os
 import re
 import secrets
 import time
@@ -11,12 +13,15 @@ from urllib.parse import urlsplit
 
 from dav.auth.basic import BasicAuth
 from dav.auth.forwarded import TrustedProxies
+from dav.http import limits
 from dav.http.errors import HttpError, from_os_error
+from dav.http.failures import Malformed
 from dav.routes import Place, Router
 from dav.ui import pages
 from dav.view import Views
 from dav.webdav.call import Call, Reply, error_reply
-from dav.webdav.provider import Provider, Requests
+from dav.webdav.provider import Provider, Requests, refused
+from dav.webdav.put import Incoming
 from fsd.core.names import to_text
 from fsd.core.registry import Registry
 from fsd.service import logs, metrics
@@ -24,6 +29,7 @@ from fsd.service import logs, metrics
 log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+_QUICK = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND"})
 _AUDITED = frozenset({"GET", "PUT", "DELETE", "MKCOL", "COPY", "MOVE", "PROPPATCH", "LOCK", "UNLOCK"})
 
 
@@ -53,45 +59,146 @@ class App:
         self._requests = Requests(Provider())
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """WSGI (PEP 3333), for servers that know nothing else."""
+        found = self.answer(environ)
+        reply = _fed(found, environ) if isinstance(found, Receiving) else found
+        start_response(reply.line, reply.headers)
+        return reply.body
+
+    def answer(self, environ: dict[str, Any]) -> "Reply | Receiving":
+        """The reply, or an upload that was agreed to and whose bytes the server is to bring."""
         began = time.perf_counter()
         self._proxies.apply(environ)
         environ.update(self._extra)
-        sent = environ.get("HTTP_X_REQUEST_ID", "")
-        ident = sent if _REQUEST_ID.match(sent) else secrets.token_hex(8)
-        with logs.request(ident):
-            reply = self._reply(environ)
-            if environ.get("wsgi.url_scheme") == "https":
-                reply.headers.append(("Strict-Transport-Security", "max-age=31536000"))
-            reply.headers.append(("X-Request-ID", ident))
-            metrics.observe_request(environ["REQUEST_METHOD"], reply.status, time.perf_counter() - began)
-            start_response(reply.line, reply.headers)
-            return reply.body
+        sent = environ.get("HTTP_X_REQUEST_ID")
+        ident = sent if sent and _REQUEST_ID.match(sent) else _fresh_id()
+        token = logs.request_id.set(ident)
+        try:
+            found = self._answer(environ)
+            if isinstance(found, tuple):
+                return Receiving(self, found[0], found[1], ident, began)
+            return self.done(environ, found, ident, began)
+        finally:
+            logs.request_id.reset(token)
 
-    def _reply(self, environ: dict[str, Any]) -> Reply:
-        reply: Reply
+    def done(self, environ: dict[str, Any], reply: Reply, ident: str, began: float) -> Reply:
+        """Complete a reply and count it."""
+        if environ.get("wsgi.url_scheme") == "https":
+            reply.headers.append(("Strict-Transport-Security", "max-age=31536000"))
+        reply.headers.append(("X-Request-ID", ident))
+        metrics.observe_request(environ["REQUEST_METHOD"], reply.status, time.perf_counter() - began)
+        return reply
+
+    def _answer(self, environ: dict[str, Any]) -> Reply | tuple[Call, Incoming]:
         try:
             if environ["REQUEST_URI"] == "*":
                 return Reply(200, [("DAV", "1, 2, 3"), ("MS-Author-Via", "DAV"), ("Content-Length", "0")])
             view = self.views.current()
             user = self._auth(environ, view)
             call = Call(environ, user, Router(view))
-        except HttpError as error:
+        except (HttpError, OSError) as error:
             return self._refusal(environ, error)
-        except OSError as error:
-            answer = from_os_error(error)
-            if answer.status == 500:
-                log.exception("request failed")
-            return self._refusal(environ, answer)
-        reply = self._requests.reply(call)
-        if reply.status >= 400 and pages.wants_page(environ):
+        if call.method not in _QUICK:
+            _may_block(environ)
+        found = self._requests.reply(call)
+        if isinstance(found, Incoming):
+            return call, found
+        return self.settled(call, found)
+
+    def finish(self, call: Call, incoming: Incoming) -> Reply:
+        """All bytes of an upload are here."""
+        return self.settled(call, self._requests.finish(incoming))
+
+    def settled(self, call: Call, reply: Reply) -> Reply:
+        """A page for browsers, a line for the audit."""
+        if reply.status >= 400 and pages.wants_page(call.environ):
             reply = pages.error_page(reply)
         if call.method in _AUDITED:
             _audit(call, reply)
         return reply
 
-    def _refusal(self, environ: dict[str, Any], error: HttpError) -> Reply:
+    def _refusal(self, environ: dict[str, Any], error: HttpError | OSError) -> Reply:
+        if isinstance(error, OSError):
+            answer = from_os_error(error)
+            if answer.status == 500:
+                log.error("request failed", exc_info=error)
+            error = answer
         reply = error_reply(error)
         return pages.error_page(reply, error.sentence) if pages.wants_page(environ) else reply
+
+
+class Receiving:
+    """An upload on its way through the application: request id, answer, audit and count belong to it."""
+
+    def __init__(self, app: App, call: Call, incoming: Incoming, ident: str, began: float) -> None:
+        self._app = app
+        self._call = call
+        self._incoming = incoming
+        self._ident = ident
+        self._began = began
+        self.feed = incoming.feed
+
+    def finish(self) -> Reply:
+        """All bytes were fed."""
+        with logs.request(self._ident):
+            return self._done(self._app.finish(self._call, self._incoming))
+
+    def fail(self, error: Exception) -> Reply:
+        """It ends here: the answer for an error of the protocol or the core; raises what is none."""
+        self.abort()
+        if not isinstance(error, (HttpError, OSError)):
+            raise error
+        with logs.request(self._ident):
+            return self._done(self._app.settled(self._call, refused(error)))
+
+    def abort(self) -> None:
+        """The client is gone, or the upload failed: nothing is left of it."""
+        self._incoming.abort()
+
+    def _done(self, reply: Reply) -> Reply:
+        return self._app.done(self._call.environ, reply, self._ident, self._began)
+
+
+def _fed(receiving: Receiving, environ: dict[str, Any]) -> Reply:
+    """Bring the body of a plain WSGI server, which waits for it."""
+    read = environ["wsgi.input"].read
+    length = environ.get("CONTENT_LENGTH")
+    left = None if length is None else int(length)
+    try:
+        while left is None or left:
+            data = read(limits.BLOCK if left is None else min(limits.BLOCK, left))
+            if not data:
+                break
+            receiving.feed(memoryview(data))
+            left = None if left is None else left - len(data)
+        return receiving.finish()
+    except (HttpError, OSError, ValueError) as error:
+        return receiving.fail(Malformed(str(error)) if isinstance(error, ValueError) else error)
+
+
+_prefix = ""
+_count = itertools.count()
+
+
+def _fresh_id() -> str:
+    """Unlike any other: a random part for each process, and a number."""
+    return f"{_prefix}{next(_count) & 0xFFFFFFFF:08x}"
+
+
+def _new_prefix() -> None:
+    global _prefix
+    _prefix = secrets.token_hex(4)
+
+
+_new_prefix()
+os.register_at_fork(after_in_child=_new_prefix)
+
+
+def _may_block(environ: dict[str, Any]) -> None:
+    """Tell the loop that this request may take a while."""
+    tell = environ.get("fsd.may_block")
+    if tell is not None:
+        tell()
 
 
 def _audit(call: Call, reply: Reply) -> None:

@@ -12,7 +12,7 @@ from dav.auth.basic import BasicAuth
 from dav.auth.cache import CredentialCache
 from dav.auth.forwarded import TrustedProxies
 from dav.auth.throttle import Throttle
-from dav.server import Listen, Server
+from dav.server import Listen, Server, StockServer, make
 from fsd.core import quota, replay
 from fsd.core.registry import Registry
 from fsd.service import logs
@@ -20,8 +20,6 @@ from fsd.service.config import Settings
 
 log = logging.getLogger(__name__)
 
-_THREADS_FACTOR = 4
-"""How far the pool may grow when slow transfers hold its usual threads."""
 _STOP_SECONDS = 25.0
 _DESCRIPTORS = 65536
 _SWITCH_SECONDS = 0.001
@@ -45,22 +43,24 @@ def build_app(settings: Settings) -> App:
     return app
 
 
-def build_server(settings: Settings, *, reuse_port: bool = True) -> Server:
+def build_server(
+    settings: Settings, *, reuse_port: bool = True, app: App | None = None
+) -> Server | StockServer:
     """A server for these settings, not yet bound."""
     certificate: Path | None = settings.tls_cert
-    return Server(
+    return make(
         Listen(
             host=settings.listen.host,
             port=settings.listen.port,
             threads=settings.http_threads,
-            max_threads=settings.http_threads * _THREADS_FACTOR,
             reuse_port=reuse_port,
             certificate=certificate,
             private_key=settings.tls_key if settings.tls_key is not None else certificate,
             stop_seconds=_STOP_SECONDS,
             idle_seconds=settings.http_timeout,
         ),
-        build_app(settings),
+        app or build_app(settings),
+        settings.http_loop,
     )
 
 
@@ -89,9 +89,10 @@ def run_worker(settings: Settings, index: int) -> None:
     sys.setswitchinterval(_SWITCH_SECONDS)
     # Blocked in all threads and waited for in this one: a handler would run only when this thread wakes.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    server = build_server(settings)
+    app = build_app(settings)
+    server = build_server(settings, app=app)
     server.prepare()
-    threading.Thread(target=_replay, args=(server.wsgi_app.registry,), name="replay", daemon=True).start()
+    threading.Thread(target=_replay, args=(app.registry,), name="replay", daemon=True).start()
     thread = threading.Thread(target=server.serve, name="front", daemon=True)
     thread.start()
     while signal.sigtimedwait({signal.SIGTERM}, 1.0) is None and thread.is_alive():

@@ -1,5 +1,6 @@
 """Request bodies as WSGI input: streamed, bounded, never whole in memory."""
 
+import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Protocol
@@ -15,7 +16,8 @@ class Source(Protocol):
     buffer: bytearray
 
     def fill(self) -> None:
-        """Receive more into ``buffer``; Truncated at the end of the stream, TooSlow by pace."""
+        """Receive more into ``buffer``; Truncated at the end of the stream, TooSlow by pace, WouldBlock if it has
+        nothing and does not wait."""
 
     def receive_into(self, view: memoryview) -> int:
         """Receive at least one byte straight into ``view``; errors as ``fill``."""
@@ -25,7 +27,10 @@ class Source(Protocol):
 
 
 class Body(ABC):
-    """Common to both kinds.  ``broken`` is set once the framing is lost: the connection must close."""
+    """Common to both kinds.  ``broken`` is set once the framing is lost: the connection must close.
+
+    After WouldBlock a read goes on where it stopped.
+    """
 
     def __init__(self, source: Source, expect: bool) -> None:
         self._source = source
@@ -107,14 +112,28 @@ class FixedBody(Body):
         return got
 
 
+class _Next(enum.Enum):
+    """What a chunked body goes on with."""
+
+    SIZE = enum.auto()
+    DATA = enum.auto()
+    CRLF = enum.auto()
+    TRAILERS = enum.auto()
+    NOTHING = enum.auto()
+
+
 class ChunkedBody(Body):
     """A chunked body (RFC 9112 section 7.1); trailers are parsed and dropped."""
 
     def __init__(self, source: Source, expect: bool) -> None:
         super().__init__(source, expect)
-        self._chunk = 0
-        self._first = True
-        self.done = False
+        self._left = 0
+        self._trailers = 0
+        self._next = _Next.SIZE
+
+    @property
+    def done(self) -> bool:
+        return self._next is _Next.NOTHING
 
     def readinto(self, view: memoryview) -> int:
         if self.done:
@@ -135,29 +154,43 @@ class ChunkedBody(Body):
                 raise Malformed("A line of the chunked body is too long.")
             self._source.fill()
 
-    def _next_chunk(self) -> bool:
-        if not self._first and self._line(0):
-            raise Malformed("A chunk is longer than announced.")
-        self._first = False
+    def _to_data(self) -> bool:
+        """Read up to the next byte of data; False at the end of the body."""
+        while self._next is not _Next.DATA:
+            match self._next:
+                case _Next.SIZE:
+                    self._size()
+                case _Next.CRLF:
+                    if self._line(0):
+                        raise Malformed("A chunk is longer than announced.")
+                    self._next = _Next.SIZE
+                case _Next.TRAILERS:
+                    self._trailer()
+                case _Next.NOTHING:
+                    return False
+        return True
+
+    def _size(self) -> None:
         try:
-            self._chunk = chunk_size(self._line(limits.CHUNK_LINE_BYTES))
+            self._left = chunk_size(self._line(limits.CHUNK_LINE_BYTES))
         except BadRequest as error:
             raise Malformed(error.sentence) from None
-        if self._chunk:
-            return True
-        seen = 0
-        while line := self._line(limits.TRAILER_BYTES):
-            seen += len(line)
-            if seen > limits.TRAILER_BYTES or b":" not in line:
-                raise Malformed("The trailers are malformed or too long.")
-        self.done = True
-        return False
+        self._next = _Next.DATA if self._left else _Next.TRAILERS
+
+    def _trailer(self) -> None:
+        line = self._line(limits.TRAILER_BYTES)
+        if not line:
+            self._next = _Next.NOTHING
+            return
+        self._trailers += len(line)
+        if self._trailers > limits.TRAILER_BYTES or b":" not in line:
+            raise Malformed("The trailers are malformed or too long.")
 
     def _take(self, view: memoryview) -> int:
-        if not self._chunk and not self._next_chunk():
+        if not self._to_data():
             return 0
-        if len(view) > self._chunk:
-            view = view[: self._chunk]
+        if len(view) > self._left:
+            view = view[: self._left]
         buffer = self._source.buffer
         if buffer:
             got = min(len(buffer), len(view))
@@ -165,5 +198,7 @@ class ChunkedBody(Body):
             del buffer[:got]
         else:
             got = self._source.receive_into(view)
-        self._chunk -= got
+        self._left -= got
+        if not self._left:
+            self._next = _Next.CRLF
         return got

@@ -1,34 +1,43 @@
 """One client connection, on cheroot's ConnectionClass extension point.
 
-Ownership: the manager's thread owns it while it waits for a handshake, a request head or unwanted bytes;
-a worker owns it from a complete head to the end of the reply.  Nobody else touches it.
+Ownership: a thread that has taken the one ``claim`` owns it; while nobody has, it waits in the loop's epoll for what
+``wire.wants`` says, until ``deadline``.  Nothing here waits for a client, except a body that an application reads by
+itself.
 """
 
 import enum
 import logging
-import os
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cheroot.server import HTTPConnection
 
 from dav.front.request import Request
-from dav.front.wire import WRITE, Pace, Wire
+from dav.front.wire import READ, WRITE, Pace, Wire
 from dav.http import limits
-from dav.http.failures import TooSlow, Truncated
-from dav.http.parser import BadRequest, head_end
+from dav.http.failures import TooSlow, Truncated, WouldBlock
+from dav.http.parser import BadRequest, Head, head_end, parse_head
 
 if TYPE_CHECKING:
     from dav.server import Server
 
 log = logging.getLogger(__name__)
 
-
-_STICKY_SECONDS = 0.002
+_BURST = 32
+"""Pipelined requests that are answered before others get their turn."""
+_MOMENT = 0.01
+"""A thread that is no longer the leader waits so long for more of a transfer before it gives the connection back."""
+_PLAIN_TO_TLS = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 31\r\nConnection: close\r\n\r\n"
+    b"This port only speaks https.\r\n\n"
+)
+_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n"
+_LOST = (TooSlow, Truncated, ConnectionError, TimeoutError, ssl.SSLError)
 
 
 class State(enum.Enum):
@@ -36,106 +45,221 @@ class State(enum.Enum):
 
     HANDSHAKE = enum.auto()
     HEAD = enum.auto()
+    """A head, and a small body that is no upload: the application is asked when both are whole."""
+    RECEIVE = enum.auto()
+    """More of an upload."""
+    SEND = enum.auto()
+    """Room for more of a reply."""
     DISCARD = enum.auto()
     """The rest of a small body that nobody read; then the next head."""
     LINGER = enum.auto()
     """The reply was final; bytes are thrown away for a moment, then it closes."""
-    WORKER = enum.auto()
+    STREAM = enum.auto()
+    """Handed to a stream (server-sent events), which writes when it has something."""
 
 
 class _Reading:
-    """cheroot's pool asks ``rfile.closed`` before it cuts a connection off at shutdown."""
+    """cheroot asks ``rfile.closed``."""
 
     closed = False
 
 
+class _Block(threading.local):
+    """One block for received bytes a thread, made when it first receives an upload."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(limits.BLOCK))
+
+
+_block = _Block()
+
+
 class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
     """Buffer, socket and state of one client."""
-
-    RequestHandlerClass = Request
 
     def __init__(self, server: "Server", sock: socket.socket, makefile: object = None) -> None:
         # Not calling the base: its buffered files and per-connection caches are what this replaces.
         self.server = server
         self.socket = sock
         self.wire = Wire(sock)
-        self.fd = sock.fileno()
+        self.fd = self.wire.fd
         self.buffer = bytearray()
+        self.claims: list[None] = []
         self.state = State.HANDSHAKE if self.wire.tls else State.HEAD
         self.deadline = time.monotonic() + (
             limits.HANDSHAKE_SECONDS if self.wire.tls else limits.HEAD_SECONDS
         )
-        self.searched = 0
+        self.used = 0.0
         self.unwanted = 0
-        self.head: bytes | None = None
-        self.refusal: BadRequest | None = None
+        self.discarding = False
         self.pace: Pace | None = None
+        self.request: Request | None = None
+        self.stream: Any = None
         self.remote_addr = ""
-        self.remote_port = 0
-        self.ssl_env: dict[str, str] = {}
-        self.requests_seen = 0
+        self.remote_port = ""
         self.rfile = _Reading()
+        self._searched = 0
+        self._head: Head | None = None
+        self._last: Head | None = None
+        self._patient = True
 
-    # -- the manager's side ----------------------------------------------------------------------
+    # -- one turn --------------------------------------------------------------------------------
 
-    def take_head(self) -> bool:
-        """True when the buffer holds a whole head (now in ``head``) or can't become one (``refusal``)."""
+    def advance(self) -> bool:
+        """Get as far as possible without waiting.  False: it must be closed; True: ``wire.wants`` says for what."""
         try:
-            end = head_end(self.buffer, self.searched)
-        except BadRequest as error:
-            self.refusal = error
+            for _ in range(_BURST):
+                going = self._turn()
+                if going is not None:
+                    return going
+            self.wire.wants = WRITE  # others first; writable it is at once
             return True
-        if end < 0:
-            self.searched = len(self.buffer)
-            return False
-        self.head = bytes(self.buffer[:end])
-        del self.buffer[:end]
-        self.searched = 0
-        return True
+        except ssl.SSLError as error:
+            if self.state is State.HANDSHAKE and getattr(error, "reason", "") == "HTTP_REQUEST":
+                with suppress(OSError):
+                    # Below the TLS object, which refuses to send before its handshake.
+                    socket.socket.send(self.socket, _PLAIN_TO_TLS)
+            log.debug("TLS failed: %s", error)
+        except _LOST as error:
+            log.debug("connection lost: %s", error)
+        except OSError as error:
+            log.warning("a reply was cut off: %s", error)
+        return False
 
-    # -- the worker's side -----------------------------------------------------------------------
+    def _turn(self) -> bool | None:
+        """One step; None: at once the next."""
+        state = self.state
+        if state is State.HEAD:
+            return self._receive_head()
+        if state is State.SEND:
+            return self._send()
+        if state is State.RECEIVE:
+            return self._receive_body()
+        if state is State.HANDSHAKE:
+            return self._shake_hands()
+        return self._discard()
 
-    def communicate(self) -> bool:
-        """Serve the request whose head is here, and those already buffered behind it.
+    def _shake_hands(self) -> bool | None:
+        if not self.wire.handshake():
+            return True
+        self.state = State.HEAD
+        self.deadline = time.monotonic() + limits.HEAD_SECONDS
+        return None
 
-        True when the connection goes back to the manager; False when it must be closed.
-        """
+    def _receive_head(self) -> bool | None:
+        buffer = self.buffer
         while True:
-            request = Request(self.server, self)
+            if buffer and self._whole():
+                self._dispatch()
+                return None
+            data = self.wire.recv(limits.HEAD_BYTES)
+            if data is None:
+                return True
+            if not data:
+                return False
+            if not buffer:
+                self.deadline = time.monotonic() + limits.HEAD_SECONDS
+            buffer += data
+
+    def _whole(self) -> bool:
+        """Whether there is a request to be served: a refused one, or a head with as much body as is awaited."""
+        buffer = self.buffer
+        if self._head is None:
             try:
-                keep = request.respond()
-            except (TooSlow, Truncated, ConnectionError, TimeoutError, ssl.SSLError) as error:
-                log.debug("connection lost: %s", error)
-                return False
-            except OSError as error:
-                log.warning("a reply was cut off: %s", error)
-                return False
-            self.head = None
-            if not keep:
-                return self._linger()
-            if self.state is State.DISCARD:
+                end = head_end(buffer, self._searched)
+                if end < 0:
+                    self._searched = len(buffer)
+                    return False
+                self._head = parse_head(bytes(buffer[:end]), self._last)
+            except BadRequest as error:
+                self.request = Request(self.server, self, None)
+                self.request.refuse(error)
                 return True
-            if not self._another():
-                self.state = State.HEAD
-                self.deadline = time.monotonic() + (
-                    limits.HEAD_SECONDS if self.buffer else self.server.timeout
-                )
-                return True
+            del buffer[:end]
+            self._searched = 0
+        head = self._head
+        if head.method == "PUT" or head.expect or head.length > limits.DRAIN_BYTES:
+            return True  # refused, or agreed to, before the body is here
+        return head.length <= len(buffer)
 
-    def _another(self) -> bool:
-        """Whether the next request is here, or comes at once, as it does from a client that works through a list.
+    def _dispatch(self) -> None:
+        self.pace = None
+        request = self.request
+        if request is None:
+            request = self.request = Request(self.server, self, self._head)
+            self._last, self._head = self._head, None
+            request.begin()
+        self.state = State.SEND if request.outgoing is not None else State.RECEIVE
 
-        Waiting a moment for it spares two hand-overs between threads, as long as enough workers are free.
-        """
-        if self.buffer and self.take_head():
-            return True
-        if self.buffer or not self.server.requests.relaxed or not self.wire.wait(_STICKY_SECONDS):
+    def _receive_body(self) -> bool | None:
+        request = self.request
+        assert request is not None
+        self.server.loop.step_down()
+        if self.pace is None:
+            self.pace = Pace()
+        self._patient = False
+        try:
+            while True:
+                try:
+                    request.receive(_block.view)
+                except WouldBlock:
+                    # From a fast client the next bytes are here sooner than a trip through the loop takes.
+                    if self.wire.wait(_MOMENT):
+                        continue
+                    self.deadline = self.pace.deadline()
+                    return True
+                self.state = State.SEND
+                return None
+        finally:
+            self._patient = True
+
+    def _send(self) -> bool | None:
+        request = self.request
+        assert request is not None and request.outgoing is not None
+        outgoing = request.outgoing
+        aside = outgoing.large
+        if aside:
+            self.server.loop.step_down()
+        try:
+            while not outgoing.flush():
+                if self.pace is None:
+                    self.pace = Pace()
+                if not aside or not self.wire.wait(_MOMENT):
+                    self.deadline = self.pace.deadline()
+                    return True
+        except OSError:
+            raise
+        except Exception:
+            log.exception("a reply was cut off")
             return False
-        data = self.wire.recv(limits.HEAD_BYTES)
-        if not data:
-            return False  # the manager sees the end of the stream, too
-        self.buffer += data
-        return self.take_head()
+        return self._sent(request)
+
+    def _sent(self, request: Request) -> bool | None:
+        self.request = None
+        outgoing = request.outgoing
+        assert outgoing is not None
+        outgoing.close()
+        if self.stream is not None:
+            self.state = State.STREAM
+            self.wire.wants = READ
+            return bool(self.stream.began(self))
+        if not request.keep:
+            return self._linger()
+        now = time.monotonic()
+        self.used = now
+        if self.discarding:
+            self.state = State.DISCARD
+            self.deadline = now + limits.HEAD_SECONDS
+            return None
+        self.state = State.HEAD
+        if self.buffer:
+            self.deadline = now + limits.HEAD_SECONDS
+            return None
+        self.deadline = now + self.server.timeout
+        if self.wire.tls and self.socket.pending():
+            return None  # decrypted bytes wait where epoll can't see them
+        self.wire.wants = READ
+        return True
 
     def _linger(self) -> bool:
         if self.unwanted == 0:
@@ -143,19 +267,38 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
         # Closing with unread bytes sends a reset, which may overtake the reply (RFC 9112 section 9.6).
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_WR)
+        self.buffer.clear()
         self.state = State.LINGER
+        self.wire.wants = READ
         self.deadline = time.monotonic() + limits.LINGER_SECONDS
         return True
 
-    def begin_body(self) -> None:
-        """A body or reply starts: its pace is measured from here."""
-        self.pace = Pace()
+    def _discard(self) -> bool | None:
+        """Throw away what nobody wanted; behind a small body comes the next head."""
+        while True:
+            data = self.wire.recv(limits.HEAD_BYTES)
+            if data is None:
+                return True
+            if not data or self.state is State.STREAM:
+                return False  # whoever listens has nothing to say
+            took = min(len(data), self.unwanted)
+            self.unwanted -= took
+            if self.unwanted == 0:
+                if self.state is State.LINGER:
+                    return False
+                self.discarding = False
+                self.state = State.HEAD
+                self.deadline = time.monotonic() + self.server.timeout
+                self.buffer += data[took:]
+                return None
+
+    # -- what bodies read from -------------------------------------------------------------------
 
     def fill(self) -> None:
         while True:
             data = self.wire.recv(limits.HEAD_BYTES)
             if data:
-                self._moved(len(data))
+                self.moved(len(data))
                 self.buffer += data
                 return
             if data is not None:
@@ -166,63 +309,86 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
         while True:
             got = self.wire.recv_into(view)
             if got:
-                self._moved(got)
+                self.moved(got)
                 return got
             if got is not None:
                 raise Truncated("The connection ended in the middle of the body.")
             self._wait()
 
     def send_continue(self) -> None:
-        self.send_all((b"HTTP/1.1 100 Continue\r\n\r\n",))
+        self._send_all((b"HTTP/1.1 100 Continue\r\n\r\n",))
 
-    def send_all(self, parts: Sequence[bytes | memoryview]) -> None:
-        """Send everything; TooSlow if the peer does not take it fast enough; OSError if it is gone."""
+    def _send_all(self, parts: Sequence[bytes | memoryview]) -> None:
         left = [memoryview(part) for part in parts if len(part)]
         while left:
             sent = self.wire.send(left)
             if sent is None:
-                self._wait()
+                self._pause()
                 continue
-            self._moved(sent)
             while left and sent >= len(left[0]):
                 sent -= len(left.pop(0))
             if sent:
                 left[0] = left[0][sent:]
 
-    def send_file(self, fd: int, offset: int, count: int) -> None:
-        """Send bytes of a file by sendfile(2); OSError when the file ends early."""
-        while count:
-            try:
-                sent = os.sendfile(self.fd, fd, offset, min(count, 1 << 24))
-            except BlockingIOError:
-                self.wire.wants = WRITE
-                self._wait()
-                continue
-            if not sent:
-                raise ConnectionAbortedError("The file became shorter while it was being sent.")
-            self._moved(sent)
-            offset += sent
-            count -= sent
-
     def _wait(self) -> None:
+        if not self._patient:
+            raise WouldBlock
+        self._pause()
+
+    def _pause(self) -> None:
+        self.server.loop.step_down()
         if self.pace is None:
             self.pace = Pace()
         self.pace.wait(self.wire)
 
-    def _moved(self, count: int) -> None:
+    def moved(self, count: int) -> None:
+        """Bytes went one way or the other: the client is alive."""
         if self.pace is not None:
             self.pace.moved(count)
+
+    # -- its end ---------------------------------------------------------------------------------
+
+    @property
+    def resting(self) -> bool:
+        """Whether it is between two requests, with nothing of the next."""
+        return self.state is State.HEAD and not self.buffer and self._head is None
+
+    def expire(self) -> bool:
+        """Its deadline has passed (the caller owns it): True if it has something to say before it closes."""
+        if self.state is State.RECEIVE and self.request is not None:
+            if self.request.body is not None:
+                self.request.body.broken = True
+            self.request.end_upload(TooSlow("The other side is too slow."))
+            self.state = State.SEND
+            return self.advance()
+        if self.state is State.HEAD and not self.resting:
+            with suppress(OSError):
+                self.wire.send((_TIMEOUT,))
+        return False
+
+    def busy(self, reply: bytes) -> None:
+        """Say so without waiting, and close soon."""
+        with suppress(OSError):
+            self.wire.send((reply,))
+        self.unwanted = limits.DRAIN_BYTES
+        self._linger()
 
     @property
     def closed(self) -> bool:
         return bool(self.rfile.closed)
 
     def close(self) -> None:
-        """Close the socket; safe to call twice."""
+        """Close the socket and let go of the request under way; safe to call twice."""
         if self.rfile.closed:
             return
         self.rfile.closed = True
         self.server.forget(self)
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.ended(self)
+        request, self.request = self.request, None
+        if request is not None:
+            request.close()
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()

@@ -1,15 +1,18 @@
-"""One request through WSGI (PEP 3333), and its reply."""
+"""One request: its environ (PEP 3333), the application's answer, and the head of the reply."""
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from dav.front.body import Body, ChunkedBody, FixedBody
+from dav.front.outgoing import Outgoing
 from dav.http import limits
-from dav.http.parser import BadRequest, Head, parse_head
+from dav.http.failures import WouldBlock
+from dav.http.parser import BadRequest, Head
 
 if TYPE_CHECKING:
     from dav.front.connection import Connection
@@ -17,232 +20,227 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+
+class Answer(Protocol):
+    """A reply as the application makes it.  The body may have ``close``, and ``fd``, ``offset`` and ``count``."""
+
+    status: int
+    headers: list[tuple[str, str]]
+
+    @property
+    def body(self) -> Iterable[bytes]: ...
+
+
+class Receiving(Protocol):
+    """An upload that the application has agreed to; the front brings the bytes as they come."""
+
+    def feed(self, view: memoryview) -> None:
+        """The next bytes.  An exception ends the upload: pass it to ``fail``."""
+
+    def finish(self) -> Answer:
+        """All bytes were fed."""
+
+    def fail(self, error: Exception) -> Answer:
+        """It can't go on: what the client is told."""
+
+    def abort(self) -> None:
+        """The client is gone."""
+
+
 _date: tuple[int, bytes] = (0, b"")
-_status_lines: dict[str, bytes] = {}
+_status_lines: dict[int, bytes] = {}
 
 
-def _date_line() -> bytes:
+def _start(status: int) -> bytes:
+    """Status line and Date."""
     global _date
     now = int(time.time())
     if _date[0] != now:
         _date = (now, b"Date: " + formatdate(now, usegmt=True).encode() + b"\r\n")
-    return _date[1]
+    line = _status_lines.get(status)
+    if line is None:
+        line = _status_lines[status] = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
+    return line + _date[1]
 
 
-class Request:
-    """Parses the head, calls the application, writes the reply.  Used once, by one worker."""
+class Plain:
+    """A text answer of the front's own."""
 
-    def __init__(self, server: "Server", conn: "Connection") -> None:
-        self.server = server
-        self.conn = conn
-        self.status = ""
-        self.headers: list[tuple[str, str]] = []
-        self.sent_headers = False
-        self.no_body = False
-        self.chunked_reply = False
-        self.keep = True
-        self.left: int | None = None
-        self.body: Body | None = None
-        self.head: Head | None = None
-
-    def respond(self) -> bool:
-        """Serve it.  True when the connection can carry another request.  OSError: the peer is gone."""
-        conn = self.conn
-        conn.pace = None
-        try:
-            if conn.refusal is not None:
-                raise conn.refusal
-            assert conn.head is not None
-            head = parse_head(conn.head)
-        except BadRequest as error:
-            conn.unwanted = limits.DRAIN_BYTES
-            self.keep = False
-            self._simple(error.status, error.sentence)
-            return False
-        self.head = head
-        conn.requests_seen += 1
-        self.no_body = head.method == "HEAD"
-        self.keep = head.keep_alive
-        body: Body
-        if head.chunked:
-            body = ChunkedBody(conn, head.expect)
-        else:
-            body = FixedBody(conn, head.length, head.expect)
-        self.body = body
-        if head.chunked or head.length:
-            conn.begin_body()
-        self._run(self._environ(head, body))
-        return self.keep
-
-    def _environ(self, head: Head, body: Body) -> dict[str, Any]:
-        conn = self.conn
-        path, _, query = head.target.partition(b"?")
-        environ = self.server.base_environ.copy()
-        environ.update(head.headers)
-        environ["REQUEST_METHOD"] = head.method
-        environ["PATH_INFO"] = (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1")
-        environ["QUERY_STRING"] = query.decode("latin-1")
-        environ["REQUEST_URI"] = head.target.decode("latin-1")
-        environ["SERVER_PROTOCOL"] = f"HTTP/{head.version[0]}.{head.version[1]}"
-        environ["REMOTE_ADDR"] = conn.remote_addr
-        environ["REMOTE_PORT"] = str(conn.remote_port)
-        environ["wsgi.input"] = body
-        environ["wsgi.input_terminated"] = True
-        return environ
-
-    def _run(self, environ: dict[str, Any]) -> None:
-        result: Iterable[bytes] | None = None
-        try:
-            result = self.server.wsgi_app(environ, self._start_response)
-            self._send_result(result)
-        except OSError:
-            if self.sent_headers:
-                raise
-            log.exception("request failed: %s %s", environ["REQUEST_METHOD"], environ["REQUEST_URI"])
-            self._fail()
-        except Exception:
-            log.exception("request failed: %s %s", environ["REQUEST_METHOD"], environ["REQUEST_URI"])
-            if self.sent_headers:
-                # What was announced can't be kept: only a cut connection tells the client.
-                self.keep = False
-                return
-            self._fail()
-        finally:
-            close = getattr(result, "close", None)
-            if close is not None:
-                close()
-
-    def _fail(self) -> None:
-        self.status, self.headers, self.chunked_reply, self.left = "", [], False, None
-        self._simple("500 Internal Server Error", "The server failed; its log says why.")
-
-    def _start_response(
-        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
-    ) -> Callable[[bytes], None]:
-        if self.sent_headers and exc_info:
-            raise exc_info[1].with_traceback(exc_info[2])
-        if self.status and not exc_info:
-            raise RuntimeError("start_response was called twice")
-        self.status, self.headers = status, headers
-        return self._write
-
-    def _send_result(self, result: Iterable[bytes]) -> None:
-        fd = getattr(result, "fd", None)
-        if fd is not None and not self.conn.wire.tls and not self.no_body:
-            offset, count = result.offset, result.count  # type: ignore[attr-defined]
-            self.conn.send_all((self._head_bytes(count),))
-            self.conn.send_file(fd, offset, count)
-            return
-        if isinstance(result, (list, tuple)):
-            data = result[0] if len(result) == 1 else b"".join(result)
-            self._write(data, len(data))
-        else:
-            for chunk in result:
-                if chunk:
-                    self._write(chunk)
-            if not self.sent_headers:
-                self._write(b"", 0)
-        if self.chunked_reply:
-            self.conn.send_all((b"0\r\n\r\n",))
-        if self.left:
-            raise ConnectionAbortedError("The reply ended before its announced length.")
-
-    def _write(self, data: bytes, total: int | None = None) -> None:
-        parts: list[bytes] = []
-        if not self.sent_headers:
-            parts.append(self._head_bytes(total))
-        if self.no_body:
-            self.left = None
-        elif data:
-            if self.left is not None:
-                if len(data) > self.left:
-                    raise ConnectionAbortedError("The reply is longer than its announced length.")
-                self.left -= len(data)
-            if self.chunked_reply:
-                parts += (b"%x\r\n" % len(data), data, b"\r\n")
-            else:
-                parts.append(data)
-        if parts:
-            if self.conn.wire.tls and len(parts) > 1 and len(data) <= 65536:
-                parts = [b"".join(parts)]
-            self.conn.send_all(parts)
-
-    def _head_bytes(self, total: int | None) -> bytes:
-        """Status line and headers; decides how the body is delimited and whether the connection lives."""
-        if not self.status:
-            raise RuntimeError("the application did not call start_response")
-        lines = [f"HTTP/1.1 {self.status}\r\n".encode("latin-1"), _date_line()]
-        length: int | None = None
-        for name, value in self.headers:
-            if "\n" in value or "\r" in value or "\0" in value:
-                raise RuntimeError(f"a line ending in the reply header {name}")
-            lower = name.lower()
-            if lower == "content-length":
-                length = int(value)
-            elif lower == "connection":
-                self.keep = self.keep and value.lower() != "close"
-                continue
-            elif lower == "date":
-                continue
-            lines.append(f"{name}: {value}\r\n".encode("latin-1"))
-        bodyless = self.status[:3] in ("204", "304")
-        if bodyless:
-            self.no_body = True
-        elif length is None and total is not None:
-            length = total
-            lines.append(b"Content-Length: %d\r\n" % total)
-        self.left = length
-        if length is None and not self.no_body:
-            if self.head is not None and self.head.version >= (1, 1):
-                self.chunked_reply = True
-                lines.append(b"Transfer-Encoding: chunked\r\n")
-            else:
-                self.keep = False
-        self.keep = self.keep and self.server.ready
-        self._settle_body()
-        if not self.keep:
-            lines.append(b"Connection: close\r\n")
-        elif self.head is not None and self.head.version < (1, 1):
-            lines.append(b"Connection: keep-alive\r\n")
-        lines.append(b"\r\n")
-        self.sent_headers = True
-        self.conn.begin_body()
-        return b"".join(lines)
-
-    def _settle_body(self) -> None:
-        """What happens to request bytes the application did not read (never read before the reply)."""
-        from dav.front.connection import State
-
-        body, conn = self.body, self.conn
-        conn.unwanted = 0
-        conn.state = State.WORKER
-        if body is None:
-            return
-        if body.broken:
-            self.keep = False
-            conn.unwanted = limits.DRAIN_BYTES
-        elif isinstance(body, FixedBody):
-            if body.remaining and body.expecting:
-                # The client may or may not send it now: the framing is lost.
-                self.keep = False
-                conn.unwanted = limits.DRAIN_BYTES
-            elif body.remaining > limits.DRAIN_BYTES:
-                self.keep = False
-                conn.unwanted = limits.DRAIN_BYTES
-            elif body.remaining:
-                arrived = min(len(conn.buffer), body.remaining)
-                del conn.buffer[:arrived]
-                conn.unwanted = body.remaining - arrived
-                if conn.unwanted:
-                    conn.state = State.DISCARD
-                    conn.deadline = time.monotonic() + limits.HEAD_SECONDS
-        elif isinstance(body, ChunkedBody) and not body.done:
-            self.keep = False
-            conn.unwanted = limits.DRAIN_BYTES
-
-    def _simple(self, status: str, sentence: str) -> None:
-        """A plain text answer of our own."""
+    def __init__(self, status: int, sentence: str) -> None:
         data = (sentence + "\n").encode()
         self.status = status
         self.headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(data)))]
-        self._write(data)
+        self.body = [data]
+
+
+class Request:
+    """A parsed head on its way through the application.  Used by one thread at a time."""
+
+    __slots__ = ("body", "conn", "head", "keep", "outgoing", "receiving", "server")
+
+    def __init__(self, server: "Server", conn: "Connection", head: Head | None) -> None:
+        self.server = server
+        self.conn = conn
+        self.head = head
+        self.keep = head is not None and head.keep_alive
+        self.body: Body | None = None
+        self.receiving: Receiving | None = None
+        self.outgoing: Outgoing | None = None
+
+    def refuse(self, error: BadRequest) -> None:
+        """Answer what could not be parsed; the connection ends."""
+        self.conn.unwanted = limits.DRAIN_BYTES
+        self.reply(Plain(int(error.status[:3]), error.sentence))
+
+    def begin(self) -> None:
+        """Ask the application: afterwards either ``outgoing`` or ``receiving`` is there."""
+        head, conn = self.head, self.conn
+        assert head is not None
+        if head.chunked:
+            self.body = ChunkedBody(conn, head.expect)
+        else:
+            self.body = FixedBody(conn, head.length, head.expect)
+        environ = self._environ(head, self.body)
+        try:
+            found: Any = self.server.wsgi_app.answer(environ)
+            if hasattr(found, "feed"):
+                self.receiving = found
+            else:
+                self.reply(found)
+        except Exception as error:
+            self._failed(error)
+
+    def receive(self, view: memoryview) -> None:
+        """Take what has arrived of the upload, and answer it when that was all.  WouldBlock: there will be more."""
+        body, receiving = self.body, self.receiving
+        assert body is not None and receiving is not None
+        try:
+            while got := body.readinto(view):
+                receiving.feed(view[:got])
+            answer = receiving.finish()
+        except WouldBlock:
+            raise
+        except Exception as error:
+            self.end_upload(error)
+        else:
+            self.receiving = None
+            self.reply(answer)
+
+    def end_upload(self, error: Exception) -> None:
+        """Answer an upload that ends with this error."""
+        assert self.receiving is not None
+        try:
+            answer = self.receiving.fail(error)
+            self.receiving = None
+            self.reply(answer)
+        except Exception as failure:
+            self._failed(failure)
+
+    def _failed(self, error: Exception) -> None:
+        """Log what went wrong; 500 if nothing was sent yet, else the connection must be cut."""
+        head = self.head
+        what = f"{head.method} {head.target.decode('latin-1')}" if head is not None else "?"
+        log.error("request failed: %s", what, exc_info=error)
+        if self.receiving is not None:
+            self.receiving.abort()
+            self.receiving = None
+        if self.outgoing is not None:
+            self.outgoing.close()
+        self.reply(Plain(500, "The server failed; its log says why."))
+
+    def close(self) -> None:
+        """Let go of everything; an upload that is under way leaves nothing."""
+        if self.receiving is not None:
+            self.receiving.abort()
+            self.receiving = None
+        if self.outgoing is not None:
+            self.outgoing.close()
+
+    def _environ(self, head: Head, body: Body) -> dict[str, Any]:
+        conn = self.conn
+        target = head.target
+        path, _, query = target.partition(b"?")
+        return {
+            **self.server.base_environ,
+            **head.headers,
+            "REQUEST_METHOD": head.method,
+            "PATH_INFO": (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1"),
+            "QUERY_STRING": query.decode("latin-1"),
+            "REQUEST_URI": target.decode("latin-1"),
+            "SERVER_PROTOCOL": "HTTP/1.1" if head.version == (1, 1) else "HTTP/1.0",
+            "REMOTE_ADDR": conn.remote_addr,
+            "REMOTE_PORT": conn.remote_port,
+            "wsgi.input": body,
+            "wsgi.input_terminated": True,
+        }
+
+    def reply(self, answer: Answer) -> None:
+        """Decide how the body is delimited and whether the connection lives, and put it all under way."""
+        head = self.head
+        body = answer.body
+        status = answer.status
+        lines, length, close = _header_lines(answer.headers)
+        bodyless = status in (204, 304)
+        if length is None and not bodyless and isinstance(body, (list, tuple)):
+            length = sum(map(len, body))
+            lines += f"Content-Length: {length}\r\n"
+        empty = bodyless or (head is not None and head.method == "HEAD")
+        chunked = False
+        if length is None and not empty:
+            if head is not None and head.version >= (1, 1):
+                chunked = True
+                lines += "Transfer-Encoding: chunked\r\n"
+            else:
+                self.keep = False
+        self.keep = self.keep and not close and self.server.ready
+        self._settle_body()
+        if not self.keep:
+            lines += "Connection: close\r\n"
+        elif head is not None and head.version < (1, 1):
+            lines += "Connection: keep-alive\r\n"
+        data = b"%b%b\r\n" % (_start(status), lines.encode("latin-1"))
+        self.outgoing = Outgoing(
+            self.conn, data, body, length=None if empty else length, chunked=chunked, empty=empty
+        )
+
+    def _settle_body(self) -> None:
+        """What happens to request bytes the application did not read (never read before the reply)."""
+        body, conn = self.body, self.conn
+        if body is None:
+            return
+        conn.unwanted = 0
+        conn.discarding = False
+        if isinstance(body, FixedBody):
+            left = body.remaining
+            if not left and not body.broken:
+                return
+            if body.broken or body.expecting or left > limits.DRAIN_BYTES:
+                # A client that expected may or may not send it now: the framing is lost.
+                self.keep = False
+                conn.unwanted = limits.DRAIN_BYTES
+                return
+            arrived = min(len(conn.buffer), left)
+            del conn.buffer[:arrived]
+            conn.unwanted = left - arrived
+            conn.discarding = conn.unwanted > 0
+        elif body.broken or (isinstance(body, ChunkedBody) and not body.done):
+            self.keep = False
+            conn.unwanted = limits.DRAIN_BYTES
+
+
+def _header_lines(headers: Sequence[tuple[str, str]]) -> tuple[str, int | None, bool]:
+    """(the lines, the announced length, whether the application wants the connection closed)."""
+    length: int | None = None
+    close = False
+    lines = []
+    for name, value in headers:
+        if name == "Content-Length":
+            length = int(value)
+        elif name == "Connection":
+            close = value.lower() == "close"
+            continue
+        lines.append(f"{name}: {value}\r\n")
+    text = "".join(lines)
+    if text.count("\n") != len(lines) or text.count("\r") != len(lines) or "\0" in text:
+        raise RuntimeError("a line ending in a reply header")
+    return text, length, close

@@ -19,10 +19,11 @@ WRITE = select.POLLOUT
 class Wire:
     """One connected socket in non-blocking mode.  Not thread-safe: one owner at a time."""
 
-    __slots__ = ("_poll", "socket", "tls", "wants")
+    __slots__ = ("_poll", "fd", "socket", "tls", "wants")
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
+        self.fd = sock.fileno()
         self.tls = isinstance(sock, ssl.SSLSocket)
         self.wants = READ
         self._poll: select.poll | None = None
@@ -80,7 +81,7 @@ class Wire:
         """Wait until what was wanted last is possible; False when the time is over."""
         if self._poll is None:
             self._poll = select.poll()
-        self._poll.register(self.socket.fileno(), self.wants)
+        self._poll.register(self.fd, self.wants)
         return bool(self._poll.poll(max(0.0, seconds) * 1000))
 
 
@@ -96,8 +97,12 @@ class Pace:
     def moved(self, count: int) -> None:
         self._moved += count
 
-    def wait(self, wire: Wire) -> None:
-        """Wait for the peer, as long as it is fast enough on average.  TooSlow otherwise."""
+    def deadline(self) -> float:
+        """Until when the peer has to move something (monotonic clock) to be fast enough on average."""
         allowed = self._started + max(limits.GRACE_SECONDS, self._moved / limits.RATE_BYTES)
-        if not wire.wait(min(limits.STALL_SECONDS, allowed - time.monotonic())):
+        return min(time.monotonic() + limits.STALL_SECONDS, allowed)
+
+    def wait(self, wire: Wire) -> None:
+        """Wait for the peer.  TooSlow when its deadline passes."""
+        if not wire.wait(self.deadline() - time.monotonic()):
             raise TooSlow("The other side is too slow.")

@@ -1,4 +1,4 @@
-"""What can go wrong with a client while its bytes are on their way; all are OSError, as in the core."""
+"""What can go wrong with a client while its bytes are on their way; all but one are OSError, as in the core."""
 
 
 class TooSlow(OSError):
@@ -15,3 +15,7 @@ class Truncated(BodyError):
 
 class Malformed(BodyError):
     """The chunked framing is broken."""
+
+
+class WouldBlock(Exception):
+    """Nothing has arrived yet and nobody wants to wait here: call again when the socket has something."""

@@ -4,7 +4,7 @@ wsgidav gives the frame (provider, resources, dispatch to ``do_METHOD``).  The m
 stock reads Destination before parsing it, keys locks by mount, writes in place and stats each entry 21 times.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from wsgidav.dav_provider import DAVCollection, DAVNonCollection, DAVProvider
@@ -25,6 +25,7 @@ _COLLECTION = "OPTIONS, GET, HEAD, PROPFIND, PROPPATCH, DELETE, COPY, MOVE, LOCK
 _FILE = "OPTIONS, GET, HEAD, PUT, PROPFIND, PROPPATCH, DELETE, COPY, MOVE, LOCK, UNLOCK"
 _UNMAPPED = "OPTIONS, PUT, MKCOL, LOCK"
 _TRIES = 3
+Method = Callable[[Call], Reply | put.Incoming]
 _CREATING = frozenset({"PUT", "MKCOL", "LOCK"})
 """These do not need their resource: what they miss is a parent (409), or something of the server's own."""
 _VIRTUAL = "OPTIONS, GET, HEAD, PROPFIND"
@@ -81,7 +82,7 @@ class Folder(DAVCollection):  # type: ignore[misc]
         return [child.name.decode("utf-8", "surrogateescape") for child in children]
 
 
-def _without_doubt(handler: Callable[[Call], Reply], call: Call) -> Reply:
+def _without_doubt(handler: Method, call: Call) -> Reply | put.Incoming:
     """Call the method; its FileNotFoundError leaves here only when the resource itself is proven absent.
 
     Something that is deleted and made again meanwhile is asked for again: a method that fails has changed nothing.
@@ -106,6 +107,18 @@ def _proven_absent(call: Call) -> bool:
     except OSError:
         return False
     return False
+
+
+def refused(error: HttpError | OSError) -> Reply:
+    """The answer for an error of the protocol or of the core; raises it again if it is none of theirs."""
+    if isinstance(error, OSError):
+        answer = from_os_error(error)
+        if answer.status == 500:
+            raise error
+        return error_reply(answer)
+    if error.status == 304:
+        return Reply(304, list(error.headers))
+    return error_reply(error)
 
 
 class Provider(DAVProvider):  # type: ignore[misc]
@@ -133,13 +146,13 @@ class Requests(RequestServer):  # type: ignore[misc]
 
     def __init__(self, provider: Provider) -> None:
         super().__init__(provider)
-        self._methods: dict[str, Callable[[Call], Reply]] = {
+        self._methods: dict[str, Method] = {
             "OPTIONS": self._options,
             "GET": self._get,
             "HEAD": get.head,
             "PROPFIND": propfind.handle,
             "PROPPATCH": proppatch.handle,
-            "PUT": put.handle,
+            "PUT": put.begin,
             "MKCOL": changes.mkcol,
             "DELETE": changes.delete,
             "COPY": changes.copy,
@@ -148,13 +161,8 @@ class Requests(RequestServer):  # type: ignore[misc]
             "UNLOCK": locks.unlock,
         }
 
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        reply = self.reply(environ["fsd.call"])
-        start_response(reply.line, reply.headers)
-        return reply.body
-
-    def reply(self, call: Call) -> Reply:
-        """The answer of the method; errors of the protocol and of the core become their status."""
+    def reply(self, call: Call) -> Reply | put.Incoming:
+        """The answer of the method, or an upload it agreed to; errors become their status."""
         try:
             handler = self._methods.get(call.method)
             if handler is None:
@@ -162,15 +170,18 @@ class Requests(RequestServer):  # type: ignore[misc]
                     405, f"{call.method} is not available here.", headers=(("Allow", self._allow(call)),)
                 )
             return _without_doubt(handler, call)
-        except HttpError as error:
-            if error.status == 304:
-                return Reply(304, list(error.headers))
-            return error_reply(error)
-        except OSError as error:
-            answer = from_os_error(error)
-            if answer.status == 500:
-                raise
-            return error_reply(answer)
+        except (HttpError, OSError) as error:
+            return refused(error)
+
+    def finish(self, incoming: put.Incoming) -> Reply:
+        """The answer to an upload of which every byte was fed."""
+        try:
+            return incoming.finish()
+        except FileNotFoundError:
+            # What an upload misses is a parent (409), or something of the server's own.
+            return refused(NotYetKnown("The answer is not known yet; ask again."))
+        except (HttpError, OSError) as error:
+            return refused(error)
 
     def _allow(self, call: Call) -> str:
         if isinstance(call.target, Virtual):

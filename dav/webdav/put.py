@@ -10,8 +10,40 @@ from dav.webdav.call import Call, Reply, entry_headers, lookup_or_none
 from fsd.core.content import Upload
 
 
-def handle(call: Call) -> Reply:
-    """201 or 204; the bytes are durable and the root's etag right before the answer.
+class Incoming:
+    """An upload that was agreed to: ``feed`` its bytes, then ``finish``; ``abort`` leaves nothing of it."""
+
+    def __init__(self, call: Call, upload: Upload, *, limit: int | None, timed: bool) -> None:
+        self._call = call
+        self._upload = upload
+        self._limit = limit
+        self._timed = timed
+        self._received = 0
+
+    def feed(self, view: memoryview) -> None:
+        """The next bytes.  HttpError 413, OSError of the disk: then ``abort``."""
+        self._received += len(view)
+        if self._limit is not None and self._received > self._limit:
+            raise _too_large(self._limit)
+        self._upload.write(view)
+
+    def finish(self) -> Reply:
+        """201 or 204; the bytes are durable and the root's etag right."""
+        with self._upload as upload:
+            # A lock may have been taken while the body was arriving.
+            _check_locks(self._call)
+            entry, created = upload.commit()
+        headers = entry_headers(self._call.place, entry)
+        if self._timed:
+            headers.append(("X-OC-Mtime", "accepted"))
+        return Reply(201 if created else 204, headers)
+
+    def abort(self) -> None:
+        self._upload.abort()
+
+
+def begin(call: Call) -> Incoming:
+    """Agree to an upload, or refuse it.
 
     Everything that can refuse is asked before the first byte of the body is (Expect: 100-continue).
     """
@@ -30,9 +62,9 @@ def handle(call: Call) -> Reply:
     checksum = _checksum(environ)
     if_match, must_not_exist = _preconditions(call)
     if length is None or length > limits.DRAIN_BYTES or "HTTP_EXPECT" in environ:
-        # Early for bodies worth refusing; a small one is here already, and asked about once, below.
+        # Early for bodies worth refusing; a small one is here already, and asked about once, at the end.
         _check_locks(call)
-    with Upload(
+    upload = Upload(
         place.space,
         place.path,
         length=length,
@@ -40,15 +72,8 @@ def handle(call: Call) -> Reply:
         if_match=if_match,
         must_not_exist=must_not_exist,
         checksum=checksum,
-    ) as upload:
-        _receive(environ, upload, length, limit)
-        # A lock may have been taken while the body was arriving.
-        _check_locks(call)
-        entry, created = upload.commit()
-    headers = entry_headers(place, entry)
-    if mtime_ns is not None:
-        headers.append(("X-OC-Mtime", "accepted"))
-    return Reply(201 if created else 204, headers)
+    )
+    return Incoming(call, upload, limit=limit, timed=mtime_ns is not None)
 
 
 def _check_locks(call: Call) -> None:
@@ -125,19 +150,3 @@ def _preconditions(call: Call) -> tuple[frozenset[str] | None, bool]:
 
 def _too_large(limit: int) -> HttpError:
     return HttpError(413, f"At most {limit} bytes can be uploaded at once.")
-
-
-def _receive(environ: dict[str, Any], upload: Upload, length: int | None, limit: int | None) -> None:
-    """Copy the body into the upload in blocks.  BodyError, TooSlow: the upload is dropped by its caller."""
-    stream = environ["wsgi.input"]
-    if length == 0:
-        return
-    block = bytearray(limits.BLOCK if length is None else min(limits.BLOCK, length))
-    view = memoryview(block)
-    readinto = stream.readinto
-    received = 0
-    while got := readinto(view):
-        received += got
-        if limit is not None and received > limit:
-            raise _too_large(limit)
-        upload.write(view[:got])

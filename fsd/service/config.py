@@ -67,7 +67,18 @@ class Settings:
     log_format: str = _option(
         "log.format", options.choice("text", "json", "journal"), "text", "for people, programs or journald"
     )
-    http_threads: int = _option("http.threads", options.integer(1, 512), 16, "threads of each HTTP worker")
+    http_loop: str = _option(
+        "http.loop",
+        options.choice("fsd", "stock"),
+        "fsd",
+        "who holds the connections: fsd, or cheroot's own loop",
+    )
+    http_threads: int = _option(
+        "http.threads",
+        options.integer(1, 512),
+        64,
+        "most threads of each HTTP worker; begun as they are needed",
+    )
     http_timeout: int = _option(
         "http.timeout", options.SPAN, 60, "a connection that sends nothing is closed after it"
     )

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from dav.front.connection import Connection
+from dav.front import loop as loop_module
+from dav.front.connection import Connection, State
 from dav.http import limits
 from tests.support.waiting import wait_for
 from tests.unit.dav.served import Served, basic, serving
@@ -192,11 +193,12 @@ def test_a_client_that_does_not_read_is_cut_off(served: Served, monkeypatch):
     (served.root() / "large").write_bytes(b"x" * (64 << 20))
     monkeypatch.setattr(limits, "GRACE_SECONDS", 0.2)
     monkeypatch.setattr(limits, "RATE_BYTES", 1 << 40)
-    pool = served.server.requests
+    loop = served.server.loop
     with served.wire() as wire:
         wire.send(served.head("GET", f"{FILES}/large"))
-        wait_for(lambda: pool.idle < len(pool._threads), what="a worker on the reply")
-        wait_for(lambda: pool.idle == len(pool._threads), what="an idle worker again")
+        wait_for(lambda: loop._connections, what="the connection")
+        wait_for(lambda: not loop._connections, what="its end")
+    assert served.ask("GET", "/").status == 200
 
 
 def test_dribbled_uploads_leave_others_room(served: Served):
@@ -206,25 +208,47 @@ def test_dribbled_uploads_leave_others_room(served: Served):
     assert served.ask("GET", "/").status == 200
 
 
-def test_a_full_queue_is_503(tmp_path, monkeypatch):
-    with serving(tmp_path) as served:
-        monkeypatch.setattr(type(served.server.requests), "put", _refuse)
-        answer = served.ask("GET", "/")
-        assert answer.status == 503 and answer.headers["retry-after"]
+def test_when_every_thread_is_busy_clients_are_told_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop_module, "_OVERLOADED", 0.1)
+    with serving(tmp_path, http_threads=2) as served:
+        hung, answer = threading.Event(), served.server.wsgi_app.answer
+
+        def hanging(environ):
+            environ["fsd.may_block"]()
+            hung.wait(20)
+            return answer(environ)
+
+        monkeypatch.setattr(served.server.wsgi_app, "answer", hanging)
+        stuck = [served.wire().send(served.head("GET", "/")) for _ in range(2)]
+        wait_for(lambda: served.server.requests.idle == 0, what="every thread busy")
+        told = served.ask("GET", "/")
+        assert told.status == 503 and told.headers["retry-after"]
+        hung.set()
+        assert [wire.answer().status for wire in stuck] == [200, 200]
 
 
-def _refuse(self, conn):
-    import queue
+def test_a_leader_that_is_stuck_is_replaced(served: Served, monkeypatch):
+    """A system call on storage that hangs gives no notice."""
+    hung, answer = threading.Event(), served.server.wsgi_app.answer
 
-    raise queue.Full
+    def hanging(environ):
+        if environ["PATH_INFO"] == "/hang":
+            hung.wait(20)
+        return answer(environ)
+
+    monkeypatch.setattr(served.server.wsgi_app, "answer", hanging)
+    stuck = [served.wire().send(served.head("GET", "/hang")) for _ in range(3)]
+    assert served.ask("GET", "/").status == 200
+    hung.set()
+    assert [wire.answer().status for wire in stuck] == [404, 404, 404]
 
 
 def test_stop_finishes_what_is_under_way(tmp_path):
     with serving(tmp_path) as served:
         wire = served.wire()
         wire.send(served.head("PUT", f"{FILES}/late", "Content-Length: 4") + b"ab")
-        pool = served.server.requests
-        wait_for(lambda: pool.idle < len(pool._threads), what="a worker on the upload")
+        under_way = served.server.loop._connections.values()
+        wait_for(lambda: any(c.state is State.RECEIVE for c in under_way), what="the upload")
         stopper = threading.Thread(target=served.server.stop)
         stopper.start()
         wait_for(lambda: not served.server.ready, what="the stop")
@@ -254,8 +278,8 @@ class _NoDescriptors:
 
 def test_running_out_of_descriptors_is_a_pause(served: Served, allow_log):
     allow_log("cannot accept connections")
-    listener = _NoDescriptors(served.server._manager._listener)
-    served.server._manager._listener = listener
+    listener = _NoDescriptors(served.server.loop._listener)
+    served.server.loop._listener = listener
     assert served.ask("GET", "/").status == 200
     assert listener.failures == 2
 

@@ -92,7 +92,8 @@ class Served:
         bob = self.registry.accounts.get("bob")
         self.registry.grants.grant(self.shared, "user", bob.id, bob.name, Role.VIEWER)
         settings = config.load({"data": str(self.data), "state": str(self.state)}, {})
-        self._settings = replace(settings, listen=Address("127.0.0.1", 0), http_threads=4, **overrides)
+        overrides = {"listen": Address("127.0.0.1", 0), "http_threads": 16, **overrides}
+        self._settings = replace(settings, **overrides)
         self._clients: list[Dav] = []
         self._wires: list[Wire] = []
 

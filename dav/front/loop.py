@@ -1,0 +1,352 @@
+"""All connections of a process in one epoll, on cheroot's manager extension point.
+
+One thread leads: it waits in epoll and serves what comes, one event after the other, without handing anything over.
+Before something that may take long (an fsync, a password's hash, a large transfer) it *steps down*, and one of those
+who wait leads on.  A leader that is stuck without having said so, in a system call on a storage that hangs, is
+replaced by the front thread, which also ends what has waited too long.  So a slow client costs a socket, a slow disk
+costs a thread, and what is quick costs neither a thread switch nor a fight for the interpreter's lock.
+"""
+
+import errno
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from cheroot.connections import ConnectionManager
+
+from dav.front.connection import Connection, State
+from dav.front.wire import READ
+
+if TYPE_CHECKING:
+    from dav.server import Server
+
+log = logging.getLogger(__name__)
+
+_ONCE = select.EPOLLONESHOT | select.EPOLLRDHUP
+_BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: 20\r\nConnection: close\r\n\r\nThe server is busy.\n"
+)
+_EVENTS = 64
+_ACCEPTS = 64
+_TICK = 0.5
+_WATCH = 0.025
+"""While there is work the front thread looks so often whether the leader is stuck."""
+_OVERLOADED = 3.0
+"""Seconds without a leader, because every thread is busy, after which clients are told so."""
+_FAREWELL = 1.0
+"""A connection that was used a moment ago gets so long for its last request before the server stops."""
+
+
+class _Turn(threading.local):
+    """The term in which the calling thread leads; 0 if it does not."""
+
+    term = 0
+
+
+class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
+    """Replaces cheroot's manager.  ``run`` is the front thread's, ``work`` is every worker thread's."""
+
+    def __init__(self, server: "Server", grow: Callable[[], None]) -> None:
+        # Not calling the base, whose selector this replaces.
+        self.server: Server = server
+        self._grow = grow
+        self._epoll = select.epoll()
+        self._listener = server.socket
+        self._listener.setblocking(False)
+        self._listening = self._listener.fileno()
+        self._connections: dict[int, Connection] = {}
+        self._addresses: Counter[str] = Counter()
+        self._ready: deque[int] = deque()
+        self._baton = threading.Lock()
+        self._guard = threading.Lock()
+        self._turn = _Turn()
+        self._term = 0
+        self._since = 0.0
+        self._waiting = 0
+        self._free_since = 0.0
+        self._over = self._draining = self._paused = False
+        self._front = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._epoll.register(self._listening, select.EPOLLIN)
+        self._epoll.register(self._wake_read, select.EPOLLIN)
+
+    # -- the worker threads ----------------------------------------------------------------------
+
+    def work(self) -> None:
+        """Lead whenever nobody else does; return when the loop is over."""
+        while not self._over:
+            with self._guard:
+                self._waiting += 1
+            self._baton.acquire()
+            with self._guard:
+                self._waiting -= 1
+                self._term += 1
+                self._turn.term = self._term
+                self._free_since = 0.0
+            self._lead(self._turn.term)
+            self._turn.term = 0
+
+    def _lead(self, term: int) -> None:
+        ready, poll = self._ready, self._epoll.poll
+        while self._term == term:
+            if self._over:
+                self.step_down()
+                return
+            try:
+                fd = ready.popleft()
+            except IndexError:
+                self._since = 0.0
+                ready.extend([fd for fd, _ in poll(-1, _EVENTS)])
+                continue
+            self._since = time.monotonic()
+            try:
+                self._event(fd)
+            except Exception:
+                log.exception("a connection failed")
+
+    def step_down(self) -> None:
+        """The calling thread may be busy for a while: if it leads, another one does from now on."""
+        term = self._turn.term
+        if term == 0 or term != self._term:
+            return
+        with self._guard:
+            if term != self._term:
+                return
+            self._resign()
+
+    def _resign(self) -> None:
+        self._term += 1
+        alone = self._waiting == 0
+        if alone:
+            self._free_since = time.monotonic()
+        self._baton.release()
+        if alone and not self._over:
+            self._grow()
+
+    @property
+    def waiting(self) -> int:
+        """Threads that have nothing to do."""
+        return self._waiting
+
+    @property
+    def leader_rests(self) -> bool:
+        """Whether somebody leads and has nothing to do."""
+        return self._baton.locked() and not self._since and not self._ready
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def _event(self, fd: int) -> None:
+        conn = self._connections.get(fd)
+        if conn is not None:
+            try:
+                conn.claims.pop()
+            except IndexError:
+                return  # the front thread is ending it
+            self._serve(conn)
+        elif fd == self._listening:
+            self._accept()
+        elif fd == self._wake_read:
+            with suppress(BlockingIOError):
+                os.read(fd, 64)
+
+    def _serve(self, conn: Connection) -> None:
+        """Let the connection, which the caller owns, go on; then it waits again or is closed."""
+        alive = False
+        try:
+            alive = conn.advance()
+        finally:
+            if alive:
+                self.release(conn)
+            else:
+                conn.close()
+
+    def release(self, conn: Connection) -> None:
+        """The caller does not own the connection any more; it waits for what its wire wants."""
+        fd, wants = conn.fd, conn.wire.wants
+        # In this order: an event that came before the claim is back would be lost.
+        conn.claims.append(None)
+        with suppress(OSError, ValueError):
+            self._epoll.modify(fd, wants | _ONCE)
+
+    def claim(self, conn: Connection) -> bool:
+        """Own a waiting connection; False if somebody else does."""
+        try:
+            conn.claims.pop()
+        except IndexError:
+            return False
+        return True
+
+    def forget(self, conn: Connection) -> None:
+        if self._connections.pop(conn.fd, None) is not None:
+            self._addresses[conn.remote_addr] -= 1
+            if not self._addresses[conn.remote_addr]:
+                del self._addresses[conn.remote_addr]
+
+    @property
+    def can_add_keepalive_connection(self) -> bool:
+        return not self._draining
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    log.warning("cannot accept connections for now: %s", error)
+                    self._close_resting()
+                    # Level-triggered: without a pause this would spin until a descriptor is free.
+                    self._paused = True
+                    self._epoll.modify(self._listening, 0)
+                return
+            try:
+                self._adopt(sock, address)
+            except OSError:
+                sock.close()
+
+    def _close_resting(self) -> None:
+        """Make room: close the tenth of the waiting connections that has been silent longest."""
+        resting = [conn for conn in list(self._connections.values()) if conn.resting]
+        resting.sort(key=lambda conn: conn.deadline)
+        for conn in resting[: len(resting) // 10 + 1]:
+            if self.claim(conn):
+                conn.close()
+
+    def _adopt(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        sock.setblocking(False)
+        host = address[0] if address else ""
+        full = self.server.full(host, self._addresses[host])
+        adapter = self.server.ssl_adapter
+        if adapter is not None and not full:
+            sock = adapter.wrap_socket(sock)
+        conn = Connection(self.server, sock)
+        if address:
+            conn.remote_addr, conn.remote_port = host, str(address[1])
+        self._addresses[host] += 1
+        self._connections[conn.fd] = conn
+        if full:
+            conn.busy(_BUSY)
+        conn.wire.wants = READ
+        conn.claims.append(None)
+        self._epoll.register(conn.fd, READ | _ONCE)
+
+    # -- the front thread ------------------------------------------------------------------------
+
+    def run(self, expiration_interval: float) -> None:
+        """Watch over the leader and the deadlines until ``stop``."""
+        self._idle.clear()
+        try:
+            self._watch()
+        finally:
+            self._idle.set()
+
+    def _watch(self) -> None:
+        checked = active = time.monotonic()
+        while not self._over:
+            now = time.monotonic()
+            if self._replace_stuck(now) or self._since:
+                active = now
+            if now - checked >= _TICK:
+                checked = now
+                self._expire(now)
+                self._refuse_when_overloaded(now)
+                if self._paused:
+                    self._paused = False
+                    self._epoll.modify(self._listening, select.EPOLLIN)
+            pause = _WATCH if now - active < 1.0 else _TICK
+            self._front.wait(min(pause, self.server.streams.tick(now)))
+
+    def _replace_stuck(self, now: float) -> bool:
+        """Whether the leader had to be replaced."""
+        since = self._since
+        if not since or now - since < _WATCH:
+            return False
+        with self._guard:
+            if self._since != since or not self._baton.locked():
+                return False
+            self._since = 0.0
+            self._resign()
+        return True
+
+    def _expire(self, now: float) -> None:
+        for conn in list(self._connections.values()):
+            if self._draining and conn.resting and conn.used < now - _FAREWELL:
+                conn.deadline = 0.0
+            if conn.deadline < now and conn.state is not State.STREAM and self.claim(conn):
+                try:
+                    alive = conn.deadline < now and not conn.expire()
+                except Exception:
+                    log.exception("a connection failed")
+                    alive = True
+                if alive:
+                    conn.close()
+                else:
+                    self.release(conn)
+
+    def _refuse_when_overloaded(self, now: float) -> None:
+        """Every thread has been busy for a while: tell those who ask, instead of letting them wait for nothing."""
+        if not self._free_since or now - self._free_since < _OVERLOADED or not self._baton.acquire(False):
+            return
+        try:
+            for fd, _ in self._epoll.poll(0, 1024):
+                if fd == self._listening:
+                    self._accept()
+                conn = self._connections.get(fd)
+                if conn is not None and self.claim(conn):
+                    if conn.state is State.HEAD:
+                        conn.busy(_BUSY)
+                    self.release(conn)
+        finally:
+            self._baton.release()
+
+    # -- its end ---------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Accept nothing more, and let what is under way finish for as long as the server allows."""
+        self._draining = True
+        with suppress(OSError, ValueError):
+            self._epoll.unregister(self._listening)
+        until = time.monotonic() + self.server.shutdown_timeout
+        while time.monotonic() < until and not self._drained():
+            self._front.wait(0.02)
+        self._over = True
+        self._front.set()
+        with suppress(OSError):
+            os.write(self._wake_write, b"x")
+        self._idle.wait(5)
+
+    def _drained(self) -> bool:
+        now = time.monotonic()
+        left = False
+        for conn in list(self._connections.values()):
+            if conn.state is State.STREAM or (conn.resting and conn.used < now - _FAREWELL):
+                if self.claim(conn):
+                    conn.close()
+            elif conn.state not in (State.HANDSHAKE, State.LINGER):
+                left = True
+        return not left
+
+    def close(self) -> None:
+        """Close every connection that no thread owns, and the epoll once the threads have left it."""
+        for conn in list(self._connections.values()):
+            if self.claim(conn):
+                conn.close()
+
+    def dispose(self) -> None:
+        """The threads have ended."""
+        for conn in list(self._connections.values()):
+            conn.close()
+        self._epoll.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
