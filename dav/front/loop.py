@@ -317,6 +317,8 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
         self._draining = True
         with suppress(OSError, ValueError):
             self._epoll.unregister(self._listening)
+        self._listener.close()
+        self.server.socket = None  # cheroot would call itself there, to end an accept that nobody waits in
         until = time.monotonic() + self.server.shutdown_timeout
         while time.monotonic() < until and not self._drained():
             self._front.wait(0.02)
