@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from fsd.core.claims import Claim
 from fsd.core.index import DIRECTORY, FILE, READY, NodeRow
 from fsd.core.observe import Seen
 
@@ -28,25 +29,24 @@ class Donor(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What is known about a seen entry. `known` are rows of the same node that are no longer where they were;
-    `linked` tells that another name of it is still there. `claimed` is the row that owns the label's id, with
-    whether it is alive; `buried` that a tombstone for the label's id agrees on place or owner."""
+    `linked` tells that another name of it is still there. `owner` is the row of a proven label's id, with whether it
+    is alive; `claim` is what comes of a label without proof."""
 
     seen: Seen
     explicit: bool
     known: Sequence[NodeRow]
     linked: bool
     remembered: tuple[bytes, int] | None
-    claimed: NodeRow | None
-    claimed_alive: bool
-    claimed_agrees: bool
-    buried_rev: int | None
+    owner: NodeRow | None
+    owner_alive: bool
+    claim: Claim | None
     donor: Donor | None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """`row`: an existing row to use (moved or rebound). `inherit`: take the donor's id. `node_id`: a given id.
-    `link`: a further name of a hard-linked node. All empty: the derived id."""
+    `link`: a further name of a hard-linked node. All empty: the derived id; `waits`: until its claim is decided."""
 
     row: NodeRow | None = None
     inherit: Donor | None = None
@@ -54,11 +54,12 @@ class Verdict:
     rev: int = 0
     link: bool = False
     rebound: bool = False
+    waits: bool = False
 
 
 def identify(facts: Facts) -> Verdict:
     """Decide; deterministic and total."""
-    seen, label = facts.seen, facts.seen.label
+    label = facts.seen.label
     if facts.known:
         moved = facts.known[0]
         if _takes_over(facts) and not moved.flags & READY:
@@ -68,20 +69,19 @@ def identify(facts: Facts) -> Verdict:
         return Verdict(link=True, node_id=facts.remembered[0] if facts.remembered else None)
     if facts.remembered is not None:
         return Verdict(node_id=facts.remembered[0], rev=facts.remembered[1])
-    if label is not None:
-        if label.proven:
-            if facts.claimed is None:
-                return Verdict(node_id=label.id, rev=label.rev)
-            if not facts.claimed_alive:
-                return Verdict(row=facts.claimed, rev=max(label.rev, facts.claimed.rev), rebound=True)
-        elif facts.claimed is not None:
-            if not facts.claimed_alive and facts.claimed_agrees and facts.claimed.kind == seen.kind:
-                return Verdict(row=facts.claimed, rev=max(label.rev, facts.claimed.rev) + 1, rebound=True)
-        elif facts.buried_rev is not None:
-            return Verdict(node_id=label.id, rev=max(label.rev, facts.buried_rev) + 1)
+    claim = facts.claim
+    if label is not None and claim is None:
+        if facts.owner is None:
+            return Verdict(node_id=label.id, rev=label.rev)
+        if not facts.owner_alive:
+            return Verdict(row=facts.owner, rev=max(label.rev, facts.owner.rev), rebound=True)
+    if label is not None and claim is not None and claim.decision == "take":
+        if claim.owner is not None:
+            return Verdict(row=claim.owner, rev=claim.rev, rebound=True)
+        return Verdict(node_id=label.id, rev=claim.rev)
     if _takes_over(facts):
         return Verdict(inherit=facts.donor)
-    return Verdict()
+    return Verdict(waits=claim is not None and claim.decision == "wait")
 
 
 def _takes_over(facts: Facts) -> bool:

@@ -11,9 +11,9 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import dirty, ids, index, journal
+from fsd.core import claims, dirty, ids, index, journal
 from fsd.core.classify import Donor, Facts, Verdict, content_rev, identify
-from fsd.core.index import DIRECTORY, FILE, LABELLED, READY, SYMLINK, WRITING, DirRow, Head, NodeRow
+from fsd.core.index import CLAIMING, DIRECTORY, FILE, LABELLED, READY, SYMLINK, WRITING, DirRow, Head, NodeRow
 from fsd.core.journal import Change
 from fsd.core.names import join
 from fsd.core.observe import Seen, still_at
@@ -100,7 +100,7 @@ class Commit:
         if facts.linked and seen.kind == DIRECTORY:
             seen, verdict = self._opaque(seen), Verdict(link=True)
         label = seen.label
-        free = label is not None and label.proven and facts.claimed is None and verdict.node_id == label.id
+        free = label is not None and label.proven and facts.owner is None and verdict.node_id == label.id
         self._place(row, seen, verdict, free=free)
         if seen.nlink > 1 and seen.kind != DIRECTORY:
             self._linked[seen.binding] = seen.ctime_ns
@@ -133,38 +133,20 @@ class Commit:
             remembered = self.space.state.bound(seen.binding, place_key(self.id, seen.name))
             if remembered and index.by_id(self.db, remembered[0]):
                 remembered = None
-        claimed, alive, agrees, buried = (
-            self._claim(seen) if seen.label and not known else (None, False, False, None)
-        )
+        owner, claim = None, None
+        if seen.label and not known:
+            if seen.label.proven:
+                owner = index.by_id(self.db, seen.label.id)
+            else:
+                claim = claims.judge(self, seen)
+        alive = owner is not None and owner.parent is not None and self._alive(owner)
         donor = self._donor(row, seen, known) if seen.kind == FILE and not linked else None
-        return Facts(seen, self._explicit, known, linked, remembered, claimed, alive, agrees, buried, donor)
+        return Facts(seen, self._explicit, known, linked, remembered, owner, alive, claim, donor)
 
     def _alive(self, row: NodeRow, *, unknown: bool = True) -> bool:
         """Whether a row's node is still at its place. Below a directory in limbo it can't be told: `unknown`."""
         path = index.path_of(self.db, row.n)
         return unknown if path is None else still_at(self.space, path, row.binding)
-
-    def _claim(self, seen: Seen) -> tuple[NodeRow | None, bool, bool, int | None]:
-        label = seen.label
-        assert label is not None
-        owner = index.by_id(self.db, label.id)
-        if owner is None:
-            if label.proven:
-                return None, False, False, None
-            stone = self.space.state.tombstone(label.id)
-            agrees = stone is not None and (
-                (stone.parent, stone.name) == (self.id, seen.name) or stone.uid == seen.uid
-            )
-            return None, False, False, stone.rev if stone and agrees else None
-        alive = owner.parent is not None and self._alive(owner)
-        if label.proven:
-            return owner, alive, True, None
-        bound_to_it = ids.proof(self.space.secret, label.id, owner.binding) == label.proof
-        same_place = owner.parent == self.n and owner.name == seen.name
-        if owner.parent is None:
-            place = self.db.execute("SELECT parent, name FROM limbo WHERE n=?", (owner.n,)).fetchone()
-            same_place = place == (self.n, seen.name)
-        return owner, alive, bound_to_it and (same_place or owner.uid == seen.uid), None
 
     def _donor(self, row: NodeRow | None, seen: Seen, known: list[NodeRow]) -> Donor | None:
         if row is not None:
@@ -201,7 +183,7 @@ class Commit:
             self._attach(verdict.row, seen, rev, rebound=verdict.rebound)
             return
         node_id, special = self._choose_id(seen, verdict, free)
-        self._insert(seen, node_id, verdict.rev, urgent=special)
+        self._insert(seen, node_id, verdict.rev, urgent=special, claiming=verdict.waits)
 
     def _choose_id(self, seen: Seen, verdict: Verdict, free: bool) -> tuple[bytes, bool]:
         """(a free id, whether it must be written on the node at once because derivation alone won't find it)."""
@@ -237,7 +219,7 @@ class Commit:
                 self.result.to_label.append(ToLabel(donor.row.n, donor.row.name, True))
             self.db.execute("DELETE FROM recent WHERE parent=? AND name=?", (self.n, seen.name))
         else:
-            self._drop(donor.row)
+            self.drop(donor.row)
         if row is not None and row.n != donor.row.n:
             self.remove(row)
         if moved is not None:
@@ -257,9 +239,10 @@ class Commit:
         urgent: bool,
         kind: journal.Kind = "created",
         ready: int = 0,
+        claiming: bool = False,
     ) -> None:
         n = self.head.rows(1)
-        flags = self.flags(seen, node_id, rev) | ready
+        flags = self.flags(seen, node_id, rev) | ready | (CLAIMING if claiming else 0)
         row = _row(n, node_id, self.n, seen, rev, flags)
         self.db.execute(f"INSERT INTO node VALUES ({'?,' * 16}?)", row)
         self.result.rows[seen.name] = row
@@ -304,6 +287,9 @@ class Commit:
                 old = (self.n, row.name, row.n, self.now)
                 self.db.execute("INSERT OR REPLACE INTO recent VALUES (?, ?, ?, ?)", old)
         flags = self.flags(seen, row.id, rev, row, rebound=rebound)
+        claim = None if rebound else claims.late(self, row, seen)
+        if claim is not None and claim.decision != "refuse":
+            flags |= CLAIMING  # decided at the next look, when it is at rest
         self._rewrite(row, seen, rev, flags)
         if row.kind == DIRECTORY:
             self.db.execute(
@@ -325,13 +311,19 @@ class Commit:
 
     def _update(self, row: NodeRow, seen: Seen) -> None:
         """The same node at the same place."""
-        if _same(row, seen):
+        claim = claims.late(self, row, seen)
+        taken = claim is not None and claim.decision == "take"
+        if claim is not None and seen.label is not None and taken:
+            row = claims.adopt(self, row, claim, seen.label.id)
+        claiming = CLAIMING if claim is not None and claim.decision == "wait" else 0
+        rev = content_rev(row, seen)
+        flags = self.flags(seen, row.id, rev, row) | claiming
+        unlabelled = row.flags & LABELLED and not flags & LABELLED
+        if _same(row, seen) and not (taken or unlabelled or row.flags & CLAIMING != claiming):
             self.result.rows[seen.name] = row
             return
-        rev = content_rev(row, seen)
-        flags = self.flags(seen, row.id, rev, row)
         self._rewrite(row, seen, rev, flags)
-        self.note_label(row.n, seen, flags, rev != row.rev)
+        self.note_label(row.n, seen, flags, taken or rev != row.rev)
         visible = seen.kind != DIRECTORY and (row.size, row.mtime_ns, row.rev) != (
             seen.size,
             seen.mtime_ns,
@@ -366,13 +358,12 @@ class Commit:
         if row.nlink > 1 and row.kind != DIRECTORY:
             self._linked.setdefault(row.binding, 0)
 
-    def _drop(self, row: NodeRow) -> None:
-        """Delete a file's row whose id lives on in another row."""
+    def drop(self, row: NodeRow) -> None:
+        """Delete the row of a file, or of a directory without rows below it, whose id lives on in another row."""
         if row.parent is not None:
-            self.deltas.add(row.parent, -row.size, -row.size)
-        self.db.execute("DELETE FROM limbo WHERE n=?", (row.n,))
-        self.db.execute("DELETE FROM pending WHERE n=?", (row.n,))
-        self.db.execute("DELETE FROM node WHERE n=?", (row.n,))
+            self.deltas.add(row.parent, -row.size, -self._total(row))
+        for table in ("limbo", "pending", "dir", "dirty", "node"):
+            self.db.execute(f"DELETE FROM {table} WHERE n=?", (row.n,))
 
     # -- the end ----------------------------------------------------------------------------------------------
 
@@ -449,6 +440,10 @@ class Commit:
                 self._bind_plain(n)
             return
         if flags & LABELLED:
+            return
+        if flags & CLAIMING and not urgent:
+            due = self.now + SETTLE_S
+            self.db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 0)", (n, due))
             return
         if self.space.record.label == "none":
             if urgent:

@@ -32,6 +32,8 @@ LABELLED = 2
 """Flag: `user.fsd.id` on disk says what the row says."""
 WRITING = 16
 """Flag: the content was not yet seen closed and quiet since it changed (ready.py)."""
+CLAIMING = 32
+"""Flag: it carries a label of another node, and whether that one is gone can't be told yet (claims.py)."""
 
 SCHEMA = """
 CREATE TABLE head (

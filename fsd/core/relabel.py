@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fsd.core import dirty, index, labels, writers
 from fsd.core.commit import SETTLE_S, ToLabel
-from fsd.core.index import DIRECTORY, FILE, LABELLED, READY, NodeRow
+from fsd.core.index import CLAIMING, DIRECTORY, FILE, LABELLED, READY, NodeRow
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -32,7 +32,12 @@ def write_labels(space: Space, fd: int, due: Iterable[ToLabel]) -> None:
     with space.index.read() as db:
         rows = [(index.node(db, label.n), label) for label in due]
     for row, label in rows:
-        if row is None or row.kind not in (FILE, DIRECTORY) or row.flags & LABELLED or row.name != label.name:
+        if (
+            row is None
+            or row.kind not in (FILE, DIRECTORY)
+            or row.flags & (LABELLED | CLAIMING)
+            or row.name != label.name
+        ):
             continue
         if row.nlink > 1 and row.kind == FILE:
             done.append(row.n)  # one label can't speak for several names: the state database does
@@ -117,7 +122,9 @@ def label_due(space: Space, limit: int = 500) -> int:
     for path, members in placed.items():
         assert path is not None
         _label_in(space, path, members, now)
-        again = [row.name for row, _ in members if row.nlink > 1 and row.kind == FILE]
+        again = [
+            row.name for row, _ in members if (row.nlink > 1 and row.kind == FILE) or row.flags & CLAIMING
+        ]
         if again:
             dirty.mark(space, [(path, again)])
     if lost:
@@ -139,6 +146,9 @@ def _label_in(space: Space, path: bytes, members: list[tuple[NodeRow, bool]], no
         try:
             for row, force in members:
                 quiet = _is_ready(fd, row, now)
+                if row.flags & CLAIMING:
+                    later.append((now + SETTLE_S, row.n))
+                    continue
                 if quiet:
                     ready.append(row.n)
                 else:

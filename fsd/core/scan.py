@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import index
 from fsd.core.commit import ToLabel
-from fsd.core.index import DIRECTORY, FILE, LABELLED, READY, Generation, NodeRow
+from fsd.core.index import CLAIMING, DIRECTORY, FILE, LABELLED, READY, Generation, NodeRow
 from fsd.core.syscalls import Statx, statx
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def scan_names(
         if space.is_hidden(found):
             if row is not None:
                 vanished.append(row)
-        elif row is None or row.kind == DIRECTORY or _differs(row, found):
+        elif row is None or row.kind == DIRECTORY or _differs(row, found) or row.flags & CLAIMING:
             candidates.append(name)
     return Scan(*generation, None, True, candidates, vanished, [], [], 0, rows)
 
@@ -154,7 +154,13 @@ def _compare(
                     stale.append(row[0])
             elif _differs(row, st):
                 candidates.append(name)
-            if labelling and row[_FLAGS] & (READY | LABELLED) == READY and row[_KIND] in (FILE, DIRECTORY):
+            if row[_FLAGS] & CLAIMING and (not candidates or candidates[-1] != name):
+                candidates.append(name)
+            if (
+                labelling
+                and row[_FLAGS] & (READY | LABELLED | CLAIMING) == READY
+                and row[_KIND] in (FILE, DIRECTORY)
+            ):
                 to_label.append(ToLabel(row[0], name, False))
     vanished = [NodeRow._make(row[:17]) for name, row in rows.items() if is_gone(space, fd, name)]
     return Scan(*generation, found, True, candidates, vanished, stale, to_label, own, {})
