@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from dav.auth.basic import BasicAuth
 from dav.auth.forwarded import TrustedProxies
+from dav.discovery import endpoints
 from dav.http import limits
 from dav.http.errors import HttpError, from_os_error
 from dav.http.failures import Malformed
@@ -51,6 +52,7 @@ class App:
         self._extra = {
             "fsd.max_body": options.max_body,
             "fsd.public_host": urlsplit(options.public_url).netloc,
+            "fsd.public_url": options.public_url,
         }
         self.registry = registry
         self.views = Views(registry)
@@ -93,8 +95,12 @@ class App:
         try:
             if environ["REQUEST_URI"] == "*":
                 return Reply(200, [("DAV", "1, 2, 3"), ("MS-Author-Via", "DAV"), ("Content-Length", "0")])
+            if (open_to_all := endpoints.public(environ)) is not None:
+                return open_to_all
             view = self.views.current()
             user = self._auth(environ, view)
+            if (discovery := endpoints.private(environ)) is not None:
+                return discovery(environ, user, view)
             call = Call(environ, user, Router(view))
         except (HttpError, OSError) as error:
             return self._refusal(environ, error)

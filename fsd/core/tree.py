@@ -175,6 +175,18 @@ def path_of(space: Space, node_id: str) -> bytes:
     raise NotYetKnown("The id is not known yet; ask again in a moment.")
 
 
+def last_known_root(space: Space) -> Entry | None:
+    """The root as the index has it, without a look at the disk: for telling that a space exists while its storage is
+    away. None while the index knows nothing."""
+    child, incarnation = _row_at(space, b"")
+    if child is None:
+        return None
+    row = child.row
+    etag = ids.directory_etag(row.id, child.counter, incarnation)
+    return Entry(b"", b"", "d", row.id.hex(), child.total, etag, row.mtime_ns, row.ctime_ns, row.mode, row.uid, row.gid,
+                 row.nlink, row.ino, unreadable=False)  # fmt: skip
+
+
 def usage(space: Space) -> int:
     """The tree size of the space in bytes."""
     with space.index.read() as db:

@@ -1,0 +1,74 @@
+"""The real desktop clients' command-line programs, from Debian's packages, on a local folder beside a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from tests.support.serving import ADMIN, ADMIN_PASSWORD, Server
+
+CLIENTS = ("owncloudcmd", "nextcloudcmd")
+_OWN = (".sync", "._sync", ".owncloudsync", ".nextcloudsync")
+
+
+class SyncClient:
+    """One client program with its own folder and its own memory of earlier runs."""
+
+    def __init__(self, program: str, server: Server, base: Path, folder: str = "local") -> None:
+        self.program, self.server, self._base = program, server, base
+        self.local = base / folder
+        self.local.mkdir(parents=True)
+        self._excludes = base / "excludes"
+        self._excludes.write_text("*.nosync\n")
+
+    def sync(self) -> list[tuple[str, str]]:
+        """One run; what it asked the server to do, as (method, path) of the audit trail: listings are not in it."""
+        before = len(self._trail())
+        command = [self.program, "--non-interactive", "--silent", "--exclude", str(self._excludes), "-h"]
+        command += ["--user", ADMIN, "--password", ADMIN_PASSWORD, str(self.local)]
+        environment = {
+            **os.environ,
+            "HOME": str(self._base),
+            "XDG_RUNTIME_DIR": str(self._base),
+            "QT_QPA_PLATFORM": "offscreen",
+        }
+        done = subprocess.run(
+            [*command, f"http://127.0.0.1:{self.server.port}"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return self._trail()[before:]
+
+    def _trail(self) -> list[tuple[str, str]]:
+        path = self.server.state / "audit.log"
+        if not path.exists():
+            return []
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [(line["event"], line["target"].lstrip("/")) for line in lines if line["outcome"] == "ok"]
+
+    def tree(self) -> dict[str, tuple[bytes | None, int]]:
+        """The local folder: content (None for a folder) and mtime in seconds (0 for a folder) by path."""
+        return tree(self.local)
+
+
+def tree(root: Path) -> dict[str, tuple[bytes | None, int]]:
+    """Content and mtime in seconds of everything below a directory, without what clients and fsd keep there."""
+    found: dict[str, tuple[bytes | None, int]] = {}
+    for path in sorted(root.rglob("*")):
+        relative = path.relative_to(root)
+        if relative.parts[0] == ".fsd" or relative.name.startswith(_OWN):
+            continue
+        if path.is_dir():
+            found[str(relative)] = (None, 0)
+        else:
+            found[str(relative)] = (path.read_bytes(), int(path.stat().st_mtime))
+    return found
+
+
+__all__ = ["ADMIN", "CLIENTS", "SyncClient", "tree"]
