@@ -100,6 +100,7 @@ class App:
             view = self.views.current()
             user = self._auth(environ, view)
             if (discovery := endpoints.private(environ)) is not None:
+                _may_block(environ)
                 return discovery(environ, user, view)
             call = Call(environ, user, Router(view))
         except (HttpError, OSError) as error:
