@@ -225,8 +225,8 @@ class Commit:
         if moved is not None:
             if moved.parent is not None:
                 self.deltas.add(moved.parent, -moved.size, -moved.size)
-            self.db.execute("DELETE FROM limbo WHERE n=?", (moved.n,))
-            self.db.execute("DELETE FROM node WHERE n=?", (moved.n,))
+            for table in ("limbo", "pending", "node"):
+                self.db.execute(f"DELETE FROM {table} WHERE n=?", (moved.n,))
         # An id that is established stays so for its heir: the next save may come before the heir has its label.
         self._insert(seen, heir_id, rev, urgent=True, kind="changed", ready=donor.row.flags & READY)
 

@@ -78,6 +78,8 @@ CREATE TABLE cursor (source TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID
 
 VERSION = 5
 _MAX_PATHS = 20_000
+_DEEPEST = 4096
+"""Directories above each other: a path of more could not be opened (PATH_MAX)."""
 
 
 class NodeRow(NamedTuple):
@@ -255,6 +257,8 @@ def path_of(db: sqlite3.Connection, n: int) -> bytes | None:
             return None
         parts.append(row[1])
         here = row[0]
+        if len(parts) > _DEEPEST:
+            return None  # rows that hang on themselves: `fsd check` tells
     return b"/".join(reversed(parts))
 
 

@@ -35,7 +35,8 @@ VALUE_CAP: Final = 1024
 TOTAL_CAP: Final = 256 * 1024
 """Bytes of names and values of one node; more is refused (507)."""
 _NAME_CAP: Final = 255
-_MORE: Final = PROPERTY_PREFIX + "#"
+MORE: Final = PROPERTY_PREFIX + "#"
+"""Announces that there is an overflow file."""
 _SAFE: Final = "{}:/-_.~?&=+,;@!$'()*"
 _NO_ROOM = (errno.ENOSPC, errno.EOPNOTSUPP, errno.E2BIG, errno.ERANGE, errno.EDQUOT)
 
@@ -108,7 +109,7 @@ def _update(place: Place, node_id: str, set: Mapping[str, bytes], remove: Collec
 def overflow_of(space: Space, fd: int) -> dict[str, bytes]:
     """What of an open node's properties doesn't fit attributes; the rest travels as `user.*`."""
     names = copying.list_attributes(fd)
-    if _MORE not in names and labels.ID_ATTRIBUTE in names:
+    if MORE not in names and labels.ID_ATTRIBUTE in names:
         return {}
     return _load(space, _id_of(space, fd))
 
@@ -170,12 +171,12 @@ def _read(place: Place, node_id: str | None) -> _State:
     names = copying.list_attributes(place.link)
     attributes = {}
     for name in names:
-        if name.startswith(PROPERTY_PREFIX) and name != _MORE:
+        if name.startswith(PROPERTY_PREFIX) and name != MORE:
             value = copying.get_attribute(place.link, name)
             if value is not None:
                 attributes[name] = value
     # An unlabelled node may be on a filesystem without attributes, where nothing could announce the overflow.
-    if _MORE not in names and labels.ID_ATTRIBUTE in names:
+    if MORE not in names and labels.ID_ATTRIBUTE in names:
         return _State(attributes, {})
     return _State(attributes, _load(place.space, node_id or lookup(place.space, place.path).id))
 
@@ -236,11 +237,11 @@ def _write(place: Place, node_id: str, state: _State) -> None:
     if state.overflow:
         store_overflow(place.space, node_id, state.overflow)
     for name in names:
-        if name.startswith(PROPERTY_PREFIX) and name != _MORE and name not in state.attributes:
+        if name.startswith(PROPERTY_PREFIX) and name != MORE and name not in state.attributes:
             _remove(place, name)
-    if state.overflow and _MORE not in names:
+    if state.overflow and MORE not in names:
         try:
-            os.setxattr(place.link, _MORE, b"1", follow_symlinks=False)
+            os.setxattr(place.link, MORE, b"1", follow_symlinks=False)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                 raise
@@ -248,8 +249,8 @@ def _write(place: Place, node_id: str, state: _State) -> None:
         if copying.get_attribute(place.link, name) != value:
             os.setxattr(place.link, name, value, follow_symlinks=False)
     if not state.overflow:
-        if _MORE in names:
-            _remove(place, _MORE)
+        if MORE in names:
+            _remove(place, MORE)
         store_overflow(place.space, node_id, {})
 
 
@@ -302,6 +303,16 @@ def store_overflow(space: Space, node_id: str, overflow: Mapping[str, bytes]) ->
             os.unlink(name + b".new", dir_fd=meta)
             raise
         sync_directory(meta)
+
+
+def has_overflow(space: Space, node_id: str) -> bool:
+    """Whether there is an overflow file for an id."""
+    with internal(space, "meta") as meta:
+        try:
+            os.stat(_file_name(node_id), dir_fd=meta, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def _file_name(node_id: str) -> bytes:

@@ -35,7 +35,6 @@ CLOSED_S = 2.0
 """A file that nobody has open for writing is ready when it has been quiet for so long. Seconds."""
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _PAGE = 500
-_KEEP_SERVED_S = 7 * 86400.0
 _MOST_SEEN = 50_000
 
 
@@ -160,7 +159,6 @@ class Readiness:
             self._seen.clear()
         if self._seen and waiting(self._space) == 0:
             self._seen.clear()
-            writers.forget_older(self._space, time.time() - _KEEP_SERVED_S)
 
     def _settle_in(self, path: bytes, members: list[NodeRow]) -> None:
         try:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+KINDS = frozenset(("put", "place", "over", "out", "properties"))
+"""The kinds of intents that this release knows."""
 Peers = Callable[[str], "Space | None"]
 """Opens another space by its id; None if there is none such (any more)."""
 

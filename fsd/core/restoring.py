@@ -53,12 +53,17 @@ def check_epoch(space: Space, installation: Installation) -> bool:
 
     Cheap when all is well: one small file and one row. Raises StorageUnavailable, OSError.
     """
-    known, on_disk = _known(space, installation), _on_disk(space)
-    if known is None or (on_disk is not None and on_disk - known[0] in (0, 1)):
+    if not went_back(space, installation):
         return False
-    _log.warning("space %s was restored: epoch %s instead of %s", space.record.id, on_disk, known[0])
+    _log.warning("space %s was restored: its epoch is not the one that was last known", space.record.id)
     restore(space, installation)
     return True
+
+
+def went_back(space: Space, installation: Installation) -> bool:
+    """Whether the epochs disagree. Raises StorageUnavailable, OSError."""
+    known, on_disk = _known(space, installation), _on_disk(space)
+    return known is not None and (on_disk is None or on_disk - known[0] not in (0, 1))
 
 
 def restore(space: Space, installation: Installation) -> None:

@@ -23,7 +23,7 @@ from fsd.core.state import State
 from fsd.core.syscalls import open_beneath, statx
 
 INTERNAL = b".fsd"
-_INTERNAL_PARTS = (b"trash", b"trash/files", b"trash/info", b"versions", b"staging", b"meta")
+INTERNAL_PARTS = (b"trash", b"trash/files", b"trash/info", b"versions", b"staging", b"meta")
 _PROOF_S = 0.002
 """The root is proven once for the calls of one operation; the descriptor leads to the right tree in any case."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -265,7 +265,7 @@ def initialise_root(
         fsd_fd = os.open(place, _DIRECTORY | os.O_NOFOLLOW)
         try:
             os.fchmod(fsd_fd, 0o700)
-            for part in _INTERNAL_PARTS:
+            for part in INTERNAL_PARTS:
                 try:
                     os.mkdir(part, 0o700, dir_fd=fsd_fd)
                 except FileExistsError:

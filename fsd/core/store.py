@@ -266,6 +266,11 @@ class Database:
             raise error
         return OSError(number, f"{self.path.name}: {error}")
 
+    def discard(self) -> None:
+        """Set a rebuildable database aside; the next use, in any process, starts an empty one."""
+        assert self._rebuildable, "what it holds is nowhere else"
+        self._set_aside()
+
     def _set_aside(self) -> None:
         _log.error("index %s is damaged: set aside, rebuilding", self.path.name)
         with self.exclusive():

@@ -35,6 +35,8 @@ _BLIND = {
 }  # fmt: skip
 """statfs(2) types whose writers may sit on other machines, where no lease of ours can see them."""
 _MOST_NOTED = 10_000
+KEEP_S = 7 * 86400.0
+"""A file that nobody finishes for so long was deleted. Seconds."""
 
 
 def has_writer(fd: int) -> bool | None:

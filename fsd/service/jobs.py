@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
-from fsd.core import replay, restoring, trash
+from fsd.core import journal, replay, restoring, trash, writers
 from fsd.core.errors import FsdError, StorageUnavailable
+from fsd.core.limbo import TOMBSTONE_S
 from fsd.core.locks import LockTable
 from fsd.core.registry import Registry
 from fsd.core.sweep import Sweep
@@ -33,6 +34,7 @@ LOCKS_EVERY = 60.0
 TRASH_EVERY = 600.0
 GRANTS_EVERY = 60.0
 EPOCH_EVERY = 60.0
+OLD_EVERY = 3600.0
 OPS_RETRY = 10.0
 
 
@@ -58,6 +60,16 @@ def over_limit(items: list[trash.TrashItem], limit: int) -> list[trash.TrashItem
     return going
 
 
+def forget_old(space: Space) -> None:
+    """What is kept for a while and no longer: the journal's tail, tombstones, notes on files that were being read."""
+    journal.trim(space)
+    with space.state.read() as db:
+        (oldest,) = db.execute("SELECT min(at) FROM tombstone").fetchone()
+    if oldest is not None and oldest < time.time() - TOMBSTONE_S:
+        space.state.exhume([], time.time() - TOMBSTONE_S)
+    writers.forget_older(space, time.time() - writers.KEEP_S)
+
+
 class Jobs:
     """All jobs of one data root."""
 
@@ -72,6 +84,7 @@ class Jobs:
             Job("grants", GRANTS_EVERY, self._grants),
             Job("epoch", EPOCH_EVERY, self._epoch),
             Job("trash", TRASH_EVERY, self._trash, due=time.monotonic() + 30.0),
+            Job("old rows", OLD_EVERY, forget_old, due=time.monotonic() + 60.0),
         ]
         self._verify = Job("verify", 0.0, self._verify_restored)
         self._restored: dict[str, Space] = {}

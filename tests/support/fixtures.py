@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.serving import Server
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory that other users of the machine can reach; the usual temporary ones are closed to them."""
+    with tempfile.TemporaryDirectory(prefix="fsd-", dir="/tmp") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from fsd.core import operations, trash
+from fsd.core import journal, operations, trash, writers
 from fsd.core.installation import Installation
 from fsd.core.space import Space
+from fsd.core.state import Tombstone
 from fsd.core.sweep import Sweep
 from fsd.service.config import Settings
-from fsd.service.jobs import Job, Jobs, over_limit
+from fsd.service.jobs import Job, Jobs, forget_old, over_limit
 from fsd.service.options import Address
 
 
@@ -108,3 +109,20 @@ def test_the_operations_address_opens_and_closes(jobs: Jobs):
     stop.set()
     thread.join(20)
     assert not thread.is_alive()
+
+
+def test_what_is_kept_for_a_while_is_not_kept_for_ever(jobs: Jobs, monkeypatch: pytest.MonkeyPatch):
+    space = add_space(jobs, "a")
+    monkeypatch.setattr(journal, "KEEP", 2)
+    for name in (b"x", b"y", b"z"):
+        operations.make_directory(space, name)
+    now = time.time()
+    space.state.bury(
+        [Tombstone(b"o" * 16, b"", b"old", 0, 0, 1.0), Tombstone(b"n" * 16, b"", b"new", 0, 0, now)]
+    )
+    with space.state.write() as db:
+        db.executemany("INSERT INTO served VALUES (?, ?)", [(b"old", 1.0), (b"new", now)])
+    forget_old(space)
+    assert len(journal.since(space, 0)) == 2
+    assert space.state.tombstone(b"o" * 16) is None and space.state.tombstone(b"n" * 16) is not None
+    assert writers.served(space, [b"old", b"new"]) == {b"new"}

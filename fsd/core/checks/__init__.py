@@ -1,0 +1,1 @@
+"""The invariants by subject; `fsd.core.check` runs them."""

@@ -1,0 +1,73 @@
+"""`fsd check` beside a running server: what is being changed is no finding, what nobody heard of is."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fsd.core.registry import Registry
+from tests.support.oracle import settled
+from tests.support.serving import Server
+from tests.support.waiting import agree, wait_for
+
+
+@contextmanager
+def busy(root: Path) -> Iterator[None]:
+    """Somebody who writes, renames and deletes all the time, directly in the tree."""
+    over = threading.Event()
+
+    def work() -> None:
+        dice = random.Random(5)
+        turn = 0
+        while not over.is_set():
+            turn += 1
+            where = root / f"d{dice.randrange(20)}"
+            where.mkdir(exist_ok=True)
+            (where / f"f{dice.randrange(50)}").write_text("x" * dice.randrange(1000))
+            if turn % 7 == 0:
+                os.replace(where / os.listdir(where)[0], root / f"moved{dice.randrange(9)}")
+            if turn % 31 == 0:
+                shutil.rmtree(where)
+            if turn % 101 == 0 and (root / "d7").exists():
+                shutil.copytree(root / "d7", root / f"copy{turn}", dirs_exist_ok=True)
+            over.wait(0.002)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_check_beside_a_server_that_is_busy(shared_server: Server) -> None:
+    server = shared_server
+    record = server.json("space", "create", "busy")
+    root = Path(record["path"])
+    dav = server.space_dav(record)
+    with busy(root):
+        wait_for(lambda: len(os.listdir(root)) > 20, what="a tree that is being changed")
+        for _ in range(2):
+            dav.put(b"over-http", b"x" * 1000)
+            done = server.run("check", "busy", "--json")
+            assert (done.returncode, json.loads(done.stdout)) == (0, []), done
+    settled(os.fsencode(root), dav, wait=agree)
+    space = Registry(server.state).open(record["id"])
+    with space.index.write() as db:
+        db.execute("UPDATE node SET size=size+1, ctime_ns=0 WHERE name=?", (b"over-http",))
+        db.execute("UPDATE dir SET own=own+1, total=total+1 WHERE n=1")
+    space.close()
+    done = server.run("check", "busy", "--json")
+    assert done.returncode == 3
+    assert [(each["code"], each["path"]) for each in json.loads(done.stdout)] == [("row-stale", "over-http")]
+    done = server.run("check", "busy", "--repair", "--json")
+    assert done.returncode == 0 and all(each["repaired"] for each in json.loads(done.stdout))
+    assert server.run("check").returncode == 0
+    settled(os.fsencode(root), dav, wait=agree)
