@@ -1,9 +1,10 @@
-"""HTTP Basic (RFC 7617) against the accounts."""
+"""HTTP Basic (RFC 7617) with a password or an app token, and app tokens as bearers (RFC 6750)."""
 
 import base64
 import binascii
 import ipaddress
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from dav.auth.throttle import Throttle
 from dav.http.errors import RETRY_SECONDS, HttpError
 from dav.view import View
 from fsd.core.accounts import Accounts, User, fold
+from fsd.core.tokens import Tokens
 from fsd.service import logs
 
 _HASHING = 2
@@ -26,6 +28,7 @@ class BasicAuth:
 
     def __init__(self, accounts: Accounts, cache: CredentialCache, throttle: Throttle, realm: str) -> None:
         self._accounts = accounts
+        self._tokens = Tokens(accounts)
         self._cache = cache
         self._throttle = throttle
         realm = "".join(c for c in realm if c.isascii() and c.isprintable() and c not in '"\\')
@@ -45,7 +48,14 @@ class BasicAuth:
         user = self._known(header, view)
         if user is not None:
             return user
-        name, password = self._credentials(header)
+        scheme, _, value = header.partition(" ")
+        address = str(environ.get("REMOTE_ADDR", ""))
+        if scheme.lower() == "bearer":
+            return self._bearer(header, value.strip(), address)
+        name, password = self._credentials(scheme, value)
+        user = self._by_token(header, password, name)
+        if user is not None:
+            return user
         may_block = environ.get("fsd.may_block")
         if may_block is not None:
             may_block()  # a password's hash takes a tenth of a second
@@ -54,7 +64,7 @@ class BasicAuth:
             user = self._known(header, view)
             if user is not None:
                 return user
-            return self._verify(header, name, password, str(environ.get("REMOTE_ADDR", "")))
+            return self._verify(header, name, password, address)
 
     def _known(self, header: str, view: View) -> User | None:
         """The user of credentials verified before; 401 for those that were wrong; None if nothing is known."""
@@ -92,10 +102,30 @@ class BasicAuth:
     def _unauthorized(self, sentence: str) -> HttpError:
         return HttpError(401, sentence, headers=self._challenge)
 
-    def _credentials(self, header: str) -> tuple[str, str]:
-        scheme, _, value = header.partition(" ")
+    def _by_token(self, header: str, text: str, name: str | None) -> User | None:
+        """The user of an app token; costs one look into the registry's database, and no slow hash."""
+        found = self._tokens.verify(text, name)
+        if found is None:
+            return None
+        user, token = found
+        left = None if token.expires is None else token.expires - time.time()
+        self._cache.put(header, user.name, user.id, user.epoch, left)
+        return user
+
+    def _bearer(self, header: str, text: str, address: str) -> User:
+        """The user of a bearer token. What can't be guessed is not slowed by account, only by address."""
+        key = f"address {_network(address)}"
+        self._refuse_if_slowed((key,))
+        user = self._by_token(header, text, None)
+        if user is None:
+            self._throttle.failed(key)
+            logs.audit("", "login", "", outcome="refused", address=address)
+            raise self._unauthorized("The token is not valid (any more).")
+        return user
+
+    def _credentials(self, scheme: str, value: str) -> tuple[str, str]:
         if scheme.lower() != "basic":
-            raise self._unauthorized("Only Basic authentication is understood.")
+            raise self._unauthorized("Only Basic and Bearer authentication are understood.")
         try:
             raw = base64.b64decode(value.strip(), validate=True)
         except (binascii.Error, ValueError):
@@ -137,7 +167,7 @@ class BasicAuth:
         self._cache.put(header, name, user.id, epoch)
         return user
 
-    def _refuse_if_slowed(self, keys: tuple[str, str]) -> None:
+    def _refuse_if_slowed(self, keys: tuple[str, ...]) -> None:
         seconds = self._throttle.wait(*keys)
         if seconds:
             raise HttpError(

@@ -53,9 +53,12 @@ class CredentialCache:
             self._entries.move_to_end(digest)
             return found
 
-    def put(self, header: str, name: str, user_id: str | None, epoch: int | None) -> None:
-        """Remember verified credentials, or (``user_id`` None) briefly that they are wrong."""
+    def put(
+        self, header: str, name: str, user_id: str | None, epoch: int | None, at_most: float | None = None
+    ) -> None:
+        """Remember verified credentials, or (``user_id`` None) briefly that they are wrong; ``at_most`` seconds."""
         seconds = self._seconds if user_id is not None else min(_NEGATIVE_SECONDS, self._seconds)
+        seconds = seconds if at_most is None else min(seconds, at_most)
         if seconds <= 0:
             return
         entry = Cached(name, user_id, epoch, self._clock() + seconds)

@@ -35,6 +35,7 @@ COMMANDS = {
     "scan": Command("fsd.cli.scan", "verify a tree against the index now"),
     "check": Command("fsd.cli.check", "verify every invariant, repair what can be repaired"),
     "doctor": Command("fsd.cli.doctor", "is this host fit?"),
+    "token": Command("fsd.cli.token", "app tokens: a password of its own for each program"),
     "trash": Command("fsd.cli.trash", "what was deleted: list, restore, empty"),
     "config": Command("fsd.cli.config", "the settings, and where each came from"),
     "key": Command("fsd.cli.key", "the service key: export, import"),

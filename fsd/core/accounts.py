@@ -267,6 +267,7 @@ class Accounts:
                 "UPDATE spaces SET state = 'disabled' WHERE owner_id = ? AND state = 'active'", (user.id,)
             )
             db.execute("DELETE FROM membership WHERE user_id = ?", (user.id,))
+            db.execute("DELETE FROM tokens WHERE user_id = ?", (user.id,))
             db.execute("DELETE FROM users WHERE id = ?", (user.id,))
             if not last_admin:
                 _keep_an_admin(db, user)

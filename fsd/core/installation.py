@@ -45,6 +45,16 @@ CREATE TABLE IF NOT EXISTS membership (
     user_id TEXT NOT NULL REFERENCES users(id),
     PRIMARY KEY (group_id, user_id)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tokens (
+    id TEXT PRIMARY KEY,
+    user_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    expires INTEGER,                   -- seconds since the epoch
+    used INTEGER NOT NULL,
+    digest BLOB NOT NULL UNIQUE,       -- SHA-256 of the token's text, which is not kept
+    UNIQUE (user_id, name)
+);
 CREATE TABLE IF NOT EXISTS spaces (
     id TEXT PRIMARY KEY,
     name TEXT NOT NULL,
@@ -80,6 +90,13 @@ class _RegistryDatabase(Database):
             )
         rows = [("storage", secrets.token_hex(4)), ("generation", "1"), ("epoch", "0")]
         db.executemany("INSERT INTO settings (key, value) VALUES (?, ?)", rows)
+
+    def opened(self, db: sqlite3.Connection) -> None:
+        """Tables that an earlier release did not have."""
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name='tokens'").fetchone() is None:
+            for statement in SCHEMA.split(";"):
+                if statement.strip():
+                    db.execute(statement)
 
 
 class Installation:

@@ -7,13 +7,15 @@ import os
 import re
 import shutil
 import threading
+import time
 
 import pytest
 
 from fsd.core import passwords
 from fsd.core.grants import Role
+from fsd.core.tokens import Tokens
 from tests.support.waiting import wait_for
-from tests.unit.dav.served import PASSWORDS, Served, serving
+from tests.unit.dav.served import PASSWORDS, Served, basic, serving
 
 
 @pytest.fixture
@@ -381,3 +383,43 @@ def test_passwords_are_not_in_the_log(served, caplog):
     served.dav(password="wrong-secret").request("OPTIONS", b"")
     text = "\n".join(f"{record.getMessage()} {record.__dict__}" for record in caplog.records)
     assert PASSWORDS["alice"] not in text and "wrong-secret" not in text
+
+
+def test_app_tokens_as_passwords_and_as_bearers(tmp_path):
+    with serving(tmp_path) as served:
+        tokens = Tokens(served.registry.accounts)
+        _, text = tokens.create("alice", "laptop")
+        served.dav().put(b"f", b"hers")
+        path = "/dav/files/alice/f"
+
+        def status(value, where=path):
+            return served.ask("GET", where, f"Authorization: {value}", user=None).status
+
+        good = (basic("alice", text), basic("ALICE", text), f"Bearer {text}", f"bearer  {text}")
+        for _ in range(2):
+            assert [status(value) for value in good] == [200] * 4
+        assert status(basic("bob", text)) == 401, "another user's name with her token"
+        assert status(f"Bearer {text}", f"/dav/spaces/{served.personal('bob').id}/") == 404
+        assert status(f"Bearer {text[:-1]}") == 401 and status("Bearer") == 401 and status("Digest x") == 401
+        tokens.revoke("alice", "laptop")
+        assert {status(value) for value in good} <= {401, 429}
+
+
+def test_guessed_bearers_are_slowed_by_address(tmp_path):
+    with serving(tmp_path) as served:
+        found = [
+            served.ask("GET", "/", f"Authorization: Bearer fsd_{number}", user=None).status
+            for number in range(30)
+        ]
+        assert found[0] == 401 and 429 in found
+
+
+def test_a_cached_token_ends_with_its_expiry(tmp_path):
+    with serving(tmp_path) as served:
+        _, text = Tokens(served.registry.accounts).create("alice", "short", int(time.time()) + 2)
+
+        def status():
+            return served.ask("GET", "/dav/files/alice/", f"Authorization: Bearer {text}", user=None).status
+
+        assert status() == 200
+        wait_for(lambda: status() == 401, what="the end of the token")
