@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from fsd.core import ids
+from fsd.core.announced import Board
 from fsd.core.errors import FsdError, ReadOnlySpace, StorageUnavailable
 from fsd.core.index import Index
 from fsd.core.state import State
@@ -67,6 +68,7 @@ class Space:
         base = state_dir / record.hex
         self.state = State(base.with_suffix(".state.db"), base.with_suffix(".state-lock"))
         self.index = Index(base.with_suffix(".index.db"), base.with_suffix(".lock"), self)
+        self.board = Board(base)
 
     def root_fd(self) -> int:
         """The root's descriptor, proven now; it stays the Space's own, don't close it.
@@ -224,6 +226,7 @@ class Space:
     def close(self) -> None:
         """Close the root and both databases; the next use opens them again."""
         self._drop_root()
+        self.board.close()
         self.index.close()
         self.state.close()
 

@@ -13,6 +13,7 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import dirty, ids, index, writers
+from fsd.core.announced import settle
 from fsd.core.errors import Forbidden, FsdError, NotYetKnown, StorageUnavailable
 from fsd.core.index import DIRECTORY, FILE, KIND_LETTERS, WRITING, DirRow, NodeRow
 from fsd.core.names import join, split
@@ -68,6 +69,7 @@ _CHILDREN = (
 
 def lookup(space: Space, path: bytes) -> Entry:
     """The entry at `path`. FileNotFoundError only when its absence is proven; StorageUnavailable in doubt."""
+    settle(space)
     if not path:
         return _lookup_root(space)
     parent, name = split(path)
@@ -105,6 +107,7 @@ def listing(space: Space, path: bytes) -> tuple[Entry, list[Entry]]:
 
     The directory's own etag and size are read before its entries, so a change in between shows in the next etag.
     """
+    settle(space)
     for turn in range(_TURNS):
         fd = _open_dir(space, path)
         try:
@@ -189,6 +192,7 @@ def last_known_root(space: Space) -> Entry | None:
 
 def usage(space: Space) -> int:
     """The tree size of the space in bytes."""
+    settle(space)
     with space.index.read() as db:
         total: int = db.execute("SELECT total FROM dir WHERE n=?", (index.ROOT,)).fetchone()[0]
     return total
