@@ -37,6 +37,8 @@ COMMANDS = {
     "doctor": Command("fsd.cli.doctor", "is this host fit?"),
     "token": Command("fsd.cli.token", "app tokens: a password of its own for each program"),
     "trash": Command("fsd.cli.trash", "what was deleted: list, restore, empty"),
+    "mount": Command("fsd.cli.mount", "a space, or all of them, as a filesystem"),
+    "umount": Command("fsd.cli.umount", "end a mount"),
     "config": Command("fsd.cli.config", "the settings, and where each came from"),
     "key": Command("fsd.cli.key", "the service key: export, import"),
     "completion": Command("fsd.cli.completion", "completion for bash, zsh or fish"),

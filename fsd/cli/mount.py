@@ -1,0 +1,159 @@
+"""`fsd mount`: a space, or all spaces, as a filesystem."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from fsd.cli.common import audit, note, registry_of, settings_of
+from fsd.core.errors import BUSY, USAGE, UserError
+
+if TYPE_CHECKING:
+    from fsd.core.registry import Registry
+    from fsd.mount.shim import Shim
+
+_MISSING = (
+    "'fsd mount' needs {what}: install the packages fuse3, libfuse3-dev, pkg-config, gcc and python3-dev, "
+    "then 'pip install fsd[mount]'."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("space", nargs="?", metavar="SPACE", help="its name, alias or id; not with --all")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
+    parser.add_argument("--all", action="store_true", help="all spaces, each under its name")
+    parser.add_argument(
+        "--as", dest="user", metavar="USER", help="with the role of this user, shown as theirs"
+    )
+    parser.add_argument("--read-only", action="store_true", help="nothing can be changed through the mount")
+    parser.add_argument(
+        "--allow-other",
+        action="store_true",
+        help="let other users of this machine in; without --as each has the role of the fsd user of that name",
+    )
+    parser.add_argument(
+        "--passthrough",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="whether the kernel reads and writes the files itself (Linux 6.9, root); auto: after a test",
+    )
+    parser.add_argument(
+        "--background", action="store_true", help="return when it is mounted; the mount goes on by itself"
+    )
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Mount, and serve until it is unmounted or told to end."""
+    if args.all == (args.space is not None):
+        raise UserError("Give either a space or --all.", USAGE)
+    _check_parts()
+    args.mountpoint = os.path.abspath(args.mountpoint)
+    registry = registry_of(args)
+    if args.user is not None:
+        registry.accounts.get(args.user)
+    if args.space is not None:
+        registry.find(args.space)
+    _check_mountpoint(args.mountpoint)
+    if args.background:
+        return _in_background(args, registry)
+    return _serve(args, registry, -1)
+
+
+def _check_parts() -> None:
+    """UserError, in one line, when something that only mounts need is missing."""
+    for module in ("trio", "pyfuse3"):
+        if importlib.util.find_spec(module) is None:
+            raise UserError(_MISSING.format(what=f"the Python package {module}"))
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise UserError("/dev/fuse is not usable here: load the kernel's module ('modprobe fuse').")
+
+
+def _check_mountpoint(path: str) -> None:
+    """Clear away a dead mount of an earlier daemon; UserError unless the rest is an empty directory."""
+    from fsd.mount import mountpoints
+
+    if mountpoints.clear_dead(path):
+        note(f"A dead mount at {path} was cleared away.")
+    found = mountpoints.at(path)
+    if found.state == "ours":
+        raise UserError(f"{path} is mounted already.", BUSY)
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        raise UserError(f"There is no directory {path}.") from None
+    except NotADirectoryError:
+        raise UserError(f"{path} is not a directory.") from None
+    if names:
+        raise UserError(f"{path} is not empty: what is in it would be hidden.")
+
+
+def _in_background(args: argparse.Namespace, registry: Registry) -> int:
+    """Fork; the child goes on as a daemon, the parent returns once it is mounted, or with its error."""
+    ready, told = os.pipe()
+    if child := os.fork():
+        os.close(told)
+        with open(ready, "rb") as pipe:
+            if pipe.read(1) == b"+":
+                return 0
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status) or 1
+    os.close(ready)
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    return _serve(args, registry, told)
+
+
+def _serve(args: argparse.Namespace, registry: Registry, told: int) -> int:
+    from fsd.mount.mounted import Mounted, Plan, quiet_pyfuse3
+    from fsd.service import logs, notify
+
+    settings = settings_of(args)
+    logs.setup("mount", settings.log_format, args.log_level)
+    quiet_pyfuse3()
+    _check_apart(args, registry)
+
+    def ready() -> None:
+        audit(args, "mount", args.mountpoint, space=args.space or "all")
+        notify.ready(f"{args.space or 'all spaces'} at {args.mountpoint}")
+        if told >= 0:
+            os.write(told, b"+")
+            os.close(told)
+            nothing = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nothing, sys.stderr.fileno())
+
+    plan = Plan(
+        mountpoint=args.mountpoint,
+        space=args.space,
+        user=args.user,
+        read_only=args.read_only,
+        allow_other=args.allow_other,
+        shim=_shim(args.passthrough),
+        ready=ready,
+    )
+    try:
+        return Mounted(registry, plan).run()
+    finally:
+        notify.stopping()
+
+
+def _check_apart(args: argparse.Namespace, registry: Registry) -> None:
+    """UserError if the mountpoint lies in a space: the mount would be inside itself."""
+    from fsd.core.hosts import within
+
+    place = os.fsencode(os.path.realpath(args.mountpoint))
+    for record in registry.spaces():
+        if within(place, record.path):
+            raise UserError(f"{args.mountpoint} lies inside the space '{record.name}': mount it elsewhere.")
+
+
+def _shim(wanted: str) -> Shim | None:
+    return None
+
+

@@ -1,0 +1,222 @@
+"""Handlers of files: opening, reading, writing, what makes it durable, closing.
+
+A handle's number is its descriptor's. With kernel passthrough (`shim`) reads and writes never come here; all handles
+of a file that are open at the same time then have to be of that kind, or go past the page cache (fuse.h, FOPEN_*).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import trio
+from pyfuse3 import FileInfo, FUSEError
+
+from fsd.mount.base import Base, guarded, guarded_wait
+from fsd.mount.exports import Export
+from fsd.mount.loop import pause
+from fsd.mount.nodes import Node, stale
+
+if TYPE_CHECKING:
+    from pyfuse3 import EntryAttributes, RequestContext
+
+    from fsd.mount.shim import Shim
+
+_PASSED = (
+    os.O_ACCMODE | os.O_APPEND | os.O_DSYNC | os.O_SYNC | os.O_NOATIME | os.O_TRUNC | os.O_DIRECT | os.O_EXCL
+)
+"""Flags of open(2) that reach the disk; O_DIRECT only if the kernel itself reads and writes there."""
+_INLINE = 1 << 14
+"""Bytes that are read at once; more only if the page cache has them, else by a thread."""
+FD = 0xFFFFFFFF
+"""The part of a handle's number that is the descriptor."""
+ACCOUNTED = 1 << 32
+"""Set in the number of a handle whose writes are counted against a quota: nothing may go past us there."""
+
+
+class Handle:
+    """An open file."""
+
+    __slots__ = ("node", "token", "writes")
+
+    def __init__(self, node: Node, *, writes: bool) -> None:
+        self.node = node
+        self.writes = writes
+        self.token = 0
+
+
+class Files(Base):
+    """Handlers of open files."""
+
+    handles: dict[int, Handle]
+    shim: Shim | None = None
+
+    def _open(self, ident: int, flags: int, ctx: RequestContext) -> FileInfo:
+        node, export = self.inside(ident)
+        writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        if writes:
+            export.check_write(ctx)
+        else:
+            export.check_read(ctx)
+        direct = self._directly(node, export, writes)
+        passed = flags & _PASSED & ~os.O_EXCL & ~(0 if direct else os.O_DIRECT)
+        if node.fd >= 0:
+            fd = os.open(b"/proc/self/fd/%d" % node.fd, passed | os.O_CLOEXEC)
+        elif node.parent is None:
+            raise stale()
+        else:
+            where = self.nodes.fd(node.parent)
+            fd = os.open(node.name, passed | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=where)
+        found = os.fstat(fd)
+        if found.st_ino != node.ino or found.st_dev != node.dev:
+            os.close(fd)
+            raise stale()
+        if flags & os.O_TRUNC:
+            export.forget_room()
+            self.touched(node)
+        return self._opened(node, export, fd, found, writes=writes, direct=direct)
+
+    def _create(
+        self, parent_id: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        parent, export = self.inside(parent_id)
+        export.check_write(ctx)
+        export.may_create(parent, name)
+        where = parent.fd if parent.fd >= 0 else self.nodes.fd(parent)
+        if parent.watch < 0:
+            self.hear(parent)
+        direct = self.shim is not None and self.shim.passthrough and export.limit is None
+        passed = flags & _PASSED & ~(0 if direct else os.O_DIRECT)
+        passed |= os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, passed, stat.S_IMODE(mode) & ~ctx.umask, dir_fd=where)
+        try:
+            self.dress(export, where, fd, ctx, directory=False)
+            found = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        old = self.nodes.by_key.get((found.st_dev, found.st_ino))
+        if old is not None and not old.handles and found.st_nlink == 1 and found.st_size == 0:
+            old.dead = True
+        parent.known = None
+        entry = self.found(parent, name, found)
+        node = self.nodes.by_key[found.st_dev, found.st_ino]
+        info = self._opened(node, export, fd, found, writes=True, direct=direct)
+        return info, entry
+
+    def _directly(self, node: Node, export: Export, writes: bool) -> bool:
+        """Whether the kernel may read and write the disk's file itself: never past a quota."""
+        shim = self.shim
+        return shim is not None and shim.passthrough and (bool(node.backing) or export.limit is None)
+
+    def _opened(
+        self, node: Node, export: Export, fd: int, found: os.stat_result, *, writes: bool, direct: bool
+    ) -> FileInfo:
+        accounted = writes and export.limit is not None
+        number = fd | ACCOUNTED if accounted else fd
+        handle = Handle(node, writes=writes)
+        info = FileInfo(fh=number)
+        if direct and not (node.handles and not node.backing):
+            direct = self._back(node, fd, info, accounted=accounted)
+        else:
+            direct = False
+        if not direct:
+            # What the kernel still has of the content is right if the file is as it was at the last close.
+            info.keep_cache = node.data == (found.st_mtime_ns, found.st_size)
+        if writes and export.announcer is not None and node.parent is not None:
+            handle.token = export.announcer.opened(self.nodes.path(node.parent), node.name)
+        node.handles.append(fd)
+        self.handles[number] = handle
+        return info
+
+    def _back(self, node: Node, fd: int, info: FileInfo, *, accounted: bool) -> bool:
+        """Have the kernel read and write `fd` itself. One registration serves all handles of a file."""
+        shim = self.shim
+        assert shim is not None
+        if node.backing and accounted:
+            info.direct_io, info.keep_cache = True, False
+            return True
+        if not node.backing:
+            try:
+                node.backing = shim.register(fd)
+            except OSError:
+                return False
+        info.keep_cache = False
+        shim.use(node.backing)
+        return True
+
+    async def _read(self, fh: int, offset: int, size: int) -> bytes:
+        fd = fh & FD
+        if size <= _INLINE:
+            return os.pread(fd, size, offset)
+        buffer = bytearray(size)
+        try:
+            count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+            if count == size:
+                return buffer  # type: ignore[return-value]
+            if offset + count >= os.fstat(fd).st_size:
+                del buffer[count:]
+                return buffer  # type: ignore[return-value]
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                raise
+        pause()
+        return await trio.to_thread.run_sync(os.pread, fd, size, offset)
+
+    def _write(self, fh: int, offset: int, data: bytes) -> int:
+        handle = self.handles[fh]
+        export, fd = handle.node.export, fh & FD
+        if export is not None and export.limit is not None:
+            export.take_room(offset + len(data) - os.fstat(fd).st_size)
+        handle.node.known = None
+        done = os.pwrite(fd, data, offset)
+        while done < len(data):
+            done += os.pwrite(fd, data[done:], offset + done)
+        return done
+
+    def _flush(self, fh: int) -> None:
+        # Nothing is kept back here; the kernel does not ask again, which saves a request at each close.
+        raise FUSEError(errno.ENOSYS)
+
+    async def _fsync(self, fh: int, datasync: bool) -> None:
+        pause()
+        await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fh & FD)
+
+    async def _fsyncdir(self, handle: int, datasync: bool) -> None:
+        listing = self._listings[handle]  # type: ignore[attr-defined]
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.nodes.fd(listing.node))
+        try:
+            pause()
+            await trio.to_thread.run_sync(os.fsync, fd)
+        finally:
+            os.close(fd)
+
+    def _release(self, fh: int) -> None:
+        handle = self.handles.pop(fh)
+        node, fd = handle.node, fh & FD
+        node.handles.remove(fd)
+        export = node.export
+        try:
+            found = os.fstat(fd)
+            if handle.writes:
+                node.known = (found.st_ctime_ns, found.st_mtime_ns, found.st_size)
+            node.data = (found.st_mtime_ns, found.st_size)
+            if handle.token and export is not None and export.announcer is not None:
+                export.announcer.closed(handle.token)
+        finally:
+            os.close(fd)
+            if not node.handles and node.backing and self.shim is not None:
+                backing, node.backing = node.backing, 0
+                self.shim.unregister(backing)
+            self.nodes.released(node)
+
+    open = guarded(_open)
+    create = guarded(_create)
+    read = guarded_wait(_read)
+    write = guarded(_write)
+    flush = guarded(_flush)
+    fsync = guarded_wait(_fsync)
+    fsyncdir = guarded_wait(_fsyncdir)
+    release = guarded(_release)

@@ -1,0 +1,195 @@
+"""A mount from its beginning to its end: the daemon's tasks in one trio loop.
+
+One serves requests (pyfuse3), one hears of changes made elsewhere, one settles what was announced when nothing else
+happens, one follows the registry (grants, quotas, spaces), one waits for signals. If one of them ends, all do.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import pyfuse3
+import trio
+
+from fsd.core import announced
+from fsd.core.errors import FsdError
+from fsd.mount import loop, mountpoints
+from fsd.mount.attributes import Attributes
+from fsd.mount.coherence import Coherence
+from fsd.mount.files import Files
+from fsd.mount.follow import Follower
+from fsd.mount.names import Names
+from fsd.mount.nodes import Nodes
+
+if TYPE_CHECKING:
+    from fsd.core.registry import Registry
+    from fsd.mount.shim import Shim
+
+_log = logging.getLogger(__name__)
+
+SETTLE_EVERY = 0.25
+"""Seconds. A watcher has usually been quicker, and then little is left to compare."""
+SETTLE_FULL = 0.5
+"""How full an announcer's log gets before it is begun anew."""
+_OWN_DESCRIPTORS = 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to mount where. `space` None: all that `user` may see (or everybody, if others are allowed)."""
+
+    mountpoint: str
+    space: str | None = None
+    user: str | None = None
+    read_only: bool = False
+    allow_other: bool = False
+    shim: Shim | None = None
+    ready: Callable[[], object] = lambda: None
+
+
+class Operations(Names, Files, Attributes):
+    """All handlers, as pyfuse3 wants them."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, nodes: Nodes, shim: Shim | None, *, acl: bool) -> None:
+        super().__init__(nodes)
+        self.enable_acl = acl
+        self.shim = shim
+        self.handles = {}
+        self._listings = {}
+
+    def init(self) -> None:
+        """The kernel has answered; nothing is left to do."""
+
+    def stacktrace(self) -> None:
+        """Asked for by a magic attribute of pyfuse3, which nobody may set here."""
+
+
+class Mounted:
+    """One mount. `run` returns when it is unmounted, or told to end."""
+
+    def __init__(self, registry: Registry, plan: Plan) -> None:
+        self._plan = plan
+        self._nodes = Nodes(_descriptors())
+        self._operations = Operations(self._nodes, plan.shim, acl=os.geteuid() == 0)
+        self._coherence = Coherence(self._nodes)
+        self._operations.hear = self._coherence.listen
+        self.follower = Follower(registry, plan.space, plan.user, plan.allow_other, plan.read_only)
+        self._ended_by = 0
+
+    def run(self) -> int:
+        """Mount, serve, unmount. 0 after umount or SIGTERM; OSError if it can't be mounted."""
+        try:
+            self._prepare()
+            os.umask(0)
+            loop.install()
+            self._mount()
+            try:
+                gc.collect()
+                gc.freeze()
+                trio.run(self._serve)
+            finally:
+                pyfuse3.close(unmount=True)
+        finally:
+            self._coherence.close()
+            self.follower.close()
+        return 0
+
+    def _prepare(self) -> None:
+        exports = self.follower.update()
+        if self._plan.space is not None:
+            (export,) = exports.values()
+            self._nodes.root(export, os.dup(export.space.root_fd()))
+        else:
+            self._nodes.root(None, -1)
+            self._operations.spaces = exports
+
+    def _mount(self) -> None:
+        plan = self._plan
+        options = {
+            "default_permissions",
+            f"fsname=fsd:{plan.space or 'all'}".replace(",", "_"),
+            "subtype=fsd",
+        }
+        if plan.allow_other:
+            options.add("allow_other")
+        if plan.read_only:
+            options.add("ro")
+        options = {option.encode("ascii", "replace").decode().replace("?", "_") for option in options}
+        if plan.shim is not None:
+            plan.shim.before()
+        try:
+            pyfuse3.init(cast(Any, self._operations), mountpoints.real(plan.mountpoint), options)
+        except RuntimeError as error:
+            raise FsdError(f"{plan.mountpoint} could not be mounted: {error}.") from error
+        if plan.shim is not None:
+            plan.shim.after()
+
+    async def _serve(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for task in (self._coherence.run, self._settle, self._follow, self._signals):
+                nursery.start_soon(task)
+            nursery.start_soon(self._say_ready)
+            await pyfuse3.main()
+            nursery.cancel_scope.cancel()
+
+    async def _say_ready(self) -> None:
+        """Only now the kernel's first request is answered; before that the mountpoint hangs."""
+        await trio.to_thread.run_sync(os.statvfs, self._plan.mountpoint, abandon_on_cancel=True)
+        self._plan.ready()
+
+    async def _signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            async for number in received:
+                if number == signal.SIGHUP:
+                    self.follower.forget()
+                    continue
+                self._ended_by = number
+                pyfuse3.terminate()
+                return
+
+    async def _settle(self) -> None:
+        """Compare what was announced when there is a pause; begin full logs anew."""
+        before: dict[int, int] = {}
+        while True:
+            await trio.sleep(SETTLE_EVERY)
+            for export in list(self.follower.exports.values()):
+                announcer = export.announcer
+                if announcer is None or (not announcer.backlog and announcer.filled < SETTLE_FULL):
+                    continue
+                quiet = before.get(announcer.slot) == announcer.backlog
+                before[announcer.slot] = announcer.backlog
+                if quiet or announcer.filled >= SETTLE_FULL:
+                    await trio.to_thread.run_sync(announced.settle, export.space)
+                if announcer.filled >= SETTLE_FULL and not announcer.backlog:
+                    announcer.compact()
+
+    async def _follow(self) -> None:
+        async for exports, renewed in self.follower.watch():
+            self._operations.spaces = exports if self._plan.space is None else {}
+            for export in renewed:
+                await self._coherence.renew(export)
+
+
+def _descriptors() -> int:
+    """Raise the limit of descriptors as far as allowed; how many directories may be kept open."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min(most, 1 << 20) if most != resource.RLIM_INFINITY else 1 << 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return max(64, min(most // 3, 50_000) - _OWN_DESCRIPTORS)
+
+
+def quiet_pyfuse3() -> None:
+    """An answer that comes too late for a caller who was interrupted is no error."""
+    logging.getLogger("pyfuse3").addFilter(lambda record: "fuse_reply_" not in record.getMessage())
+    sys.setswitchinterval(0.0005)
