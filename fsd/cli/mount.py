@@ -155,5 +155,3 @@ def _check_apart(args: argparse.Namespace, registry: Registry) -> None:
 
 def _shim(wanted: str) -> Shim | None:
     return None
-
-

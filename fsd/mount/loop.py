@@ -26,10 +26,11 @@ class _Turnstile:
 
     def __init__(self) -> None:
         self._held = False
+        self._ending = False
         self._waiting: deque[trio.Event] = deque()
 
     async def __aenter__(self) -> None:
-        while self._held:
+        while self._held and not self._ending:
             event = trio.Event()
             self._waiting.append(event)
             try:
@@ -49,6 +50,12 @@ class _Turnstile:
         if self._waiting:
             self._waiting.popleft().set()
 
+    def end(self) -> None:
+        """No more requests will come: nobody has to wait."""
+        self._ending = True
+        while self._waiting:
+            self.pause()
+
 
 class _Waiter:
     """Waits until the FUSE descriptor can be read."""
@@ -64,12 +71,22 @@ class _Waiter:
             self._poll.register(fd, select.POLLIN)
             self._fd = fd
         self._turns += 1
-        if self._turns % _TURNS:
-            if self._poll.poll(0):
-                return
-        else:
+        if self._turns % _TURNS == 0:
             await trio.lowlevel.checkpoint()
-        await trio.lowlevel.wait_readable(fd)
+        elif self._readable():
+            return
+        try:
+            await trio.lowlevel.wait_readable(fd)
+        except trio.ClosedResourceError:
+            _turnstile.end()
+            raise
+        self._readable()
+
+    def _readable(self) -> bool:
+        events = self._poll.poll(0)
+        if events and events[0][1] & select.POLLERR:
+            _turnstile.end()  # unmounted, or aborted
+        return bool(events)
 
 
 _turnstile = _Turnstile()

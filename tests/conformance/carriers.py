@@ -1,4 +1,4 @@
-"""What carries file operations: the core itself, or WebDAV over the core. One vocabulary, so that one suite
+"""What carries file operations: the core itself, WebDAV over the core, a mount. One vocabulary, so that one suite
 fits all."""
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ class Carrier(Protocol):
     """File operations on one space. Paths are bytes below its root; each method raises Refused."""
 
     root: bytes
+    any_name: bool
+    """Whether names may be made that HTTP refuses: bytes that are no UTF-8, control characters."""
+    saves_by_rename: bool
+    """Whether a rename can't say if it is a move or the last step of saving a file."""
 
     def put(self, path: bytes, data: bytes, *, if_match: str | None = None, new: bool = False) -> str: ...
     def get(self, path: bytes) -> bytes: ...
@@ -48,6 +52,8 @@ class Carrier(Protocol):
 
 class CoreCarrier:
     """The core, called directly."""
+
+    any_name = saves_by_rename = False
 
     def __init__(self, space: Space) -> None:
         self.space, self.root = space, space.root
@@ -150,6 +156,8 @@ def _refused(error: OSError) -> Refused:
 
 class DavCarrier:
     """The same over HTTP."""
+
+    any_name = saves_by_rename = False
 
     def __init__(self, dav: Dav, root: bytes) -> None:
         self.dav, self.root = dav, root

@@ -137,12 +137,13 @@ def test_move_keeps_ids_and_file_etags(carrier: Carrier) -> None:
 def test_move_over_something(carrier: Carrier) -> None:
     carrier.put(b"a", b"1")
     carrier.put(b"b", b"22")
-    ident = carrier.look(b"a").id
+    # A file just written that is renamed over another one is how programs save: there the other's id stays.
+    kept = carrier.look(b"b" if carrier.saves_by_rename else b"a").id
     with refused("precondition", "exists"):
         carrier.move(b"a", b"b", overwrite=False)
     assert carrier.get(b"b") == b"22"
     assert carrier.move(b"a", b"b") is False
-    assert carrier.get(b"b") == b"1" and carrier.look(b"b").id == ident and carrier.look(b"").size == 1
+    assert carrier.get(b"b") == b"1" and carrier.look(b"b").id == kept and carrier.look(b"").size == 1
 
 
 def test_move_a_file_over_a_directory_and_back(carrier: Carrier) -> None:
@@ -209,6 +210,10 @@ def test_names(carrier: Carrier, name: bytes) -> None:
 @pytest.mark.parametrize("name", [b"bad\xff", b"new\nline", b"tab\t", b"x" * 256])
 def test_names_that_may_not_be_made(carrier: Carrier, name: bytes) -> None:
     carrier.put(b"fine", b"1")
+    if carrier.any_name and len(name) <= 255:
+        carrier.move(b"fine", name)
+        assert carrier.get(name) == b"1" and set(carrier.names(b"")) == {name}
+        return
     for operation in (
         lambda: carrier.put(name, b"x"),
         lambda: carrier.make_directory(name),

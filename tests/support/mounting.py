@@ -1,0 +1,107 @@
+"""A real `fsd mount` in a process of its own, of the spaces of a Server's data root (running or not)."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fsd.mount import mountpoints
+from tests.support.serving import COMPLAINT, Server
+from tests.support.waiting import wait_for
+
+
+class Mount:
+    """One mount and its daemon. `arguments` are those of `fsd mount` but for the mountpoint."""
+
+    def __init__(self, server: Server, place: Path, *arguments: str) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("mounting needs root")
+        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+            pytest.skip("mounting is not allowed here: /dev/fuse")
+        self.server, self.path, self.arguments = server, place, list(arguments)
+        self.log_path = place.with_name(place.name + ".log")
+        self.process: subprocess.Popen[bytes] | None = None
+        self._allowed: list[re.Pattern[str]] = []
+        place.mkdir(parents=True, exist_ok=True)
+
+    def start(self) -> Mount:
+        """Mount, and wait until it serves."""
+        command = [sys.executable, "-m", "fsd.cli.main", "mount", *self.arguments, str(self.path)]
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.server.environment
+            )
+        wait_for(self._up, timeout=30, what=f"a mount at {self.path}")
+        return self
+
+    def _up(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise RuntimeError(f"fsd mount ended with {self.process.returncode}: {self.log()[-2000:]}")
+        return mountpoints.at(str(self.path)).state == "ours" and os.statvfs(self.path).f_namemax > 0
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process."""
+        assert self.process is not None
+        return self.process.pid
+
+    def log(self) -> str:
+        """What the daemon wrote."""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def allow_log(self, pattern: str) -> None:
+        """Complaints in the log that match are expected."""
+        self._allowed.append(re.compile(pattern))
+
+    def complaints(self) -> list[str]:
+        """Lines of its log at WARNING or above that nobody expected."""
+        lines = [line for line in self.log().splitlines() if COMPLAINT.search(line)]
+        return [line for line in lines if not any(pattern.search(line) for pattern in self._allowed)]
+
+    def kill(self) -> None:
+        """SIGKILL; the mount stays behind, dead."""
+        process, self.process = self.process, None
+        assert process is not None
+        process.kill()
+        process.wait(10)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it by a signal; the exit code."""
+        process, self.process = self.process, None
+        assert process is not None
+        process.send_signal(number)
+        try:
+            return process.wait(20)
+        except subprocess.TimeoutExpired:
+            found = mountpoints.at(str(self.path))
+            mountpoints.abort(found.device)
+            process.kill()
+            process.wait(10)
+            raise AssertionError(f"the mount's daemon did not end:\n{self.log()[-2000:]}") from None
+
+    def close(self) -> None:
+        """End it if it still runs, and leave nothing mounted."""
+        if self.process is not None and self.process.poll() is None:
+            self.stop()
+        while mountpoints.at(str(self.path)).state != "none":
+            mountpoints.unmount(str(self.path), lazily=True)
+
+
+@contextmanager
+def mounted(server: Server, place: Path, *arguments: str) -> Iterator[Mount]:
+    """A mount that serves; its log must not complain."""
+    mount = Mount(server, place, *arguments)
+    try:
+        yield mount.start()
+    finally:
+        mount.close()
+    assert not (found := mount.complaints()), "the mount's log complains:\n" + "\n".join(found[:20])
