@@ -32,6 +32,16 @@ apt_install() {
     return 1
 }
 
+# mount_packages: the Debian packages that pyfuse3 is built with and that are missing, one a line.
+mount_packages() {
+    local headers='import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'
+    command -v pkg-config >/dev/null 2>&1 || echo pkg-config
+    command -v cc >/dev/null 2>&1 || printf '%s\n' gcc libc6-dev
+    pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev
+    "${FSD_PYTHON:-python3}" -c "$headers" 2>/dev/null || echo python3-dev
+    command -v fusermount3 >/dev/null 2>&1 || echo fuse3
+}
+
 # The interpreter a new environment is made from: $FSD_PYTHON, else python3; at least 3.11.
 _base_python() {
     local python=${FSD_PYTHON:-python3}

@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 from types import ModuleType
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from fsd import __version__
 from fsd.cli.common import add_globals
@@ -47,6 +47,26 @@ _VALUED = ("--data", "--state", "--config")
 
 
 class _Parser(argparse.ArgumentParser):
+    # argparse gives an optional positional up at the first option behind it; then options go first.
+    options_first = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.options_first and args is not None:
+            args = self._sorted(list(args))
+        return super().parse_known_args(args, namespace)
+
+    def _sorted(self, args: list[str]) -> list[str]:
+        """Options with their values, then the rest in its order."""
+        options: list[str] = []
+        rest: list[str] = []
+        while args and args[0] != "--":
+            word = args.pop(0)
+            action = self._option_string_actions.get(word)
+            (options if word.startswith("-") and word != "-" else rest).append(word)
+            if action is not None and action.nargs is None and args:
+                options.append(args.pop(0))
+        return options + rest + args
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see '{self.prog} --help')", USAGE)
 

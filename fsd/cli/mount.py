@@ -23,6 +23,7 @@ _MISSING = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
+    parser.options_first = True  # type: ignore[attr-defined]
     parser.add_argument("space", nargs="?", metavar="SPACE", help="its name, alias or id; not with --all")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
     parser.add_argument("--all", action="store_true", help="all spaces, each under its name")

@@ -78,6 +78,12 @@ def guarded_wait(
     return handler
 
 
+def _links(node: Node, found: os.stat_result) -> int:
+    """Of a directory, two and one for each directory in it (where the filesystem counts): at a space's root the
+    internal one is there and not seen."""
+    return found.st_nlink - 1 if found.st_nlink > 2 and node.parent is None else found.st_nlink
+
+
 class Base:
     """The state of a mount and what handlers do with it."""
 
@@ -127,7 +133,8 @@ class Base:
         else:
             entry.st_mode = shown.mode(found.st_mode)
             entry.st_uid, entry.st_gid = shown.uid, shown.gid
-        entry.st_nlink, entry.st_rdev = found.st_nlink, found.st_rdev
+        entry.st_nlink = found.st_nlink if not node.is_dir or node.name else _links(node, found)
+        entry.st_rdev = found.st_rdev
         entry.st_size, entry.st_blocks, entry.st_blksize = found.st_size, found.st_blocks, found.st_blksize
         entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns = (
             found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns)  # fmt: skip
