@@ -21,6 +21,7 @@ import pytest
 from fsd.core.syscalls import rename_exchange, rename_noreplace
 from tests.support.mounting import Mount, mounted
 from tests.support.serving import Server
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.root
 AT_FDCWD = -100
@@ -441,6 +442,7 @@ def test_a_number_used_again(mount: Mount, here: Path) -> None:
         os.symlink(f"{number}", here / "f")
         assert os.readlink(here / "f") == f"{number}"
         os.unlink(below(mount, here / "f"))
+        wait_for(lambda: not os.path.lexists(here / "f"), every=0.001)
         below(mount, here / "g").write_bytes(b"beneath%d" % number)
         assert (here / "g").read_bytes() == b"beneath%d" % number
         os.unlink(here / "g")
