@@ -68,7 +68,12 @@ class Files(Base):
             raise stale()
         else:
             where = self.nodes.fd(node.parent)
-            fd = os.open(node.name, passed | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=where)
+            try:
+                fd = os.open(node.name, passed | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=where)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ELOOP):
+                    raise
+                raise stale() from None
         found = os.fstat(fd)
         if found.st_ino != node.ino or found.st_dev != node.dev:
             os.close(fd)

@@ -61,7 +61,7 @@ class Node:
 
 
 def stale() -> OSError:
-    """The name leads elsewhere by now; the kernel looks again."""
+    """The name leads elsewhere by now, or nowhere; the kernel looks it up again before it tells the caller."""
     return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
@@ -172,7 +172,10 @@ class Nodes:
             return node.fd
         if node.parent is None:
             raise stale()
-        fd = os.open(node.name, _PATH, dir_fd=self.fd(node.parent))
+        try:
+            fd = os.open(node.name, _PATH, dir_fd=self.fd(node.parent))
+        except FileNotFoundError:
+            raise stale() from None
         found = os.fstat(fd)
         if (found.st_dev, found.st_ino) != (node.dev, node.ino):
             os.close(fd)
@@ -208,14 +211,17 @@ class Nodes:
                 self.close(node)
 
     def status(self, node: Node) -> os.stat_result:
-        """The node's attributes on disk now; ESTALE if its name leads elsewhere, ENOENT if it is gone."""
+        """The node's attributes on disk now; ESTALE if its name leads elsewhere or nowhere."""
         if node.fd >= 0:
             return os.fstat(node.fd)
         if node.handles:
             return os.fstat(node.handles[0])
         if node.parent is None:
             raise stale()
-        found = os.stat(node.name, dir_fd=self.fd(node.parent), follow_symlinks=False)
+        try:
+            found = os.stat(node.name, dir_fd=self.fd(node.parent), follow_symlinks=False)
+        except FileNotFoundError:
+            raise stale() from None
         if found.st_ino != node.ino or found.st_dev != node.dev:
             raise stale()
         return found
