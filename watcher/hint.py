@@ -30,8 +30,10 @@ class Hint:
     """`space` is the key the source was given; paths are relative to the space's root, which is `b""`.
 
     `soft` marks entries of which only stores were heard (IN_MODIFY): they may wait longer for the writer to finish.
-    `meta` marks files of which only changed attributes were heard: most of these are echoes of our own labels.
-    `heard` is the monotonic time at which the batch was read.
+    `meta` marks entries of which only changed attributes were heard, or only what a process of this server did: most of
+    these are echoes, and the rows know already.
+    `heard` is the monotonic time at which the batch was read. `binding` says which directory is meant, where the source
+    knows (see `fsd.core.ids`): its place may be another one by now.
     """
 
     space: str
@@ -42,3 +44,4 @@ class Hint:
     soft: bool = False
     heard: float = 0.0
     meta: bool = False
+    binding: bytes = b""

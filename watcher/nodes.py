@@ -33,11 +33,13 @@ class Loose(Node):
 
 
 class Root(Node):
-    """The root directory of a space: `space` is its key, `path` the absolute path, `hidden` the (device, inode) of
-    the directory that is never watched."""
+    """The top of a watched tree: the root of a space, or a filesystem inside it. `space` is its key, `path` the
+    absolute path, `base` the path below the space's root, `hidden` the (device, inode) of the directory that is never
+    watched, `without` the absolute paths of filesystems inside that others hear."""
 
     __slots__ = (
         "announced",
+        "base",
         "errors",
         "hidden",
         "loose",
@@ -47,13 +49,24 @@ class Root(Node):
         "starved",
         "waiting",
         "watched",
+        "without",
     )
 
-    def __init__(self, space: str, path: bytes, hidden: tuple[int, int], wd: int) -> None:
+    def __init__(
+        self,
+        space: str,
+        path: bytes,
+        hidden: tuple[int, int],
+        wd: int,
+        base: bytes = b"",
+        without: frozenset[bytes] = frozenset(),
+    ) -> None:
         super().__init__(None, b"", wd)
         self.space = space
         self.path = path
+        self.base = base
         self.hidden = hidden
+        self.without = without
         self.loose = Loose(self)
         self.announced = False
         """The walk is over and its GAP was said."""
@@ -86,6 +99,11 @@ def absolute(root: Root, path: bytes) -> bytes:
     if not path:
         return root.path
     return root.path + path if root.path.endswith(b"/") else root.path + b"/" + path
+
+
+def in_space(root: Root, path: bytes) -> bytes:
+    """The path below the space's root of `path` below this one."""
+    return b"/".join(part for part in (root.base, path) if part)
 
 
 def hang(node: Node, parent: Node, name: bytes) -> Node | None:

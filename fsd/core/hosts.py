@@ -26,13 +26,15 @@ NETWORK = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A line of mountinfo: `root` is the mounted directory within filesystem `dev`, `point` where it shows."""
+    """A line of mountinfo: `root` is the mounted directory within filesystem `dev`, `point` where it shows, `source`
+    what was mounted (a device, or whatever the filesystem calls it)."""
 
     id: int
     dev: str
     root: bytes
     point: bytes
     fstype: str
+    source: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,19 @@ def mounts() -> list[Mount]:
 
 def _parse(line: bytes) -> Mount:
     fields = line.split(b" ")
-    fstype = fields[fields.index(b"-") + 1].decode()
-    return Mount(int(fields[0]), fields[2].decode(), _unescape(fields[3]), _unescape(fields[4]), fstype)
+    fstype, source = fields[fields.index(b"-") + 1 :][:2]
+    root, point = _unescape(fields[3]), _unescape(fields[4])
+    return Mount(int(fields[0]), fields[2].decode(), root, point, fstype.decode(), _unescape(source))
+
+
+def mount_of(path: bytes, table: Iterable[Mount] | None = None) -> Mount | None:
+    """The mount that an absolute path without links lies on. Told from the table alone: no storage is asked, so one
+    that hangs is named all the same. None where /proc is missing."""
+    found = None
+    for mount in mounts() if table is None else table:
+        if within(path, mount.point) and (found is None or len(mount.point) >= len(found.point)):
+            found = mount  # of several at one place, the last one covers the others
+    return found
 
 
 def _unescape(field: bytes) -> bytes:

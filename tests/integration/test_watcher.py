@@ -21,7 +21,6 @@ from tests.support.waiting import wait_for
 from watcher.keeper import verified
 from watcher.loop import Watcher
 from watcher.sources.inotify import InotifySource
-from watcher.sources.queue import Queue
 
 
 class Rig:
@@ -146,7 +145,7 @@ def test_changes_while_it_was_down(rig: Rig):
 
 def test_overflow_ends_right_and_shows(rig: Rig, allow_log):
     allow_log("overflowed")
-    rig.start(InotifySource(Queue(max_bytes=3000)))
+    rig.start(InotifySource(max_bytes=3000))
     rig.source.queue.gate.clear()
     for number in range(300):
         write(rig.root / f"d{number}/f", number)

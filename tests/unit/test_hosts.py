@@ -51,9 +51,20 @@ def test_a_place_on_this_machine(tmp_path: Path) -> None:
 
 def test_mountinfo_with_odd_names(monkeypatch: pytest.MonkeyPatch) -> None:
     line = rb"41 25 8:1 /with\040blank /mnt/t\011ab rw - ext4 /dev/sda1 rw"
-    assert hosts._parse(line) == hosts.Mount(41, "8:1", b"/with blank", b"/mnt/t\tab", "ext4")
+    assert hosts._parse(line) == hosts.Mount(41, "8:1", b"/with blank", b"/mnt/t\tab", "ext4", b"/dev/sda1")
     line = rb"41 25 8:1 / /x rw shared:1 master:2 - fuse.sshfs host: rw"
     assert hosts._parse(line).fstype == "fuse.sshfs"
+
+
+def test_the_mount_of_a_path() -> None:
+    table = [
+        hosts.Mount(1, "1:1", b"/", b"/", "ext4"),
+        hosts.Mount(2, "2:1", b"/", b"/srv", "xfs"),
+        hosts.Mount(3, "3:1", b"/", b"/srv/a", "nfs"),
+        hosts.Mount(4, "4:1", b"/", b"/srv/a", "tmpfs"),
+    ]
+    expected = {b"/srv": 2, b"/srv/ab": 2, b"/srv/a/b": 4, b"/srvx": 1}
+    assert {path: hosts.mount_of(path, table).id for path in expected} == expected
 
 
 def test_within() -> None:

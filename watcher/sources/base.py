@@ -21,7 +21,7 @@ class SourceStatus:
     ready: bool
     """Everything that can be heard is being heard (the first walk is over)."""
     watched: int
-    """Directories with a watch."""
+    """Directories with a watch; 0 where one mark stands for all."""
     unwatched: int
     """Directories that should have one and don't: they are polled."""
     overflows: int
@@ -29,10 +29,13 @@ class SourceStatus:
     backlog: int
     """Bytes of events read and not yet looked at (all spaces together)."""
     errors: dict[str, int] = field(default_factory=dict)
+    round_seconds: float = 0.0
+    """Polling: how old the oldest look at a directory is, and at a file; 0 where changes are heard."""
+    files_seconds: float = 0.0
 
 
 class Source(Protocol):
-    """Hears about changes below some directories. One thread calls it; `wake` may be called from any.
+    """Hears about changes below some directories. One thread at a time calls it; `wake` may be called from any.
 
     A source never follows symbolic links, never reports from inside the hidden directory, and after `add` says GAP
     once everything it can hear is being heard: whatever changed before that has to be found by a sweep.
@@ -40,14 +43,29 @@ class Source(Protocol):
 
     name: str
 
-    def add(self, space: str, root: bytes, hidden: tuple[int, int]) -> None:
-        """Begin with a space. OSError if its root cannot be watched at all."""
+    def add(
+        self,
+        space: str,
+        root: bytes,
+        hidden: tuple[int, int],
+        *,
+        base: bytes = b"",
+        without: frozenset[bytes] = frozenset(),
+    ) -> None:
+        """Begin with a space, or with a filesystem inside it. OSError if it cannot be heard at all.
+
+        `root` is an absolute path without links, `base` its path below the space's root, `hidden` the (device, inode)
+        of the internal directory, `without` the absolute paths of filesystems inside that are not meant.
+        """
 
     def remove(self, space: str) -> None:
-        """Forget a space; unknown ones are fine."""
+        """Forget a space, with all that was added for it; unknown ones are fine."""
+
+    def spaces(self) -> set[str]:
+        """The spaces that were added."""
 
     def collect(self, budget: float) -> list[Hint]:
-        """Work for at most about `budget` seconds on what is there, and answer the hints. Never waits."""
+        """Work for at most about `budget` seconds on what is there, and answer the hints. Never waits for events."""
 
     def busy(self) -> bool:
         """True if `collect` has more to do right now."""
@@ -63,9 +81,6 @@ class Source(Protocol):
 
     def lost(self, space: str) -> bool:
         """True if the root itself is not heard any more (moved, removed, unmounted): `remove` and `add` it again."""
-
-    def unwatched(self, space: str) -> list[bytes]:
-        """Directories whose entries must be polled, from the top: nothing is heard at them or below them."""
 
     def close(self) -> None:
         """Give everything back."""

@@ -14,16 +14,17 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 import time
 from collections import Counter
 from struct import Struct
 
-from inotify_simple import flags
+from inotify_simple import INotify, flags
 
 from watcher.hint import Hint, Kind
-from watcher.nodes import Node, Root, absolute, hang, is_above, place, unhang
+from watcher.nodes import Node, Root, absolute, hang, in_space, is_above, place, unhang
 from watcher.sources.base import SourceStatus
-from watcher.sources.queue import Queue
+from watcher.sources.queue import MAX_BYTES, Queue, raise_queue_limit
 from watcher.sources.walk import Walker
 
 log = logging.getLogger(__name__)
@@ -50,13 +51,17 @@ class InotifySource:
 
     name = "inotify"
 
-    def __init__(self, queue: Queue | None = None, *, max_watches: int = 0) -> None:
+    def __init__(
+        self, *, max_watches: int = 0, max_bytes: int = MAX_BYTES, bell: threading.Event | None = None
+    ) -> None:
         """`max_watches` 0: as many as the kernel allows. OSError (EMFILE) if no more instances are allowed."""
-        self.queue = queue if queue is not None else Queue()
-        self.walker = Walker(self.queue.inotify, max_watches)
+        raise_queue_limit(self.name)
+        self.inotify = INotify(nonblocking=True)
+        self.queue = Queue(self.inotify.fileno(), self.name, bell=bell, max_bytes=max_bytes)
+        self.walker = Walker(self.inotify, max_watches)
         self.events = 0
         """Events looked at."""
-        self._roots: dict[str, Root] = {}
+        self._roots: dict[tuple[str, bytes], Root] = {}
         self._overflows: Counter[str] = Counter()
         self._hard: dict[Node, set[bytes]] = {}
         self._soft: dict[Node, set[bytes]] = {}
@@ -66,14 +71,29 @@ class InotifySource:
         self._next_retry = self._next_poll = 0.0
         self._heard = 0.0
 
-    def add(self, space: str, root: bytes, hidden: tuple[int, int]) -> None:
-        self.remove(space)
-        self._roots[space] = self.walker.add_root(space, root, hidden)
+    def add(
+        self,
+        space: str,
+        root: bytes,
+        hidden: tuple[int, int],
+        *,
+        base: bytes = b"",
+        without: frozenset[bytes] = frozenset(),
+    ) -> None:
+        old = self._roots.pop((space, base), None)
+        if old is not None:
+            self.walker.drop(old)
+        self._roots[space, base] = self.walker.add_root(space, root, hidden, base, without)
 
     def remove(self, space: str) -> None:
-        root = self._roots.pop(space, None)
-        if root is not None:
-            self.walker.drop(root)
+        for key in [key for key in self._roots if key[0] == space]:
+            self.walker.drop(self._roots.pop(key))
+
+    def spaces(self) -> set[str]:
+        return {space for space, _ in self._roots}
+
+    def _of(self, space: str) -> list[Root]:
+        return [root for key, root in self._roots.items() if key[0] == space]
 
     def busy(self) -> bool:
         return self.queue.held() > 0 or self.walker.busy()
@@ -86,29 +106,28 @@ class InotifySource:
 
     def close(self) -> None:
         self.queue.close()
+        self.inotify.close()
 
     def status(self, space: str) -> SourceStatus | None:
-        root = self._roots.get(space)
-        if root is None:
+        roots = self._of(space)
+        if not roots:
             return None
         return SourceStatus(
             self.name,
-            root.announced,
-            root.watched,
-            sum(root.starved.values()),
+            all(root.announced for root in roots),
+            sum(root.watched for root in roots),
+            sum(sum(root.starved.values()) for root in roots),
             self._overflows[space],
             self.queue.held(),
-            dict(root.errors),
+            dict(sum((root.errors for root in roots), Counter[str]())),
         )
 
     def unwatched(self, space: str) -> list[bytes]:
-        root = self._roots.get(space)
-        return [] if root is None else self.walker.unwatched(root)
+        return [in_space(root, path) for root in self._of(space) for path in self.walker.unwatched(root)]
 
     def lost(self, space: str) -> bool:
-        """True if the root itself is no longer watched (moved, removed, unmounted): `add` it again."""
-        root = self._roots.get(space)
-        return root is not None and root.lost
+        """True if a root itself is no longer watched (moved, removed, unmounted): `add` the space again."""
+        return any(root.lost for root in self._of(space))
 
     def collect(self, budget: float) -> list[Hint]:
         now = self._heard = time.monotonic()
@@ -244,13 +263,14 @@ class InotifySource:
         """Events were lost: walk everything again, then say GAP."""
         log.warning("inotify queue overflowed: every space is walked and swept again")
         self._drop_left()
-        for space, root in self._roots.items():
+        for (space, _), root in self._roots.items():
             self._overflows[space] += 1
             self.walker.restart(root)
 
     # -- hints
 
     def _say(self, root: Root, kind: Kind, path: bytes, *, peer: bytes = b"") -> None:
+        path, peer = in_space(root, path), in_space(root, peer) if peer else b""
         self._hints.append(Hint(root.space, kind, path, frozenset(), peer, False, self._heard))
 
     def _flush(self) -> None:
@@ -262,17 +282,9 @@ class InotifySource:
             for node, names in into.items():
                 spot = place(node)
                 if spot is not None:
+                    path = in_space(*spot)
                     self._hints.append(
-                        Hint(
-                            spot[0].space,
-                            Kind.ENTRIES,
-                            spot[1],
-                            frozenset(names),
-                            b"",
-                            soft,
-                            self._heard,
-                            meta,
-                        )
+                        Hint(spot[0].space, Kind.ENTRIES, path, frozenset(names), b"", soft, self._heard, meta)
                     )
             into.clear()
 
@@ -285,7 +297,7 @@ class InotifySource:
         for root in self._roots.values():
             if not root.announced and not root.waiting and not root.lost:
                 root.announced = True
-                self._say(root, Kind.GAP, b"")
+                self._hints.append(Hint(root.space, Kind.GAP, heard=self._heard))
 
     def _drop_left(self) -> None:
         """No second half can come any more: what hangs nowhere has left."""

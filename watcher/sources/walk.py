@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from inotify_simple import INotify, flags
 
+from fsd.core.names import join
 from watcher.nodes import Node, Root, absolute, below, hang, is_above, owner, place, unhang
 
 log = logging.getLogger(__name__)
@@ -63,14 +64,21 @@ class Walker:
 
     # -- roots
 
-    def add_root(self, space: str, path: bytes, hidden: tuple[int, int]) -> Root:
+    def add_root(
+        self,
+        space: str,
+        path: bytes,
+        hidden: tuple[int, int],
+        base: bytes = b"",
+        without: frozenset[bytes] = frozenset(),
+    ) -> Root:
         """Watch a root and queue its walk. OSError if that one watch is impossible."""
         wd = self._inotify.add_watch(path, MASK)
         if wd in self.nodes:
             raise FileExistsError(
                 errno.EEXIST, "the directory is watched already, as part of another space", path
             )
-        root = Root(space, path, hidden, wd)
+        root = Root(space, path, hidden, wd, base, without)
         root.watched = 1
         self.nodes[wd] = root
         self.restart(root)
@@ -100,7 +108,7 @@ class Walker:
             except OSError:
                 continue
             kids = node.kids or {}
-            found += [spot[1] + b"/" + name if spot[1] else name for name in names if name not in kids]
+            found += [join(spot[1], name) for name in names if name not in kids]
         return found
 
     # -- single nodes
@@ -117,7 +125,7 @@ class Walker:
             info = os.lstat(full)
         except OSError:
             return
-        if (info.st_dev, info.st_ino) != root.hidden:
+        if (info.st_dev, info.st_ino) != root.hidden and full not in root.without:
             self._watch(root, parent, name, full, tell=tell, deep=False)
 
     def is_at(self, node: Node, full: bytes) -> bool:
@@ -212,7 +220,8 @@ class Walker:
                 self.drop(node.kids[name])
         prefix = full if full.endswith(b"/") else full + b"/"
         for name in names:
-            self._watch(root, node, name, prefix + name, tell=tell, deep=deep)
+            if prefix + name not in root.without:
+                self._watch(root, node, name, prefix + name, tell=tell, deep=deep)
 
     @staticmethod
     def _subdirectories(root: Root, full: bytes) -> set[bytes]:

@@ -1,0 +1,200 @@
+"""Which directory of which space a file handle stands for, as seen through the mounts of one filesystem.
+
+A handle stands for one directory for ever, whatever it is called, so its binding is remembered; its place is
+remembered only until some directory of the filesystem is renamed. Bounded: two generations of MAX_KNOWN handles each,
+of which the one that was not asked for is dropped. One thread at a time uses a Handles.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+from fsd.core import ids
+from fsd.core.syscalls import file_handle, statx
+from watcher.sources.fanotify_abi import open_handle
+
+MAX_KNOWN = 32_768
+_GONE = (errno.ESTALE, errno.ENOENT)
+
+
+@dataclass(slots=True)
+class Spot:
+    """A root of a space, or a filesystem inside it, that is heard."""
+
+    space: str
+    root: bytes
+    base: bytes
+    hidden: tuple[int, int]
+    fd: int
+    """The root, for open_by_handle_at(2); the Spot's own."""
+    handle: bytes
+    mount: int
+    hidden_handle: bytes
+
+
+class Known:
+    """A directory: `spot` None if it is in no space, or hidden; `path` below the space's root."""
+
+    __slots__ = ("binding", "path", "seen", "spot")
+
+    def __init__(self) -> None:
+        self.spot: Spot | None = None
+        self.path = b""
+        self.binding = b""
+        self.seen = -1
+
+
+class Handles:
+    """All heard places of one filesystem."""
+
+    def __init__(self) -> None:
+        self.moves = 0
+        """Raised with each renamed directory, and with each place that comes or goes: no remembered place holds then."""
+        self.asked = 0
+        """How often the kernel was asked."""
+        self._spots: list[Spot] = []
+        self._tops: dict[bytes, Spot] = {}
+        self._young: dict[bytes, Known] = {}
+        self._old: dict[bytes, Known] = {}
+
+    # -- places
+
+    def add(self, space: str, root: bytes, hidden: tuple[int, int], base: bytes) -> Spot:
+        """Begin with a place. OSError if it cannot be opened or has no handle, EPERM without the right to use
+        handles, EXDEV if handles don't lead back to where it is."""
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            found = statx(fd, b"")
+            spot = Spot(space, root, base, hidden, fd, _handle(fd), found.mnt_id, b"")
+            spot.hidden_handle = _hidden_handle(fd, hidden)
+            if _path(spot, spot.handle) != root:
+                raise OSError(errno.EXDEV, "its handle leads elsewhere", root)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._spots.append(spot)
+        self._tops[root] = spot
+        self.moves += 1
+        return spot
+
+    def remove(self, spot: Spot) -> None:
+        """Forget a place."""
+        self._spots.remove(spot)
+        if self._tops.get(spot.root) is spot:
+            del self._tops[spot.root]
+        os.close(spot.fd)
+        self.moves += 1
+
+    def is_home(self, spot: Spot) -> bool:
+        """Whether the root is still where it was."""
+        try:
+            return _path(spot, spot.handle) == spot.root
+        except OSError:
+            return False
+
+    # -- directories
+
+    def remembered(self, handle: bytes) -> Known | None:
+        """What is remembered of a directory and holds; asks nobody."""
+        known = self._young.get(handle)
+        if known is None:
+            known = self._old.get(handle)
+            if known is None:
+                return None
+            self._keep(handle, known)
+        return known if known.seen == self.moves else None
+
+    def find(self, handle: bytes) -> Known | None:
+        """The directory as it is now; None if it is gone. OSError if that can't be told."""
+        known = self.remembered(handle)
+        if known is not None:
+            return known
+        known = self._young.get(handle) or Known()
+        try:
+            self._look(handle, known)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            self._young.pop(handle, None)
+            return None
+        known.seen = self.moves
+        self._keep(handle, known)
+        return known
+
+    def _keep(self, handle: bytes, known: Known) -> None:
+        if len(self._young) >= MAX_KNOWN:
+            self._old, self._young = self._young, {}
+        self._young[handle] = known
+
+    def _look(self, handle: bytes, known: Known) -> None:
+        """One look for each mount: a directory may be in a space as seen through one of them only."""
+        known.spot = None
+        asked: set[int] = set()
+        for through in self._spots:
+            if through.mount in asked:
+                continue
+            asked.add(through.mount)
+            fd = open_handle(through.fd, handle)
+            self.asked += 1
+            try:
+                path = os.readlink(b"/proc/self/fd/%d" % fd)
+                spot = self._spot_of(path)
+                if spot is None or spot.mount != through.mount:
+                    continue  # outside, or covered by what is mounted over it
+                if not known.binding:
+                    known.binding = ids.node_binding(fd, b"", statx(fd, b""))
+            finally:
+                os.close(fd)
+            if self._is_hidden(spot, path):
+                return
+            below = path[len(spot.root) + 1 :]
+            known.spot = spot
+            known.path = b"/".join(part for part in (spot.base, below) if part)
+            return
+
+    def _spot_of(self, path: bytes) -> Spot | None:
+        """The innermost place that holds an absolute path."""
+        while path:
+            spot = self._tops.get(path)
+            if spot is not None:
+                return spot
+            path = path.rpartition(b"/")[0]
+        return None
+
+    def _is_hidden(self, spot: Spot, path: bytes) -> bool:
+        if not spot.hidden_handle:
+            return False
+        try:
+            hidden = _path(spot, spot.hidden_handle)
+        except OSError:
+            return False
+        return path == hidden or path.startswith(hidden + b"/")
+
+
+def _path(spot: Spot, handle: bytes) -> bytes:
+    fd = open_handle(spot.fd, handle)
+    try:
+        return os.readlink(b"/proc/self/fd/%d" % fd)
+    finally:
+        os.close(fd)
+
+
+def _handle(fd: int) -> bytes:
+    """The handle in the form in which events carry it: length, type, bytes."""
+    raw = file_handle(fd, b"")
+    return (len(raw) - 4).to_bytes(4, "little") + raw
+
+
+def _hidden_handle(root_fd: int, hidden: tuple[int, int]) -> bytes:
+    """The hidden directory's handle, b"" if it is not in this root."""
+    try:
+        fd = os.open(b".fsd", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
+    except OSError:
+        return b""
+    try:
+        found = os.fstat(fd)
+        return _handle(fd) if (found.st_dev, found.st_ino) == hidden else b""
+    finally:
+        os.close(fd)
