@@ -58,6 +58,8 @@ class FanotifySource:
         self._soft: dict[bytes, set[bytes]] = {}
         self._meta: dict[bytes, set[bytes]] = {}
         self._renames: list[_Rename] = []
+        self._passed_over = False
+        """In this batch something was taken to be outside."""
         self._hints: list[Hint] = []
         self._heard = 0.0
 
@@ -158,6 +160,7 @@ class FanotifySource:
                 known = remembered(handle)
                 if known is not None and known.spot is None:
                     pos += length
+                    self._passed_over = True
                     continue
                 names = into[handle] = set()
             pos += length
@@ -179,7 +182,6 @@ class FanotifySource:
         for handle, name in ends.values():
             (self._meta if own else self._hard).setdefault(handle, set()).add(name)
         if mask & abi.ONDIR and len(ends) == 2:
-            self.handles.moves += 1
             if len(self._renames) < MAX_RENAMES:
                 self._renames.append((*ends[abi.OLD_NAME], *ends[abi.NEW_NAME], own))
             else:
@@ -193,7 +195,7 @@ class FanotifySource:
 
     def _gap(self) -> None:
         """Whatever the spaces hold may differ. Many at once are one gap."""
-        self.handles.moves += 1
+        self.handles.moved_all()
         self._renames.clear()
         said = {hint.space for hint in self._hints if hint.kind is Kind.GAP}
         self._hints += [Hint(space, Kind.GAP, heard=self._heard) for space in self._spots if space not in said]
@@ -214,6 +216,7 @@ class FanotifySource:
                 if known is not None and known.spot is not None:
                     self._say(known, names, soft=soft, meta=meta)
             into.clear()
+        self._passed_over = False
 
     def _say(self, known: Known, names: set[bytes], *, soft: bool, meta: bool) -> None:
         assert known.spot is not None
@@ -243,17 +246,25 @@ class FanotifySource:
             return None
 
     def _renamed(self, old: bytes, old_name: bytes, new: bytes, new_name: bytes, own: bool) -> None:
-        """A directory has another place. Its entries are told of with the others'; here, what was below it."""
-        after = self._find(new)
+        """A directory has another place. Its entries are told of with the others'; here, what was below it.
+
+        Where its parents are now says enough: if they have moved since, their own records follow.
+        """
+        before, after = self._find(old), self._find(new)
+        left = before.spot if before is not None else None
+        if left is not None:
+            self.handles.moved(left)
         if after is None or after.spot is None:
             return
-        before = self._find(old)
         space, path = after.spot.space, join(after.path, new_name)
-        if before is not None and before.spot is not None and before.spot.space == space:
+        if before is not None and left is not None and left.space == space:
             peer = join(before.path, old_name)
             self._hints.append(Hint(space, Kind.MOVED, path, peer=peer, heard=self._heard))
-        elif not own:
-            # The server's own come out of its trash or staging, where nobody else writes.
+            return
+        self.handles.came_in()
+        if not own or self._passed_over:
+            # The server's own come out of its trash or staging, where nobody else writes; but a record from just after
+            # that may have been merged into one from before, and passed over.
             self._hints.append(Hint(space, Kind.SUBTREE, path, heard=self._heard))
 
 

@@ -1,7 +1,8 @@
 """Which directory of which space a file handle stands for, as seen through the mounts of one filesystem.
 
 A handle stands for one directory for ever, whatever it is called, so its binding is remembered; its place is
-remembered only until some directory of the filesystem is renamed. Bounded: two generations of MAX_KNOWN handles each,
+remembered only until a directory of its space is renamed, and that it is in no space until one comes into a space.
+Bounded: two generations of MAX_KNOWN handles each,
 of which the one that was not asked for is dropped. One thread at a time uses a Handles.
 """
 
@@ -32,6 +33,11 @@ class Spot:
     handle: bytes
     mount: int
     hidden_handle: bytes
+    hidden_path: bytes = b""
+    hidden_seen: int = -1
+    """`hidden_path` was true at so many moves."""
+    moves: int = 0
+    """Raised with each directory that is renamed within, or leaves: no remembered place in it holds then."""
 
 
 class Known:
@@ -50,8 +56,9 @@ class Handles:
     """All heard places of one filesystem."""
 
     def __init__(self) -> None:
-        self.moves = 0
-        """Raised with each renamed directory, and with each place that comes or goes: no remembered place holds then."""
+        self._moves = 0
+        """Raised with each directory that comes into a place, and each place that comes or goes: what was remembered to
+        be in none may be in one."""
         self.asked = 0
         """How often the kernel was asked."""
         self._spots: list[Spot] = []
@@ -76,7 +83,7 @@ class Handles:
             raise
         self._spots.append(spot)
         self._tops[root] = spot
-        self.moves += 1
+        self.moved_all()
         return spot
 
     def remove(self, spot: Spot) -> None:
@@ -85,7 +92,22 @@ class Handles:
         if self._tops.get(spot.root) is spot:
             del self._tops[spot.root]
         os.close(spot.fd)
-        self.moves += 1
+        spot.moves += 1
+        self.moved_all()
+
+    def came_in(self) -> None:
+        """A directory came into a place, or a place came or went."""
+        self._moves += 1
+
+    def moved(self, spot: Spot) -> None:
+        """A directory was renamed within a place, or left it."""
+        spot.moves += 1
+
+    def moved_all(self) -> None:
+        """Nothing that is remembered of places holds."""
+        self._moves += 1
+        for spot in self._spots:
+            spot.moves += 1
 
     def is_home(self, spot: Spot) -> bool:
         """Whether the root is still where it was."""
@@ -104,7 +126,7 @@ class Handles:
             if known is None:
                 return None
             self._keep(handle, known)
-        return known if known.seen == self.moves else None
+        return known if known.seen == self._now(known) else None
 
     def find(self, handle: bytes) -> Known | None:
         """The directory as it is now; None if it is gone. OSError if that can't be told."""
@@ -119,9 +141,12 @@ class Handles:
                 raise
             self._young.pop(handle, None)
             return None
-        known.seen = self.moves
+        known.seen = self._now(known)
         self._keep(handle, known)
         return known
+
+    def _now(self, known: Known) -> int:
+        return self._moves if known.spot is None else known.spot.moves
 
     def _keep(self, handle: bytes, known: Known) -> None:
         if len(self._young) >= MAX_KNOWN:
@@ -166,11 +191,14 @@ class Handles:
     def _is_hidden(self, spot: Spot, path: bytes) -> bool:
         if not spot.hidden_handle:
             return False
-        try:
-            hidden = _path(spot, spot.hidden_handle)
-        except OSError:
-            return False
-        return path == hidden or path.startswith(hidden + b"/")
+        if spot.hidden_seen != spot.moves:
+            try:
+                spot.hidden_path = _path(spot, spot.hidden_handle)
+            except OSError:
+                spot.hidden_path = b""
+            spot.hidden_seen = spot.moves
+        hidden = spot.hidden_path
+        return bool(hidden) and (path == hidden or path.startswith(hidden + b"/"))
 
 
 def _path(spot: Spot, handle: bytes) -> bytes:

@@ -25,8 +25,9 @@ WANTED_QUEUE = 262_144
 """Events; at most some 20 MiB of kernel memory while nobody reads."""
 READ_SIZE = 1 << 18
 MAX_BYTES = 64 << 20
-REST = 0.001
-"""Seconds between two reads under load: equal neighbours merge meanwhile, and the thread wakes less."""
+REST, REST_BUSY = 0.001, 0.005
+"""Seconds between two reads, and after one of BUSY bytes: equal neighbours merge meanwhile, and less is woken up."""
+BUSY = 1 << 12
 
 
 def raise_queue_limit(kind: str, wanted: int = WANTED_QUEUE) -> int:
@@ -117,18 +118,19 @@ class Queue:
             if any(number == self._stop_r for number, _ in ready):
                 return
             self.gate.wait()
-            self._read()
-            time.sleep(REST)
+            time.sleep(REST_BUSY if self._read() >= BUSY else REST)
 
-    def _read(self) -> None:
+    def _read(self) -> int:
+        """How many bytes there were."""
         with self._lock:
             try:
                 chunk = os.read(self.fd, READ_SIZE)
             except (BlockingIOError, InterruptedError):
-                return
+                return 0
             if self._held + len(chunk) > self._max_bytes:
                 self.lost = True
             else:
                 self._held += len(chunk)
                 self._chunks.append(chunk)
         self.bell.set()
+        return len(chunk)
