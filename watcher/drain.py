@@ -2,7 +2,10 @@
 
 What waits is in the dirty set of the index, one row a directory, marked in one transaction for each batch of hints.
 In memory there is only the schedule: which directory may be handled when (`pace`). It is bounded: when it is full,
-or after a crash, directories are taken from the dirty set itself. One thread owns a Drain.
+or after a crash, directories are taken from the dirty set itself.
+
+Two threads may be at work on a Drain: one hears (`hear`, `flush`), one handles (`run`, `refill`), so that what is heard
+becomes durable also while a pass takes long. What was flushed waits in a queue until the handling one takes it over.
 """
 
 from __future__ import annotations
@@ -10,20 +13,22 @@ from __future__ import annotations
 import errno
 import heapq
 import logging
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import dirty
+from fsd.core.dirty import Hinted
 from fsd.core.errors import StorageUnavailable
 from fsd.core.names import split
 from fsd.core.reconcile import Outcome, reconcile
-from watcher.coalesce import Coalescer, Waiting
+from watcher.coalesce import Coalescer, Waiting, below
 from watcher.echoes import Echoes, News
 from watcher.hint import Hint, Kind
 from watcher.pace import Pacer
-from watcher.rows import known, root_is_there, subdirectories
+from watcher.rows import root_is_there, subdirectories
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -34,7 +39,20 @@ MAX_SCHEDULED = 20_000
 REFILL = 500
 REFILL_EVERY = 0.1
 AFTER_PARENT = 0.001
+MAX_FOLLOWED = 64
+"""Renamed directories of a batch whose scheduled parts are looked for."""
 _Reconcile = Callable[..., Outcome]
+
+
+class _Arrived(NamedTuple):
+    """What one flush made durable; `more`: the dirty set holds other directories than these paths say."""
+
+    moves: list[tuple[bytes, bytes]]
+    waiting: dict[bytes, Waiting]
+    more: bool
+
+
+_OVERRUN = _Arrived([], {}, True)
 
 
 class Drain:
@@ -58,7 +76,9 @@ class Drain:
         """Seconds from hearing to done, of the latest passes that were asked for by a hint."""
         self._clock = clock
         self._work = work
+        self._hearing = threading.Lock()
         self._batch = Coalescer()
+        self._arrived: deque[_Arrived] = deque()
         self.echoes = Echoes(space, clock)
         self._pacer = Pacer()
         self._max = max_scheduled
@@ -69,14 +89,19 @@ class Drain:
         self._more = True
         """The dirty set may hold directories that are not scheduled."""
         self._next_refill = 0.0
+        self._behind = (0.0, 0)
+        """How far the dirty set was read: one that is full of what fails must not hide the rest."""
+        self._due: float | None = None
+        self._failing: set[bytes] = set()
 
     # -- hearing
 
     def hear(self, hint: Hint) -> None:
         """Take in one hint; `flush` makes the batch durable."""
         self.counts["hints"] += 1
-        if not (hint.meta and self.echoes.hear(hint.dir, hint.names)):
-            self._batch.add(hint)
+        if not (hint.meta and hint.names and self.echoes.hear(hint.dir, hint.names)):
+            with self._hearing:
+                self._batch.add(hint)
 
     def take_gap(self) -> bool:
         """True, once, if only a sweep can answer what was heard."""
@@ -84,26 +109,39 @@ class Drain:
         return gap
 
     def flush(self) -> None:
-        """Mark what was heard, in one transaction, and schedule it. OSError of the state disk: it is kept, and the
-        next call tries again."""
-        for old, new in self._batch.moves():
-            self._moved(old, new)
-        batch = self._batch.waiting
-        if not batch:
-            return
-        dirty.mark(self.space, [(path, item.names) for path, item in batch.items()])
-        now = self._clock()
-        for path, item in batch.items():
-            self._plan(path, item, now)
-        self._batch.waiting = {}
+        """Mark what was heard, in one transaction. OSError of the state disk: it is kept, and the next call tries
+        again."""
+        with self._hearing:
+            batch = self._batch
+            if not (batch.waiting or batch.moves_heard()):
+                return
+            fresh = Coalescer()
+            fresh.gap, fresh.collapsed, self._batch = batch.gap, batch.collapsed, fresh
+        marks = [Hinted(path, item.names, item.binding) for path, item in batch.waiting.items()]
+        marks += [Hinted(path, item.names, item.binding) for path, item in batch.elsewhere.values()]
+        try:
+            if marks:
+                dirty.mark(self.space, marks)
+        except BaseException:
+            with self._hearing:
+                batch.take_over(self._batch)
+                self._batch = batch
+            raise
+        arrived = _Arrived(batch.moves(), batch.waiting, bool(batch.elsewhere))
+        if self._count_arrived() + len(arrived.waiting) > self._max:
+            self.counts["collapsed"] += 1
+            arrived = _OVERRUN
+        if arrived != _OVERRUN or not self._arrived or self._arrived[-1] != _OVERRUN:
+            self._arrived.append(arrived)
 
     # -- handling
 
     def next_due(self) -> float | None:
-        """When there is something to do next; None if nothing waits."""
-        echo = self.echoes.next_due()
-        due = self._next_scheduled()
-        return due if echo is None else echo if due is None else min(due, echo)
+        """When there is something to do next; None if nothing waits. For any thread: as the last `run` left it."""
+        if self._arrived:
+            return 0.0
+        dues = [due for due in (self._due, self.echoes.next_due()) if due is not None]
+        return min(dues, default=None)
 
     def _next_scheduled(self) -> float | None:
         while self._heap:
@@ -119,8 +157,16 @@ class Drain:
         Raises StorageUnavailable if the root is away: everything still waits then.
         """
         deadline = self._clock() + budget
-        self._news(self.echoes.look(self._clock()))
-        self.flush()
+        try:
+            return self._run(deadline)
+        finally:
+            self._due = self._next_scheduled()
+
+    def _run(self, deadline: float) -> bool:
+        if news := self.echoes.look(self._clock()):
+            self._news(news)
+            self.flush()
+        self._accept()
         while (due := self._next_scheduled()) is not None:
             now = self._clock()
             if due > now:
@@ -138,11 +184,19 @@ class Drain:
         if not force and not (self._more and now >= self._next_refill):
             return
         self._next_refill = now + REFILL_EVERY
-        items = dirty.pending(self.space, REFILL, sweep=False)
-        self._more = len(items) == REFILL
+        self._accept()
+        items = dirty.pending(self.space, REFILL, sweep=False, after=self._behind)
+        full = len(items) == REFILL
+        if full:
+            self._behind = items[-1].since, items[-1].n
+        else:
+            # Once more from the front, if this was not the front already.
+            self._more, self._behind = self._behind != (0.0, 0), (0.0, 0)
         for item in items:
-            if item.path is not None and item.path not in self._schedule:
+            if item.path not in self._schedule:
                 self._plan(item.path, Waiting(_names(item), False, False, now, now), now)
+        self._more |= full
+        self._due = self._next_scheduled()
 
     def forget_failures(self) -> None:
         """Storage is back: what failed may be tried at once."""
@@ -150,10 +204,14 @@ class Drain:
         now = self._clock()
         for path in list(self._schedule):
             self._enter(path, now)
+        self._due = self._next_scheduled()
 
     def waiting(self) -> int:
-        """Scheduled directories."""
-        return len(self._schedule) + len(self._batch.waiting)
+        """Directories that were heard of and not handled, as far as they are in memory."""
+        return len(self._schedule) + len(self._batch.waiting) + self._count_arrived()
+
+    def _count_arrived(self) -> int:
+        return sum(len(each.waiting) for each in list(self._arrived))
 
     def oldest(self) -> float | None:
         """When the longest waiting one was first heard of (monotonic)."""
@@ -170,8 +228,20 @@ class Drain:
     # -- inside
 
     def _news(self, news: News) -> None:
-        for path, names in news:
-            self._batch.add(Hint("", Kind.ENTRIES, path, frozenset(names), heard=self._clock()))
+        with self._hearing:
+            for path, names in news:
+                self._batch.add(Hint("", Kind.ENTRIES, path, frozenset(names), heard=self._clock()))
+
+    def _accept(self) -> None:
+        """Schedule what was flushed since the last time."""
+        now = self._clock()
+        while self._arrived:
+            arrived = self._arrived.popleft()
+            if arrived.moves:
+                self._moved(arrived.moves, now)
+            for path, item in arrived.waiting.items():
+                self._plan(path, item, now)
+            self._more |= arrived.more
 
     def _plan(self, path: bytes, item: Waiting, now: float) -> None:
         have = self._schedule.get(path)
@@ -181,12 +251,25 @@ class Drain:
             self._more = True
             self.counts["collapsed"] += 1
             return
+        elif self._held_back(path):
+            return
         else:
             have = self._schedule[path] = item
         due = self._pacer.due(path, now, whole=have.names is None, soft=have.soft)
         known = self._at.get(path)
         if known is None or due < known:
             self._enter(path, due)
+
+    def _held_back(self, path: bytes) -> bool:
+        """What fails again and again takes at most half of the schedule; the rest of it waits in the dirty set."""
+        if not self._pacer.fails(path):
+            return False
+        if len(self._failing) >= self._max // 2:
+            self._failing &= self._schedule.keys()
+        if len(self._failing) >= self._max // 2:
+            return True
+        self._failing.add(path)
+        return False
 
     def _enter(self, path: bytes, due: float) -> None:
         self._turn += 1
@@ -196,11 +279,17 @@ class Drain:
             self._heap = [entry for entry in self._heap if self._at.get(entry[2]) == entry[0]]
             heapq.heapify(self._heap)
 
-    def _moved(self, old: bytes, new: bytes) -> None:
-        prefix = old + b"/"
-        now = self._clock()
-        for path in [path for path in self._schedule if path == old or path.startswith(prefix)]:
-            self._plan(new + path[len(old) :], self._schedule[path].copy(), now)
+    def _moved(self, moves: list[tuple[bytes, bytes]], now: float) -> None:
+        """What is scheduled below a renamed directory is scheduled below its new name. The dirty set knows it by its
+        row, so after a storm of renames it is simply read again."""
+        if len(moves) > MAX_FOLLOWED:
+            self._more = True
+            return
+        paths = sorted(self._schedule)
+        for old, new in moves:
+            for path in below(paths, old):
+                if path in self._schedule:
+                    self._plan(new + path[len(old) :], self._schedule[path].copy(), now)
 
     def _handle(self, path: bytes, item: Waiting) -> None:
         begin = self._clock()
@@ -227,7 +316,7 @@ class Drain:
 
     def _serve(self, path: bytes, item: Waiting) -> bool | None:
         """One pass; True if it was a whole one, None if another process was quicker."""
-        n, row = known(self.space, path)
+        n, row = dirty.waiting_at(self.space, path)
         if n is None:
             # Its parent has not been looked at yet: that makes it known, and dirty as a whole.
             parent, name = split(path)
@@ -237,7 +326,7 @@ class Drain:
                 self._enter(path, max(first, self._clock()) + AFTER_PARENT)
                 return None
             self._note(self._work(self.space, parent, [name]))
-            n, row = known(self.space, path)
+            n, row = dirty.waiting_at(self.space, path)
             if n is None:
                 return False
         if row is None:
@@ -285,6 +374,8 @@ class Drain:
         self._again(path, item)
 
     def _again(self, path: bytes, item: Waiting) -> None:
+        if self._held_back(path):
+            return
         now = self._clock()
         self._schedule[path] = item
         self._enter(path, self._pacer.due(path, now, whole=item.names is None, soft=item.soft))

@@ -71,6 +71,11 @@ class Pacer:
         past.failed_until = now + failure_wait(past.failures)
         return past.failures
 
+    def fails(self, path: bytes) -> bool:
+        """Whether its last pass failed."""
+        past = self._past.get(path)
+        return past is not None and past.failures > 0
+
     def forget_failures(self) -> None:
         """The cause is gone (storage is back): try everything at once."""
         for past in self._past.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from fsd.core import dirty, index
+from fsd.core.dirty import waiting_at
 from fsd.core.errors import StorageUnavailable
 from fsd.core.scan import scan_names
 
@@ -22,20 +22,6 @@ def root_is_there(space: Space) -> bool:
     return True
 
 
-def known(space: Space, path: bytes) -> tuple[int | None, dirty.Item | None]:
-    """The row number of the directory at a path, None if the index has none there, and its dirty row, if any."""
-    with space.index.read() as db:
-        row = index.find(db, path)
-        if row is None or row.kind != index.DIRECTORY:
-            return None, None
-        found = db.execute("SELECT names, stamp, since, sweep FROM dirty WHERE n=?", (row.n,)).fetchone()
-    if found is None:
-        return row.n, None
-    packed, stamp, since, rank = found
-    names = None if packed is None else frozenset(packed.split(b"/"))
-    return row.n, dirty.Item(row.n, path, names, stamp, since, bool(rank))
-
-
 def differing(space: Space, path: bytes, names: set[bytes]) -> set[bytes]:
     """Those of the names that are not on disk as their rows say; all of them if that can't be told."""
     try:
@@ -43,7 +29,7 @@ def differing(space: Space, path: bytes, names: set[bytes]) -> set[bytes]:
     except OSError:
         return names
     try:
-        n, _ = known(space, path)
+        n, _ = waiting_at(space, path)
         if n is None:
             return names
         found = scan_names(space, fd, n, names)

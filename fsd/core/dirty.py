@@ -57,20 +57,35 @@ def mark_row(
     )
 
 
+class Hinted(NamedTuple):
+    """A directory that may differ: `names` None is the whole of it. `binding` says which directory is meant, where
+    that is known (see `fsd.core.ids`); else it is the one that is at the path."""
+
+    path: bytes
+    names: Collection[bytes] | None
+    binding: bytes = b""
+
+
 def mark(
-    space: Space, hints: Iterable[tuple[bytes, Collection[bytes] | None]], *, sweep: bool = False
+    space: Space,
+    hints: Iterable[tuple[bytes, Collection[bytes] | None] | Hinted],
+    *,
+    sweep: bool = False,
 ) -> None:
-    """Mark directories by path, in one transaction: (path, names or None for the whole directory).
+    """Mark directories, in one transaction: (path, names or None for the whole directory), or more exactly a Hinted.
 
     A directory that the index has elsewhere (it was moved, and that was not noticed yet) is found by its binding. One
     that the index doesn't know marks the nearest known one above it, with the name that leads down: new directories
     are dirty as a whole when they become known.
     """
     now = time.time()
+    wanted = [Hinted(*hint) for hint in hints]
+    # The disk is asked before the lock is taken: nobody else shall wait for a storage that hangs.
+    bound = [hint if hint.binding else hint._replace(binding=_binding_at(space, hint.path)) for hint in wanted]
     with space.index.write() as db:
-        for path, names in hints:
-            n, rest = _resolve(space, db, path)
-            mark_row(db, n, [rest] if rest is not None else names, now, sweep=sweep)
+        for hint in bound:
+            n, rest = _resolve(db, hint.path, hint.binding)
+            mark_row(db, n, [rest] if rest is not None else hint.names, now, sweep=sweep)
 
 
 def mark_tree(space: Space) -> None:
@@ -81,22 +96,27 @@ def mark_tree(space: Space) -> None:
         mark_row(db, index.ROOT, None, time.time(), sweep=True)
 
 
-def pending(space: Space, limit: int, *, sweep: bool) -> list[Item]:
-    """The oldest dirty directories of one rank. One in limbo has no place now: it waits until it has, or is settled."""
-    query = "SELECT n, names, stamp, since, sweep FROM dirty WHERE sweep=? ORDER BY since, n LIMIT ? OFFSET ?"
+def pending(space: Space, limit: int, *, sweep: bool, after: tuple[float, int] = (0.0, 0)) -> list[Item]:
+    """The oldest dirty directories of one rank, beginning behind `after`: (since, n) of another one.
+
+    One in limbo has no place now: it waits until it has, or is settled.
+    """
+    query = (
+        "SELECT n, names, stamp, since, sweep FROM dirty WHERE sweep=? AND (since, n) > (?, ?)"
+        " ORDER BY since, n LIMIT ?"
+    )
     items: list[Item] = []
-    offset, page = 0, limit
     with space.index.read() as db:
         while len(items) < limit:
-            rows = db.execute(query, (int(sweep), page, offset)).fetchall()
+            rows = db.execute(query, (int(sweep), *after, limit)).fetchall()
             for n, packed, stamp, since, rank in rows:
                 path = index.path_of(db, n)
                 if path is not None:
                     names = None if packed is None else frozenset(_unpack(packed))
                     items.append(Item(n, path, names, stamp, since, bool(rank)))
-            if len(rows) < page:
+            if len(rows) < limit:
                 break
-            offset += page
+            after = rows[-1][3], rows[-1][0]
     return items[:limit]
 
 
@@ -127,34 +147,49 @@ def _nearest(db: sqlite3.Connection, path: bytes) -> tuple[int, bytes | None]:
     return n, None
 
 
-def _resolve(space: Space, db: sqlite3.Connection, path: bytes) -> tuple[int, bytes | None]:
-    """The row of the directory that is at the path on disk, wherever the index has it; else the nearest known one.
+def _resolve(db: sqlite3.Connection, path: bytes, binding: bytes) -> tuple[int, bytes | None]:
+    """The row of the directory with a binding, wherever the index has it; else the nearest known one on its path.
 
     The index may still hold another directory at the path, one that was replaced: a hint is never for that one.
     """
+    if binding:
+        row = db.execute("SELECT n FROM node WHERE binding=? AND kind=1", (binding,)).fetchone()
+        if row is not None:
+            return row[0], None
     n, rest = _nearest(db, path)
-    binding = _binding_at(space, path) if path else None
-    if binding is None:
-        return n, rest
-    row = db.execute("SELECT n FROM node WHERE binding=? AND kind=1", (binding,)).fetchone()
-    if row is not None:
-        return row[0], None
-    if rest is None:
+    if binding and rest is None and path:
         parent, name = split(path)
         n, above = _nearest(db, parent)
         return n, name if above is None else above
     return n, rest
 
 
-def _binding_at(space: Space, path: bytes) -> bytes | None:
+def _binding_at(space: Space, path: bytes) -> bytes:
+    """b"" for the root, which is always known, and where there is no directory."""
+    if not path:
+        return b""
     try:
         fd = space.open_dir(path)
     except OSError:
-        return None
+        return b""
     try:
         return ids.node_binding(fd, b"", statx(fd, b""))
     finally:
         os.close(fd)
+
+
+def waiting_at(space: Space, path: bytes) -> tuple[int | None, Item | None]:
+    """The row number of the directory at a path, None if the index has none there, and its dirty row, if any."""
+    with space.index.read() as db:
+        row = index.find(db, path)
+        if row is None or row.kind != index.DIRECTORY:
+            return None, None
+        found = db.execute("SELECT names, stamp, since, sweep FROM dirty WHERE n=?", (row.n,)).fetchone()
+    if found is None:
+        return row.n, None
+    packed, stamp, since, rank = found
+    names = None if packed is None else frozenset(_unpack(packed))
+    return row.n, Item(row.n, path, names, stamp, since, bool(rank))
 
 
 def _pack(names: Collection[bytes] | None) -> bytes | None:

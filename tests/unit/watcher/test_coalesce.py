@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watcher.coalesce import Coalescer
+from watcher.coalesce import Coalescer, below
 from watcher.hint import Hint, Kind
 
 
@@ -86,13 +86,41 @@ def test_a_moved_directory_takes_what_waits_below_it_along():
     assert batch.moves() == []
 
 
+def test_two_directories_at_one_path_are_kept_apart():
+    """The second came there after the first had been moved away."""
+    batch = Coalescer()
+    batch.add(Hint("s", Kind.ENTRIES, b"a", frozenset({b"x"}), binding=b"1"))
+    batch.add(Hint("s", Kind.ENTRIES, b"a", frozenset({b"y"}), binding=b"2"))
+    batch.add(Hint("s", Kind.ENTRIES, b"a", frozenset({b"z"}), binding=b"2"))
+    assert (batch.waiting[b"a"].names, batch.waiting[b"a"].binding) == ({b"x"}, b"1")
+    path, item = batch.elsewhere[b"2"]
+    assert (path, item.names) == (b"a", {b"y", b"z"})
+
+
+def test_what_could_not_be_kept_is_taken_over():
+    first, later = Coalescer(), Coalescer()
+    first.add(entries(b"old/a", b"x"))
+    later.add(Hint("s", Kind.MOVED, b"new", peer=b"old"))
+    later.add(entries(b"old/a", b"y"))
+    first.take_over(later)
+    assert first.waiting[b"old/a"].names == {b"x", b"y"}
+    assert first.waiting[b"new/a"].names == {b"x"}
+    assert first.moves() == [(b"old", b"new")]
+
+
+@given(st.lists(st.lists(st.sampled_from([b"a", b"b", b"a!", b"a0"]), min_size=1, max_size=3)))
+def test_paths_at_or_below_one(parts: list[list[bytes]]):
+    paths = sorted({b"/".join(each) for each in parts})
+    for top in paths:
+        assert set(below(paths, top)) == {each for each in paths if (each + b"/").startswith(top + b"/")}
+
+
 def test_a_gap_forgets_single_directories():
     batch = Coalescer()
     batch.add(entries(b"a", b"x"))
     batch.add(Hint("s", Kind.GAP))
     assert batch.gap
     assert not batch.waiting
-    assert batch.oldest() is None
 
 
 _HINTS = st.builds(

@@ -235,6 +235,51 @@ def test_the_schedule_is_bounded_and_the_rest_comes_from_the_dirty_set(space: Sp
     assert usage(space) == 8
 
 
+def test_what_fails_does_not_hide_what_comes_behind_it(space: Space, monkeypatch: pytest.MonkeyPatch, allow_log):
+    """The dirty set is read on from where the last reading ended, not again and again from its oldest."""
+    allow_log("failed")
+    monkeypatch.setattr("watcher.drain.REFILL", 4)
+    root = Path(space.root.decode())
+    for number in range(12):
+        (root / f"d{number:02d}").mkdir()
+    verify(space)
+
+    def work(space: Space, path: bytes, names: object = None, **more: object):
+        if path < b"d06":
+            raise OSError(errno.EIO, "broken disk")
+        return reconcile(space, path, names, **more)
+
+    for number in range(12):
+        (root / f"d{number:02d}/f").write_bytes(b"1")
+        dirty.mark(space, [(b"d%02d" % number, [b"f"])])
+    drain = Drain(space, work=work, max_scheduled=6)
+    for _ in range(6):
+        drain.refill(drain._clock(), force=True)
+        drain.run(1.0)
+    assert usage(space) == 6
+
+
+def test_a_directory_is_marked_by_what_it_is_not_by_where_it_was(space: Space):
+    """Heard at its old place, moved, and its new place known already, because somebody listed it."""
+    root = Path(space.root.decode())
+    (root / "old").mkdir()
+    verify(space)
+    with space.index.read() as db:
+        (binding,) = db.execute("SELECT binding FROM node WHERE name=?", (b"old",)).fetchone()
+    drain = Drain(space)
+    (root / "old/f").write_bytes(b"12345")
+    (root / "old").rename(root / "new")
+    reconcile(space, b"", [b"new"])
+    drain.hear(Hint("s", Kind.ENTRIES, b"old", frozenset({b"f"}), heard=drain._clock(), binding=binding))
+    drain.flush()
+    (item,) = dirty.pending(space, 10, sweep=False)
+    assert (item.path, item.names) == (b"new", {b"f"})
+    drain.run(1.0)
+    drain.refill(drain._clock(), force=True)
+    drain.run(1.0)
+    assert usage(space) == 5
+
+
 def test_echoes_of_our_own_labels_are_never_marked(space: Space):
     clock = Clock()
     drain = Drain(space, clock=clock)
