@@ -1,7 +1,8 @@
 """Hints of one space become a set of waiting directories. Pure: no clock, no disk.
 
-Bounded by two caps: a directory with more than `max_names` waiting names waits as a whole, and more than `max_dirs`
-waiting directories become one gap, which a sweep of the space answers. Nothing is dropped silently.
+Bounded by two caps: a directory with more than `max_names` waiting names waits as a whole, and more than
+`max_dirs` waiting directories become one gap, which a sweep of the space answers. Nothing is dropped
+silently.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ MAX_DIRS = 20_000
 
 @dataclass(slots=True)
 class Waiting:
-    """One directory that waits for a reconcile. `names` None: the whole directory. `binding`: which one is meant."""
+    """One directory that waits for a reconcile. `names` None: the whole directory. `binding`: which one is
+    meant."""
 
     names: set[bytes] | None
     soft: bool
@@ -55,7 +57,8 @@ class Coalescer:
         self._max_dirs = max_dirs
         self.waiting: dict[bytes, Waiting] = {}
         self.elsewhere: dict[bytes, tuple[bytes, Waiting]] = {}
-        """By binding (path, item): heard of at a path that another one has too, as one of them has moved since."""
+        """By binding (path, item): heard of at a path that another one has too, as one of them has moved
+        since."""
         self.gap = False
         """Set when only a sweep can answer; whoever starts it clears the flag."""
         self._moves: list[tuple[bytes, bytes]] = []
@@ -65,7 +68,8 @@ class Coalescer:
         """How often the cap on directories was reached."""
 
     def add(self, hint: Hint) -> bool:
-        """Take in one hint. True if the directory `hint.dir` waits now and did not before, or waits harder."""
+        """Take in one hint. True if the directory `hint.dir` waits now and did not before, or waits
+        harder."""
         match hint.kind:
             case Kind.GAP:
                 self._collapse()
@@ -140,8 +144,8 @@ class Coalescer:
         self._moves.clear()
 
     def _move(self, old: bytes, new: bytes) -> None:
-        """What waits at or below `old` waits at or below `new`; the old places stay, as a vanished directory costs
-        nothing and the old path may have been taken again meanwhile."""
+        """What waits at or below `old` waits at or below `new`; the old places stay, as a vanished directory
+        costs nothing and the old path may have been taken again meanwhile."""
         if not self.waiting:
             return
         if self._sorted is None:

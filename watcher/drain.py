@@ -1,11 +1,12 @@
 """Hints of one space -> the durable dirty set -> reconcile, at the right moment.
 
-What waits is in the dirty set of the index, one row a directory, marked in one transaction for each batch of hints.
-In memory there is only the schedule: which directory may be handled when (`pace`). It is bounded: when it is full,
-or after a crash, directories are taken from the dirty set itself.
+What waits is in the dirty set of the index, one row a directory, marked in one transaction for each batch of
+hints. In memory there is only the schedule: which directory may be handled when (`pace`). It is bounded: when
+it is full, or after a crash, directories are taken from the dirty set itself.
 
-Two threads may be at work on a Drain: one hears (`hear`, `flush`), one handles (`run`, `refill`), so that what is heard
-becomes durable also while a pass takes long. What was flushed waits in a queue until the handling one takes it over.
+Two threads may be at work on a Drain: one hears (`hear`, `flush`), one handles (`run`, `refill`), so that
+what is heard becomes durable also while a pass takes long. What was flushed waits in a queue until the
+handling one takes it over.
 """
 
 from __future__ import annotations
@@ -103,14 +104,19 @@ class Drain:
             with self._hearing:
                 self._batch.add(hint)
 
+    def heard(self) -> bool:
+        """Whether `flush` has something to do."""
+        batch = self._batch
+        return bool(batch.waiting) or batch.gap or batch.moves_heard()
+
     def take_gap(self) -> bool:
         """True, once, if only a sweep can answer what was heard."""
         gap, self._batch.gap = self._batch.gap, False
         return gap
 
     def flush(self) -> None:
-        """Mark what was heard, in one transaction. OSError of the state disk: it is kept, and the next call tries
-        again."""
+        """Mark what was heard, in one transaction. OSError of the state disk: it is kept, and the next call
+        tries again."""
         with self._hearing:
             batch = self._batch
             if not (batch.waiting or batch.moves_heard()):
@@ -137,7 +143,8 @@ class Drain:
     # -- handling
 
     def next_due(self) -> float | None:
-        """When there is something to do next; None if nothing waits. For any thread: as the last `run` left it."""
+        """When there is something to do next; None if nothing waits. For any thread: as the last `run` left
+        it."""
         if self._arrived:
             return 0.0
         dues = [due for due in (self._due, self.echoes.next_due()) if due is not None]
@@ -179,8 +186,8 @@ class Drain:
         return False
 
     def refill(self, now: float, *, force: bool = False) -> None:
-        """Schedule what the dirty set holds and nobody here has heard of: marked by other processes, by reconcile
-        itself, or before a restart."""
+        """Schedule what the dirty set holds and nobody here has heard of: marked by other processes, by
+        reconcile itself, or before a restart."""
         if not force and not (self._more and now >= self._next_refill):
             return
         self._next_refill = now + REFILL_EVERY
@@ -261,7 +268,8 @@ class Drain:
             self._enter(path, due)
 
     def _held_back(self, path: bytes) -> bool:
-        """What fails again and again takes at most half of the schedule; the rest of it waits in the dirty set."""
+        """What fails again and again takes at most half of the schedule; the rest of it waits in the dirty
+        set."""
         if not self._pacer.fails(path):
             return False
         if len(self._failing) >= self._max // 2:
@@ -280,8 +288,8 @@ class Drain:
             heapq.heapify(self._heap)
 
     def _moved(self, moves: list[tuple[bytes, bytes]], now: float) -> None:
-        """What is scheduled below a renamed directory is scheduled below its new name. The dirty set knows it by its
-        row, so after a storm of renames it is simply read again."""
+        """What is scheduled below a renamed directory is scheduled below its new name. The dirty set knows it
+        by its row, so after a storm of renames it is simply read again."""
         if len(moves) > MAX_FOLLOWED:
             self._more = True
             return

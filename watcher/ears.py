@@ -1,9 +1,10 @@
-"""Which source hears which part of which space, chosen when a space is taken up, and again when its mounts change.
+"""Which source hears which part of which space, chosen when a space is taken up, and again when its mounts
+change.
 
-A part is what lies on one filesystem: the space's root, and each filesystem mounted inside it. For a part the first of
-fanotify, inotify and polling that works is taken, or what a setting says; a storage that tells nothing is polled. Why
-something better was not taken is kept, for `status`. Spaces on one filesystem share a source, so that one filesystem's
-flood or hang is its own.
+A part is what lies on one filesystem: the space's root, and each filesystem mounted inside it. For a part the
+first of fanotify, inotify and polling that works is taken, or what a setting says; a storage that tells
+nothing is polled. Why something better was not taken is kept, for `status`. Spaces on one filesystem share a
+source, so that one filesystem's flood or hang is its own.
 
 The thread that hears owns this; others may call `told`.
 """
@@ -39,9 +40,9 @@ BUSY = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the settings say. `source`: auto, or one of KINDS, for all spaces; `polled`: types of filesystems that tell
-    nothing; `stats`: calls a second for each polled space; `max_watches` of inotify for each filesystem, 0 for no limit
-    of our own."""
+    """What the settings say. `source`: auto, or one of KINDS, for all spaces; `polled`: types of filesystems
+    that tell nothing; `stats`: calls a second for each polled space; `max_watches` of inotify for each
+    filesystem, 0 for no limit of our own."""
 
     source: str = "auto"
     polled: frozenset[str] = hosts.NETWORK
@@ -99,7 +100,8 @@ class Ears:
     # -- spaces
 
     def add(self, key: str, space: Space, wanted: str = "auto") -> Ear:
-        """Begin to hear a space; each source says GAP when it hears. OSError if not even its root can be asked."""
+        """Begin to hear a space; each source says GAP when it hears. OSError if not even its root can be
+        asked."""
         self.remove(key)
         ear = Ear()
         table = hosts.mounts()
@@ -125,7 +127,8 @@ class Ears:
         self.tidy()
 
     def tidy(self) -> None:
-        """Take leave from sources that were at work when a space was removed; close those without any space."""
+        """Take leave from sources that were at work when a space was removed; close those without any
+        space."""
         leaving, self._leaving = self._leaving, []
         for held, key in leaving:
             with held.subject.held() as mine:
@@ -200,7 +203,8 @@ class Ears:
     # -- asking
 
     def lost(self, key: str) -> bool:
-        """Whether some source does not hear a root of this space any more. Only for whoever may call the sources."""
+        """Whether some source does not hear a root of this space any more. Only for whoever may call the
+        sources."""
         ear = self._ears.get(key)
         if ear is None:
             return False
@@ -225,7 +229,8 @@ class Ears:
 
 
 def parts_of(root: bytes, table: Sequence[Mount]) -> list[tuple[bytes, Mount | None]]:
-    """The root of a space and the mount points below it, each with what is mounted there; from the table alone.
+    """The root of a space and the mount points below it, each with what is mounted there; from the table
+    alone.
 
     What is covered by another mount, and what holds no files (proc and the like), is left out.
     """

@@ -1,8 +1,8 @@
-"""What we did ourselves: labels that were written, and, where the source can tell, all that the server's processes do.
-Once their transaction is through, it differs from no row.
+"""What we did ourselves: labels that were written, and, where the source can tell, all that the server's
+processes do. Once their transaction is through, it differs from no row.
 
-They are looked at a moment later, without marking anything; marked, a burst of labels would count as a storm and end
-in whole passes over large directories. What differs is looked at once more, then it is news.
+They are looked at a moment later, without marking anything; marked, a burst of labels would count as a storm
+and end in whole passes over large directories. What differs is looked at once more, then it is news.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ MAX_DIRS = 1000
 """Names of a directory, and directories, that may wait; a name costs about 10 us."""
 FIRST = 0.04
 AGAIN = 0.1
-"""Seconds that a batch of labels has from its first setxattr(2) to its commit; the second, if it is a slow one."""
+"""Seconds that a batch of labels has from its first setxattr(2) to its commit; the second, if it is a slow
+one."""
 
 News = list[tuple[bytes, set[bytes]]]
 
 
 class Echoes:
-    """The entries of one space of which changed attributes, or only our own processes, were heard, and that were not
-    yet looked at. `hear` may be called by one thread while another one looks."""
+    """The entries of one space of which changed attributes, or only our own processes, were heard, and that
+    were not yet looked at. `hear` may be called by one thread while another one looks."""
 
     def __init__(self, space: Space, clock: Callable[[], float]) -> None:
         self.dropped = 0

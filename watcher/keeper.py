@@ -1,28 +1,30 @@
 """Keeps one space true: its drain, its sweeps, its housekeeping, and what `status` shows of it.
 
-A gap (the watcher was down, events were lost, the storage was away) is answered by a sweep in a new epoch. A sweep
-that never yet came to its end is finished first, so that a large adoption ends even if the server restarts often;
-a new epoch follows it.
+A gap (the watcher was down, events were lost, the storage was away) is answered by a sweep in a new epoch. A
+sweep that never yet came to its end is finished first, so that a large adoption ends even if the server
+restarts often; a new epoch follows it.
 
-Two threads share a Keeper. The first hears and drains (`hear`, `flush`, `run`, `beat`); the second does what may take
-long (`sweep`, `tick`, `close`). They share flags only; the core they both call is safe for threads. `status` may be
-called from a third.
+Three threads may be at work on a Keeper, each kept apart from itself by a Subject: one that hears (`post`:
+`hear`,
+`flush`), one that handles (`front`: `run`, `beat`), one that does what may take long (`back`: `sweep`,
+`tick`). They share flags only; the core they all call is safe for threads. `close` needs all three. What is
+told of a Keeper (`watcher.report`) may be read at any time.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import limbo, ready, relabel, tree
+from fsd.core import dirty, hosts, inner, limbo, ready, relabel, tree
 from fsd.core.errors import StorageUnavailable
 from fsd.core.sweep import Progress, Sweep
 from watcher.drain import Drain
 from watcher.hint import Hint
 from watcher.pace import failure_wait
 from watcher.rows import root_is_there
-from watcher.sources.base import SourceStatus
+from watcher.shift import Subject
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -35,7 +37,6 @@ ACTIVE = 90.0
 QUIET_TICK = 15.0
 AT_REST = 0.1
 INNER_AWAY = 0.2
-POLL = 10.0
 LONG = 10.0
 SETTLE = 0.1
 """Seconds of each second's housekeeping in which files may become ready."""
@@ -48,6 +49,9 @@ class Keeper:
 
     def __init__(self, space: Space, *, verify_every: float) -> None:
         self.space = space
+        mount = hosts.mount_of(space.root)
+        self.storage = mount.dev if mount is not None else ""
+        self.front, self.post, self.back = (Subject(self.storage) for _ in range(3))
         self.drain = Drain(space)
         self.available = True
         self.why = ""
@@ -56,7 +60,18 @@ class Keeper:
         """A source has it."""
         self.next_watch = 0.0
         """When to try again to give it to a source."""
-        self.said_unwatched = False
+        self.remounted = False
+        """Something was mounted or unmounted in it since."""
+        self.displaced = False
+        """Its `.fsd` is not where it belongs: nothing may be written."""
+        self.mounts_changed = True
+        """Something was mounted or unmounted since the inner filesystems were looked for."""
+        self.inner_away: list[tuple[bytes, bytes]] = []
+        """Filesystems inside it that are not there (path, binding)."""
+        self.waiting = dirty.Counts(0, 0, None)
+        """Of the dirty set, as of the last housekeeping."""
+        self.usage = 0
+        """Tree size in bytes, likewise."""
         self.gap = False
         """A new epoch is wanted."""
         self.sweeping = False
@@ -71,9 +86,7 @@ class Keeper:
         self._active_until = time.monotonic() + ACTIVE
         self._next_tick = self._next_refill = 0.0
         self._sweep_ended = self._sweep_took = 0.0
-        self._next_total = 0.0
         self._labels_left = self._labels_turn = False
-        self._usage = 0
         self._index: int | None = None
         self._failures = 0
         self._rest_until = 0.0
@@ -100,11 +113,12 @@ class Keeper:
         return more
 
     def beat(self, now: float) -> bool:
-        """Every second: is the root still there, does anything wait? True; StorageUnavailable if it is not."""
+        """Every second: is the root still there, does anything wait? True; StorageUnavailable if it is
+        not."""
         self.space.root_fd()
+        self.displaced = not self.space.internals_at_home()
         if now < self._active_until or now >= self._next_refill:
             self._next_refill = now + QUIET_TICK
-            self.drain.flush()
             self.drain.refill(now, force=True)
         return True
 
@@ -128,13 +142,9 @@ class Keeper:
         self.sweeping = True
         self.sweep_began = time.monotonic()
 
-    def poll(self, now: float) -> None:
-        """Nothing can be heard here: sweep again and again, a tenth of the time."""
-        if not (self.sweeping or self.gap) and now >= self._sweep_ended + max(POLL, 10.0 * self._sweep_took):
-            self.gap = True
-
     def sweep(self, budget: float) -> None:
-        """A slice of the sweep or of other work that nobody waits for; one large directory may take seconds."""
+        """A slice of the sweep or of other work that nobody waits for; one large directory may take
+        seconds."""
         self._labels_turn = not self._labels_turn
         if self._labels_left and (self._labels_turn or not (self.sweeping or self.gap)):
             self._labels_left = relabel.label_due(self.space, LABELS) >= LABELS
@@ -154,7 +164,7 @@ class Keeper:
             if not root_is_there(self.space):
                 raise
             # A filesystem inside the space is away: the rest is swept, and the sweep ends when it is back.
-            self.drain.last_error = str(error)
+            self.drain.last_error = f"ENODEV: {error}"
             self._rest_until = time.monotonic() + INNER_AWAY
             return
         self._failures = 0
@@ -206,12 +216,20 @@ class Keeper:
             return
         active = now < self._active_until or self.sweeping
         self._next_tick = now + (TICK if active else QUIET_TICK) - 0.05
+        if self.mounts_changed:
+            self.mounts_changed = False
+            self.inner_away = inner.known(self.space)
+        if self.inner_away:
+            self.inner_away = inner.away(self.space, self.inner_away)
+            self._active_until = now + ACTIVE
         limbo.settle(self.space, time.time())
         if self._readiness.settle(SETTLE):
             self._active_until = now + ACTIVE
         if not self._labels_left:
             self._labels_left = relabel.label_due(self.space, LABELS) >= LABELS
         relabel.publish_trees(self.space, TREES)
+        self.waiting = dirty.counts(self.space)
+        self.usage = tree.usage(self.space)
         if self._labels_left or self.drain.waiting():
             self._active_until = now + ACTIVE
         if not self.sweeping and self.verified_at and time.time() - self.verified_at > self._verify_every:
@@ -242,73 +260,14 @@ class Keeper:
         self.why = ""
         self.drain.forget_failures()
 
-    # -- status
-
-    def status(self, source: SourceStatus | None, now: float) -> dict[str, Any]:
-        """What `run/watcher.json` says of this space."""
-        oldest = self.drain.oldest()
-        age = max(0.0, now - oldest) if oldest is not None else 0.0
-        told: dict[str, Any] = {
-            "id": self.space.record.id,
-            "name": self.space.record.name,
-            "state": self._state(source),
-            "why": self.why,
-            "source": source.name if source is not None else "sweeps",
-            "lag": round(age, 3),
-            "dirty": self.drain.waiting(),
-            "oldest_dirty": round(age, 3),
-            "overflows": source.overflows if source is not None else 0,
-            "watched": source.watched if source is not None else 0,
-            "unwatched": source.unwatched if source is not None else None,
-            "errors": dict(self.drain.errors),
-            "watch_errors": dict(source.errors) if source is not None else {},
-            "last_error": self.drain.last_error,
-            "verified_at": self.verified_at or None,
-            "sweep": None,
-            "passes": {**self.drain.counts, "echoes": self.drain.echoes.dropped},
-            "latency": latency(list(self.drain.latencies)),
-            "bytes": self._total(now),
-        }
-        if self.sweeping and self.progress is not None:
-            told["sweep"] = {"done": self.progress.done_dirs, "total": self.progress.total_dirs}
-        return told
-
-    def _state(self, source: SourceStatus | None) -> str:
-        if not self.available:
-            return "unavailable"
-        if source is not None and not source.ready:
-            return "starting"
-        return "sweeping" if self.sweeping or self.gap else "watching" if source is not None else "polling"
-
-    def _total(self, now: float) -> int:
-        if self.available and now >= self._next_total and now < self._active_until + QUIET_TICK:
-            self._next_total = now + TICK
-            try:
-                self._usage = tree.usage(self.space)
-            except OSError:
-                pass
-        return self._usage
-
     def close(self) -> None:
         """Close the space; what was heard was kept by `flush`."""
         self.space.close()
 
 
-def latency(samples: list[float]) -> dict[str, float]:
-    """Median, 95th percentile and maximum, seconds."""
-    if not samples:
-        return {}
-    samples.sort()
-    return {
-        "p50": round(samples[len(samples) // 2], 4),
-        "p95": round(samples[min(len(samples) - 1, int(len(samples) * 0.95))], 4),
-        "max": round(samples[-1], 4),
-    }
-
-
 class Verified(NamedTuple):
-    """`complete`: the index once knew the whole tree. `at`: end of the last full verification, seconds since the
-    epoch, 0 if none. `current`: the newest sweep came to its end."""
+    """`complete`: the index once knew the whole tree. `at`: end of the last full verification, seconds since
+    the epoch, 0 if none. `current`: the newest sweep came to its end."""
 
     complete: bool
     at: float
@@ -316,8 +275,8 @@ class Verified(NamedTuple):
 
 
 def verified(space: Space) -> Verified:
-    """How much of a space was ever verified. A sweep ends only when the directories it left to their hints are
-    served as well."""
+    """How much of a space was ever verified. A sweep ends only when the directories it left to their hints
+    are served as well."""
     with space.index.read() as db:
         complete, at, epoch = db.execute("SELECT complete, swept_at, epoch FROM head").fetchone()
         row = db.execute("SELECT value FROM cursor WHERE source='sweep'").fetchone()

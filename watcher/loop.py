@@ -1,38 +1,44 @@
 """The watcher's threads: one hears and reconciles, one does what may take long, one says how it is.
 
-The first works in slices of milliseconds, so that a change never waits behind a sweep; the second sweeps, labels and
-settles, paced to a share of a core. Each space's failure stays its own: it is set aside until it works again.
+The first works in slices of milliseconds, so that a change never waits behind a sweep; the second sweeps,
+labels, polls and settles, paced to a share of a core. Both are shifts (`watcher.shift`): where a storage
+hangs, its space keeps the thread and another one goes on. The third never asks a storage; it sees who hangs.
+Each space's failure stays its own: it is set aside until it works again.
 
-Who owns what: `keepers` is changed by the first thread only, the others look at copies; a space that is no longer
-served is closed by the second, which is the one that may be at work on it.
+Who owns what: `keepers` is changed by the first thread only, the others look at copies; a space that is no
+longer served is closed by the second, once nobody is at work on it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fsd.core.errors import StorageUnavailable
 from fsd.core.space import SpaceRecord
 from fsd.service.status import replace_json
+from watcher import report
+from watcher.ears import Ears, Held
 from watcher.keeper import Keeper
 from watcher.mounts import Mounts
-from watcher.sources.base import Source
+from watcher.shift import Shift, Subject
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 COLLECT = 0.005
+COLLECT_SLOW = 0.05
+"""Seconds for one call of a source that hears, and of one that asks."""
 RUN = 0.02
 SLICE = 0.05
 SHARE = 0.8
@@ -45,6 +51,8 @@ GENERATION_EVERY = 0.2
 TICK = 1.0
 NAP = 0.1
 """Longest pause of the second thread."""
+LOOK, LOOK_STRAINED = 0.25, 0.05
+"""Seconds between two looks at who hangs."""
 RETRY_WATCH = 10.0
 END = 10.0
 """Seconds to wait for the other threads at the end; whatever they do may be cut off at any point."""
@@ -66,14 +74,11 @@ class Spaces(Protocol):
 class Watcher:
     """All spaces of one data root."""
 
-    def __init__(
-        self, registry: Spaces, run_dir: Path, source: Source | None, *, verify_every: float = 86400.0
-    ) -> None:
-        """`source` None: nothing can be heard here, everything is found by sweeps."""
+    def __init__(self, registry: Spaces, run_dir: Path, ears: Ears, *, verify_every: float = 86400.0) -> None:
         self.keepers: dict[str, Keeper] = {}
         self._registry = registry
         self._run_dir = run_dir
-        self._source = source
+        self._ears = ears
         self._verify_every = verify_every
         self._generation = -1
         self._next_generation = self._next_beat = self._next_tick = self._busy_until = 0.0
@@ -84,36 +89,57 @@ class Watcher:
         self._leaving: deque[Keeper] = deque()
         self._told: dict[str, Any] = {}
         self._ending = threading.Event()
+        self._itself = Subject("registry")
+        self._front = Shift("front", self._turn, self._ending)
+        self._back = Shift("background", self._background, self._ending)
 
     def run(self, stop: Callable[[], bool]) -> None:
-        """Work until `stop` says so (asked after each `wake` of the source), then keep what was heard."""
-        threads = [
-            threading.Thread(target=self._steadily, args=(work,), name=name, daemon=True)
-            for name, work in (("background", self._background), ("status", self._report))
-        ]
-        for thread in threads:
-            thread.start()
+        """Work until `stop` says so (asked several times a second), then keep what was heard."""
+        for shift in (self._front, self._back):
+            shift.start()
+        told = 0.0
         try:
             while not stop():
-                self.turn()
+                now = time.monotonic()
+                if now >= told + TICK:
+                    told = now
+                    self._write_status(now)
+                for shift in (self._front, self._back):
+                    shift.relieve(now)
+                strained = self._front.strained() or self._back.strained()
+                self._ending.wait(LOOK_STRAINED if strained else LOOK)
         finally:
-            self._ending.set()
-            for keeper in self.keepers.values():
-                keeper.drain.close()
-            for thread in threads:
-                thread.join(END)
-            if self._source is not None:
-                self._source.close()
-            for keeper in self.keepers.values():
-                keeper.close()
+            self._end()
             self._write_status(time.monotonic(), running=False)
 
-    def turn(self) -> None:
+    def _end(self) -> None:
+        """What was heard becomes durable; nobody waits for what hangs."""
+        self._ending.set()
+        self._ears.bell.set()
+        deadline = time.monotonic() + END
+        for shift in (self._front, self._back):
+            shift.join(max(0.0, deadline - time.monotonic()))
+        rest = threading.Thread(target=self._close, name="end", daemon=True)
+        rest.start()
+        rest.join(max(1.0, deadline - time.monotonic()))
+
+    def _close(self) -> None:
+        keepers = [*self.keepers.values(), *self._leaving]
+        for keeper in keepers:
+            with keeper.post.held() as mine:
+                if mine:
+                    keeper.drain.close()
+        self._ears.close()
+        for keeper in keepers:
+            _close(keeper)
+
+    def _turn(self) -> float:
         """One round of the first thread; ends by waiting until there is something to do."""
         now = self._turned = time.monotonic()
         if now >= self._next_generation:
             self._next_generation = now + GENERATION_EVERY
-            self._follow_registry(now)
+            self._front.do(self._itself, self._follow_registry)
+            self._take_up(now)
         more = self._hear()
         more |= self._drain()
         if now >= self._next_beat:
@@ -121,10 +147,11 @@ class Watcher:
             self._beat(now)
         if not more:
             self._wait()
+        return 0.0
 
     # -- spaces
 
-    def _follow_registry(self, now: float) -> None:
+    def _follow_registry(self) -> None:
         try:
             generation = self._registry.generation()
             if generation != self._generation:
@@ -132,10 +159,7 @@ class Watcher:
                 self._generation = generation
         except OSError as error:
             log.error("the registry cannot be read: %s", error)
-            self._next_generation = now + 2.0
-        for key, keeper in self.keepers.items():
-            if keeper.available and not keeper.watched and now >= keeper.next_watch:
-                self._watch(key, keeper, now)
+            self._next_generation = time.monotonic() + 2.0
 
     def _compare(self, records: list[SpaceRecord]) -> None:
         wanted = {record.hex: record for record in records if record.state == "active"}
@@ -154,152 +178,151 @@ class Watcher:
                     log.warning("space %s cannot be opened: %s", record.id, error)
                     continue
                 self.keepers[key] = Keeper(space, verify_every=self._verify_every)
-            else:
-                self.keepers[key].space.record = record
+                continue
+            keeper = self.keepers[key]
+            if keeper.space.record.source != record.source:
+                keeper.watched, keeper.next_watch = False, 0.0
+            keeper.space.record = record
 
     def _drop(self, key: str) -> None:
-        if self._source is not None:
-            self._source.remove(key)
         keeper = self.keepers.pop(key)
-        keeper.drain.close()
         keeper.available = False
+        self._ears.remove(key)
         self._leaving.append(keeper)
 
-    def _watch(self, key: str, keeper: Keeper, now: float) -> None:
-        """Give a space to the source; where that fails, sweeps find its changes."""
-        keeper.next_watch = now + RETRY_WATCH
-        try:
-            keeper.space.root_fd()
-            if self._source is not None:
-                self._source.add(key, keeper.space.root, keeper.space.fsd_ident)
-                keeper.watched = True
-            else:
-                keeper.poll(now)
-        except StorageUnavailable as error:
-            keeper.lost_storage(error)
-        except OSError as error:
-            if not keeper.said_unwatched:
-                log.warning("space %s cannot be watched, it is swept: %s", keeper.space.record.id, error)
-            keeper.said_unwatched = True
-            keeper.poll(now)
+    def _take_up(self, now: float) -> None:
+        """Give spaces that nobody hears to their sources."""
+        for key, keeper in list(self.keepers.items()):
+            if keeper.available and not keeper.watched and now >= keeper.next_watch:
+                keeper.next_watch = now + RETRY_WATCH
+                self._front.do(keeper.front, partial(self._guard, keeper, partial(self._watch, key, keeper)))
+
+    def _watch(self, key: str, keeper: Keeper) -> None:
+        keeper.space.root_fd()
+        ear = self._ears.add(key, keeper.space, keeper.space.record.source)
+        keeper.watched = True
+        kinds = ", ".join(f"{part.base.decode(errors='replace') or '/'}: {part.kind}" for part in ear.parts)
+        log.info("space %s is heard by %s", keeper.space.record.id, kinds)
 
     # -- work
 
     def _hear(self) -> bool:
-        if self._source is None:
-            return False
-        hints = self._source.collect(COLLECT)
-        for hint in hints:
-            keeper = self.keepers.get(hint.space)
-            if keeper is not None:
-                keeper.hear(hint)
-        if hints:
-            for key in {hint.space for hint in hints} & self.keepers.keys():
-                self._guard(self.keepers[key], self.keepers[key].flush)
-        return self._source.busy()
+        more = False
+        for held in self._ears.sources():
+            if held.kind != "poll":
+                more |= bool(self._front.do(held.subject, partial(self._collect, held, COLLECT)))
+        for keeper in list(self.keepers.values()):
+            if keeper.drain.heard():
+                self._front.do(keeper.post, partial(self._guard, keeper, keeper.flush))
+        return more
+
+    def _collect(self, held: Held, budget: float) -> bool:
+        """Everything a source says is taken in before anything else happens, also by a thread that was
+        relieved."""
+        try:
+            for hint in held.source.collect(budget):
+                keeper = self.keepers.get(hint.space)
+                if keeper is not None:
+                    keeper.hear(hint)
+        except StorageUnavailable:
+            return False  # the space's own thread notices, and says so
+        return held.source.busy()
 
     def _drain(self) -> bool:
         now = time.monotonic()
         more = False
-        for keeper in self.keepers.values():
+        for keeper in list(self.keepers.values()):
             due = keeper.drain.next_due() if keeper.available else None
             if due is not None and due <= now:
                 changed = keeper.drain.counts["changed"]
-                more |= bool(self._guard(keeper, partial(keeper.run, RUN)))
+                more |= bool(
+                    self._front.do(keeper.front, partial(self._guard, keeper, partial(keeper.run, RUN)))
+                )
                 if keeper.drain.counts["changed"] != changed:
                     self._busy_until = now + BUSY_FOR
         return more
 
     def _beat(self, now: float) -> None:
-        remounted = self._mounts.changed([keeper.space.root for keeper in self.keepers.values()])
-        for key, keeper in self.keepers.items():
-            if self._guard(keeper, partial(keeper.beat, now)) and not keeper.available:
-                keeper.found_storage()
-            if self._source is not None and keeper.watched:
-                lost = not keeper.available or self._source.lost(key)
-                if lost or keeper.space.root in remounted:
-                    # Added again, it is walked again and ends in a GAP.
-                    keeper.drain.forget_failures()
-                    self._source.remove(key)
-                    keeper.watched, keeper.next_watch = False, 0.0
+        remounted = frozenset(self._mounts.changed([keeper.space.root for keeper in self.keepers.values()]))
+        for keeper in self.keepers.values():
+            if keeper.space.root in remounted:
+                keeper.remounted = keeper.mounts_changed = True
+        for key, keeper in list(self.keepers.items()):
+            self._front.do(keeper.front, partial(self._beat_one, key, keeper, now))
+        self._ears.tidy()
+
+    def _beat_one(self, key: str, keeper: Keeper, now: float) -> None:
+        if self._guard(keeper, partial(keeper.beat, now)) and not keeper.available:
+            keeper.found_storage()
+        if keeper.watched and (not keeper.available or keeper.remounted or self._ears.lost(key)):
+            # Taken up again, it is heard from the beginning and ends in a GAP.
+            keeper.drain.forget_failures()
+            self._ears.remove(key)
+            keeper.watched, keeper.next_watch, keeper.remounted = False, 0.0, False
 
     # -- the second thread
 
-    def _steadily(self, turn: Callable[[], float]) -> None:
-        """A thread's loop: `turn` answers how long to rest. A defect in one turn must not end the thread."""
-        while not self._ending.is_set():
-            try:
-                rest = turn()
-            except Exception:
-                if not self._ending.is_set():
-                    log.exception("a turn of the watcher failed")
-                rest = TICK
-            self._ending.wait(rest)
-
     def _background(self) -> float:
-        while self._leaving:
-            self._leaving.popleft().close()
+        for _ in range(len(self._leaving)):
+            keeper = self._leaving.popleft()
+            if not _close(keeper):
+                self._leaving.append(keeper)
         now = time.monotonic()
         keepers = list(self.keepers.values())
         if now >= self._next_tick:
             self._next_tick = now + TICK
             for keeper in keepers:
                 if keeper.available and not self._ending.is_set():
-                    self._guard(keeper, partial(keeper.tick, now))
+                    self._back.do(keeper.back, partial(self._guard, keeper, partial(keeper.tick, now)))
+        for held in self._ears.sources():
+            if held.kind == "poll":
+                self._back.do(held.subject, partial(self._collect, held, COLLECT_SLOW))
         return self._slice(keepers)
 
     def _slice(self, keepers: list[Keeper]) -> float:
-        """A slice for the next space that wants one; how long to rest then, so that only a share of a core goes."""
+        """A slice for the next space that wants one; how long to rest then, so that only a share of a core
+        goes."""
         now = time.monotonic()
-        wanting = [keeper for keeper in keepers if keeper.wants_slice(now)]
+        wanting = [keeper for keeper in keepers if keeper.wants_slice(now) and not keeper.back.busy(now)]
         if not wanting:
             return NAP
         self._slices += 1
         keeper = wanting[self._slices % len(wanting)]
-        self._guard(keeper, partial(keeper.sweep, SLICE))
+        self._back.do(keeper.back, partial(self._guard, keeper, partial(keeper.sweep, SLICE)))
         ended = time.monotonic()
         share = SHARE_BUSY if ended < self._busy_until else SHARE if keeper.sweeping else SHARE_LABELS
         return min(1.0, (ended - now) * (1.0 / share - 1.0))
 
-    def _guard(self, keeper: Keeper, work: Callable[[], Any]) -> Any:
+    def _guard(self, keeper: Keeper, work: Callable[[], T]) -> T | None:
         """Run one space's work; its failure stays its own."""
         try:
-            answer = work()
+            return work()
         except StorageUnavailable as error:
             keeper.lost_storage(error)
-            return None
         except Exception as error:
             keeper.failed(error, time.monotonic())
-            return None
-        return answer
+        return None
 
     def _wait(self) -> None:
         now = time.monotonic()
         until = min(self._next_beat, self._next_generation)
-        for keeper in self.keepers.values():
-            due = keeper.drain.next_due() if keeper.available else None
+        for keeper in list(self.keepers.values()):
+            due = keeper.drain.next_due() if keeper.available and not keeper.front.busy(now) else None
             if due is not None:
                 until = min(until, due)
-        timeout = max(0.0, until - now)
-        if self._source is not None:
-            self._source.wait(timeout)
-        else:
-            time.sleep(min(timeout, 0.2))
+        self._ears.bell.wait(max(0.0, until - now))
+        self._ears.bell.clear()
 
     # -- status
-
-    def _report(self) -> float:
-        self._write_status(time.monotonic())
-        return TICK
 
     def _write_status(self, now: float, *, running: bool = True) -> None:
         spaces = {}
         for key, keeper in list(self.keepers.items()):
             try:
-                source = self._source.status(key) if self._source is not None and keeper.watched else None
-                spaces[key] = keeper.status(source, now)
-            except (RuntimeError, sqlite3.Error):
-                pass  # a dict changed while it was read, or the space was closed: the last second's words stand
+                ear, sources = self._ears.heard(key), self._ears.told(key)
+                spaces[key] = report.told(keeper, ear, sources, now)
+            except RuntimeError:
+                pass  # a dict changed while it was read: the last second's words stand
         self._told = {**{key: told for key, told in self._told.items() if key in self.keepers}, **spaces}
         replace_json(
             self._run_dir / "watcher.json",
@@ -309,7 +332,16 @@ class Watcher:
                 "started": self._started,
                 "written": time.time(),
                 "turned": round(now - self._turned, 3),
-                "source": self._source.name if self._source is not None else "sweeps",
                 "spaces": self._told,
             },
         )
+
+
+def _close(keeper: Keeper) -> bool:
+    """Close a space that is no longer served; False while somebody is at work on it."""
+    with keeper.front.held() as front, keeper.post.held() as post, keeper.back.held() as back:
+        if front and post and back:
+            keeper.drain.close()
+            keeper.close()
+            return True
+    return False

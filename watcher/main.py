@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import signal
 import sys
+import time
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from fsd.core.registry import Registry
+from fsd.service.status import read_json
+from watcher.ears import Choice, Ears
 from watcher.loop import Watcher
-from watcher.sources.base import Source
-from watcher.sources.inotify import InotifySource, unavailable
 
 if TYPE_CHECKING:
     from fsd.service.config import Settings
 
-log = logging.getLogger(__name__)
+FAMILY_EVERY = 1.0
 
 
-def make_source(settings: Settings) -> Source | None:
-    """The best source this host has; None if only sweeps are left."""
-    try:
-        return InotifySource(max_watches=settings.watch_max)
-    except OSError as error:
-        if not unavailable(error):
-            raise
-        log.error("no inotify instance to be had (%s): changes are found by sweeps only", error)
-        return None
+class Family:
+    """The processes of this server. What they write they reconcile themselves, so it is only looked at, a
+    moment later.
+
+    One that was started a moment ago, and commands, count as strangers: that costs a look too many, nothing
+    else.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._file = run_dir / "supervisor.json"
+        self._next = 0.0
+        self._known = frozenset({os.getpid()})
+
+    def __call__(self) -> frozenset[int]:
+        """Their numbers, as of the last second."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + FAMILY_EVERY
+            children = read_json(self._file).get("children", {})
+            self._known = frozenset({os.getpid(), *(child.get("pid", 0) for child in children.values())})
+        return self._known
+
+
+def make_ears(settings: Settings) -> Ears:
+    """The sources as the settings wish them."""
+    choice = Choice(
+        settings.watch_source, frozenset(settings.watch_polled), settings.watch_stats, settings.watch_max
+    )
+    return Ears(choice, own=Family(settings.state / "run"))
 
 
 def run(settings: Settings) -> None:
@@ -35,16 +57,16 @@ def run(settings: Settings) -> None:
     stopping = False
     # Hearing must not wait 5 ms, Python's default, each time the sweeping thread has the interpreter.
     sys.setswitchinterval(0.0005)
-    source = make_source(settings)
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal stopping
         stopping = True
-        if source is not None:
-            source.wake()
 
     signal.signal(signal.SIGTERM, stop)
     watcher = Watcher(
-        Registry(settings.state), settings.state / "run", source, verify_every=float(settings.watch_sweep)
+        Registry(settings.state),
+        settings.state / "run",
+        make_ears(settings),
+        verify_every=float(settings.watch_sweep),
     )
     watcher.run(lambda: stopping)

@@ -41,7 +41,8 @@ class Mounts:
             pass  # no /proc: the roots themselves are still proven every second
 
     def changed(self, roots: Iterable[bytes]) -> list[bytes]:
-        """The roots below which something was mounted or unmounted since the last call. New roots only begin."""
+        """The roots below which something was mounted or unmounted since the last call. New roots only
+        begin."""
         roots = list(roots)
         if self._fd < 0 or (self._known.keys() == set(roots) and not self._poll.poll(0)):
             return []

@@ -1,7 +1,7 @@
 """The watched directories as objects that hang on their parents, so that renaming one re-hangs one object.
 
-Pure: no system calls. One thread owns a forest. About 300 bytes a directory: slots, and a dict of children only
-where there are children.
+Pure: no system calls. One thread owns a forest. About 300 bytes a directory: slots, and a dict of children
+only where there are children.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 
 class Node:
-    """A watched directory. One that hangs nowhere (below no Root) still tells whose count it is in, by `Loose`."""
+    """A watched directory. One that hangs nowhere (below no Root) still tells whose count it is in, by
+    `Loose`."""
 
     __slots__ = ("kids", "name", "parent", "wd")
 
@@ -23,7 +24,8 @@ class Node:
 
 
 class Loose(Node):
-    """Parent of what was taken off the tree of `root` and may be hung up again or dropped; it does not know them."""
+    """Parent of what was taken off the tree of `root` and may be hung up again or dropped; it does not know
+    them."""
 
     __slots__ = ("root",)
 
@@ -33,9 +35,9 @@ class Loose(Node):
 
 
 class Root(Node):
-    """The top of a watched tree: the root of a space, or a filesystem inside it. `space` is its key, `path` the
-    absolute path, `base` the path below the space's root, `hidden` the (device, inode) of the directory that is never
-    watched, `without` the absolute paths of filesystems inside that others hear."""
+    """The top of a watched tree: the root of a space, or a filesystem inside it. `space` is its key, `path`
+    the absolute path, `base` the path below the space's root, `hidden` the (device, inode) of the directory
+    that is never watched, `without` the absolute paths of filesystems inside that others hear."""
 
     __slots__ = (
         "announced",
@@ -158,8 +160,8 @@ def is_above(node: Node, other: Node) -> bool:
 
 
 def below(node: Node) -> Iterator[Node]:
-    """`node` and everything below it. The tree must not change meanwhile, except that a node already answered may
-    lose its children."""
+    """`node` and everything below it. The tree must not change meanwhile, except that a node already answered
+    may lose its children."""
     stack = [node]
     while stack:
         here = stack.pop()

@@ -1,8 +1,9 @@
 """When a waiting directory may be handled. Pure: time comes in as an argument (monotonic seconds).
 
-A quiet directory is handled at once. One that was just handled waits ten times what that cost, so a directory under
-fire costs a tenth of a core at most; a pass by name and a whole pass are costed apart, so that a directory of
-100,000 entries stays quick by name. A directory that fails waits longer each time and holds up nobody else.
+A quiet directory is handled at once. One that was just handled waits ten times what that cost, so a directory
+under fire costs a tenth of a core at most; a pass by name and a whole pass are costed apart, so that a
+directory of 100,000 entries stays quick by name. A directory that fails waits longer each time and holds up
+nobody else.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Threads that a storage may hang without holding up the others.
 
-A shift is a loop over subjects (spaces, sources). One thread runs it; a subject that keeps the thread longer than
-PATIENCE keeps it for good, and a new thread goes on with the rest. The old one, once it is through, sees that it was
-relieved and ends. So there is one thread more for each subject that hangs, and none while nothing does.
+A shift is a loop over subjects (spaces, sources). One thread runs it; a subject that keeps the thread longer
+than PATIENCE keeps it for good, and a new thread goes on with the rest. The old one, once it is through, sees
+that it was relieved and ends. So there is one thread more for each subject that hangs, and none while nothing
+does.
 
 A thread that hangs in the kernel can't be stopped; all that can be done is not to wait for it, and to say so.
 """
@@ -59,7 +60,8 @@ class Subject:
         return max(0.0, now - since) if since else 0.0
 
     def hung(self, now: float) -> float:
-        """The same, but 0 unless the thread has used next to no CPU for so long. One thread asks, every second or so."""
+        """The same, but 0 unless the thread has used next to no CPU for so long. One thread asks, every
+        second or so."""
         busy = self.busy(now)
         if busy < PATIENCE:
             return 0.0
@@ -84,8 +86,8 @@ class _Relieved(Exception):
 
 
 class Shift:
-    """See the module's text. `turn` is called again and again; it answers how long to rest, and does all that may hang
-    through `do`."""
+    """See the module's text. `turn` is called again and again; it answers how long to rest, and does all that
+    may hang through `do`."""
 
     def __init__(self, name: str, turn: Callable[[], float], ending: threading.Event) -> None:
         self._name = name
@@ -108,8 +110,8 @@ class Shift:
         self._thread.start()
 
     def do(self, subject: Subject, work: Callable[[], T]) -> T | None:
-        """Run `work` alone on the subject; None if another thread is still at it. Ends a thread that was relieved
-        meanwhile, so whatever has to happen afterwards belongs into `work`."""
+        """Run `work` alone on the subject; None if another thread is still at it. Ends a thread that was
+        relieved meanwhile, so whatever has to happen afterwards belongs into `work`."""
         with subject.held() as mine:
             if not mine:
                 return None

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         registry = Registry(settings.state)
         for record in registry.spaces():
             if record.state == "active":
-                found += probes.space(registry, record, settings.disk_reserve)
+                found += probes.space(registry, record, settings.disk_reserve, settings.watch_polled)
     if args.json:
         print_json([dataclasses.asdict(advice) for advice in found])
     else:

@@ -85,6 +85,9 @@ def _changing(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     change.add_argument("--name")
     change.add_argument("--alias", help="a created space's directory is renamed along, after asking")
     change.add_argument("--label", choices=("now", "lazy", "none"))
+    change.add_argument(
+        "--source", choices=("auto", "fanotify", "inotify", "poll"), help="how changes are heard"
+    )
     _owning(change)
     change.add_argument("--yes", action="store_true", help="don't ask")
     change.set_defaults(do=_set)
@@ -285,7 +288,9 @@ def _set(args: argparse.Namespace, registry: Registry) -> int:
     if args.quota is not None:
         registry.grants.set_quota(record, _quota(args.quota))
     old = Ownership(record.uid, record.gid, record.file_mode, record.dir_mode)
-    record = registry.set(record.id, name=args.name, label=args.label, owner=_ownership(args, old))
+    record = registry.set(
+        record.id, name=args.name, label=args.label, owner=_ownership(args, old), source=args.source
+    )
     _report(args, registry, "space set", record)
     return 0
 

@@ -102,8 +102,29 @@ def show(told: dict[str, Any]) -> None:
         "SIZE",
     )
     print_table(head, [_row(space) for space in told["spaces"]])
+    for space in told["spaces"]:
+        for line in remarks(space):
+            say(f"  {space['alias']}: {line}")
     for problem in told["problems"]:
         say(f"! {problem}")
+
+
+def remarks(space: dict[str, Any]) -> list[str]:
+    """What is worth knowing of a space's sources, and no problem."""
+    found = []
+    if fallback := space.get("fallback"):
+        found.append(f"heard by {space['source']}, because of {fallback}")
+    for part in space.get("parts", ()):
+        if part["path"]:
+            found.append(f"{part['path']} ({part['filesystem']}) is heard by {part['source']}")
+    if poll := space.get("poll"):
+        found.append(
+            f"polled: what is made, removed or renamed shows within {poll['directories']:.0f} s,"
+            f" edits in place within {poll['files']:.0f} s"
+        )
+    for kind, count in {**space.get("errors", {}), **space.get("watch_errors", {})}.items():
+        found.append(f"{kind}: {count} times since the start, last: {space.get('last_error') or '-'}")
+    return found
 
 
 def _row(space: dict[str, Any]) -> tuple[str, ...]:

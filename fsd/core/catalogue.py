@@ -16,8 +16,10 @@ from fsd.core.space import Space, SpaceRecord
 
 _COLUMNS = (
     "s.id, s.name, s.alias, s.type, s.path, u.name, s.label, s.read_only, s.state, "
-    "s.uid, s.gid, s.file_mode, s.dir_mode, s.root_binding, s.created"
+    "s.uid, s.gid, s.file_mode, s.dir_mode, s.root_binding, s.created, coalesce(w.value, 'auto')"
 )
+SOURCE = "source:"
+"""Key of the setting that says how a space's changes are heard."""
 
 
 class Catalogue:
@@ -99,6 +101,7 @@ class Catalogue:
             with self.installation.db.read() as db:
                 rows = db.execute(
                     f"SELECT {_COLUMNS} FROM spaces s LEFT JOIN users u ON u.id = s.owner_id"
+                    f" LEFT JOIN settings w ON w.key = '{SOURCE}' || s.id"
                 ).fetchall()
             self._cache = (generation, {row[0]: _record(row, data_root) for row in rows})
         return self._cache[1]

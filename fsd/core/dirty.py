@@ -81,7 +81,9 @@ def mark(
     now = time.time()
     wanted = [Hinted(*hint) for hint in hints]
     # The disk is asked before the lock is taken: nobody else shall wait for a storage that hangs.
-    bound = [hint if hint.binding else hint._replace(binding=_binding_at(space, hint.path)) for hint in wanted]
+    bound = [
+        hint if hint.binding else hint._replace(binding=_binding_at(space, hint.path)) for hint in wanted
+    ]
     with space.index.write() as db:
         for hint in bound:
             n, rest = _resolve(db, hint.path, hint.binding)

@@ -1,7 +1,7 @@
 """What a space looked like when it was last looked at, a few rows at a time, for whoever asks the disk again.
 
-Reads the index only. Rows come in the order of their numbers, which is that of becoming known; what is new meanwhile is
-at the end.
+Reads the index only. Rows come in the order of their numbers, which is that of becoming known; what is new
+meanwhile is at the end.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class File(NamedTuple):
 
 
 def directories(space: Space, after: int, limit: int) -> list[Directory]:
-    """Directories with row numbers above `after`; what is in limbo is left out, so an empty list alone is the end."""
+    """Directories with row numbers above `after`; what is in limbo is left out, so an empty list alone is the
+    end."""
     query = (
         "SELECT n, mtime_ns, ctime_ns, (SELECT count(*) FROM node WHERE node.parent=dir.n) FROM dir"
         " WHERE n > ? ORDER BY n LIMIT ?"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fsd.core import roots
 from fsd.core.accounts import check_account_name
+from fsd.core.catalogue import SOURCE
 from fsd.core.errors import FsdError, NameRefused, StorageUnavailable
 from fsd.core.hosts import within
 from fsd.core.making import Adoption, Label, Maker, Ownership, check_space_name
@@ -38,6 +39,7 @@ class Registry(Maker):
         name: str | None = None,
         label: Label | None = None,
         owner: Ownership | None = None,
+        source: str | None = None,
     ) -> SpaceRecord:
         """Change what is given; returns the record as it is then. Names never move directories."""
         record = self.get(space_id)
@@ -57,6 +59,8 @@ class Registry(Maker):
         with self.installation.write() as db:
             for column, value in changes.items():
                 db.execute(f"UPDATE spaces SET {column} = ? WHERE id = ?", (value, record.id))
+            if source is not None:
+                db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (SOURCE + record.id, source))
         return self.get(space_id)
 
     def set_alias(self, space_id: str, alias: str) -> SpaceRecord:
@@ -170,7 +174,8 @@ class Registry(Maker):
         roots.remove_state(self.state_dir, record.hex)
         with self.installation.write() as db:
             db.execute("DELETE FROM spaces WHERE id = ?", (record.id,))
-            db.execute("DELETE FROM settings WHERE key = ?", (f"epoch:{record.id}",))
+            for key in (f"epoch:{record.id}", SOURCE + record.id):
+                db.execute("DELETE FROM settings WHERE key = ?", (key,))
 
     def _set_state(self, record: SpaceRecord, state: str) -> None:
         with self.installation.write() as db:

@@ -50,6 +50,8 @@ class SpaceRecord:
     dir_mode: int | None
     root_binding: str
     created: int
+    source: str = "auto"
+    """How changes are heard: auto, fanotify, inotify or poll."""
 
 
 class Space:

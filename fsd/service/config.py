@@ -23,6 +23,9 @@ from fsd.service.options import Address, Kind
 T = TypeVar("T")
 CONFIG_NAME = "fsd.toml"
 _OUR_ENVIRONMENT = frozenset({"FSD_CONFIG", "FSD_VENV", "FSD_PYTHON", "FSD_ROOT", "FSD_PY"})
+_POLLED = tuple(
+    "nfs nfs4 cifs smb3 smbfs ceph 9p virtiofs afs gpfs lustre glusterfs beegfs orangefs ocfs2 gfs2 fuse".split()
+)
 _PARTS = ("web", "watcher", "jobs")
 
 
@@ -112,6 +115,21 @@ class Settings:
     )
     admin_name: str = _option("admin.name", options.TEXT, "admin", "the first administrator")
     admin_password: str = _option("admin.password", options.SECRET, "", "their password, when they are made")
+    watch_source: str = _option(
+        "watch.source",
+        options.choice("auto", "fanotify", "inotify", "poll"),
+        "auto",
+        "how changes are heard, if a space does not say otherwise",
+    )
+    watch_polled: tuple[str, ...] = _option(
+        "watch.polled",
+        options.words(),
+        _POLLED,
+        "types of filesystems that don't tell what others change: they are polled",
+    )
+    watch_stats: int = _option(
+        "watch.stats", options.integer(1, 1_000_000), 500, "stat calls a second for each polled space"
+    )
     watch_max: int = _option(
         "watch.max", options.integer(0, 1 << 31), 0, "most inotify watches; 0: the kernel's limit"
     )

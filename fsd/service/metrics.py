@@ -117,6 +117,8 @@ def _processes(found: status.Status) -> Iterator[Metric]:
 
 _GAUGES = (
     ("fsd_watch_lag_seconds", "Age of the oldest change that is not handled", "lag"),
+    ("fsd_watch_oldest_dirty_seconds", "Age of the oldest directory that waits", "oldest_dirty"),
+    ("fsd_watch_hung_seconds", "Since when the storage has not answered the watcher", "hung"),
     ("fsd_watch_dirty_directories", "Directories that wait for a reconcile", "dirty"),
     ("fsd_watch_watched_directories", "Directories with a watch", "watched"),
     ("fsd_watch_unwatched_directories", "Directories that have no watch and are polled", "unwatched"),
@@ -139,6 +141,17 @@ def _watching(found: status.Status) -> Iterator[Metric]:
     errors = CounterMetricFamily(
         "fsd_reconcile_errors", "Failed reconciles by errno", labels=["space", "error"]
     )
+    watch_errors = CounterMetricFamily(
+        "fsd_watch_errors", "Directories that could not be heard, by error", labels=["space", "error"]
+    )
+    source = GaugeMetricFamily(
+        "fsd_watch_source", "1 for the sources that hear a space", labels=["space", "source"]
+    )
+    polled = GaugeMetricFamily(
+        "fsd_watch_polled_seconds",
+        "Age of the oldest look, where a space is polled",
+        labels=["space", "what"],
+    )
     verified = GaugeMetricFamily(
         "fsd_scan_verified_seconds", "Age of the last full verification", labels=["space"]
     )
@@ -153,11 +166,17 @@ def _watching(found: status.Status) -> Iterator[Metric]:
             passes.add_metric([*ident, kind], count)
         for kind, count in space.get("errors", {}).items():
             errors.add_metric([*ident, kind], count)
+        for kind, count in space.get("watch_errors", {}).items():
+            watch_errors.add_metric([*ident, kind], count)
+        for kind in str(space.get("source", "none")).split("+"):
+            source.add_metric([*ident, kind], 1.0)
+        for what, age in (space.get("poll") or {}).items():
+            polled.add_metric([*ident, what], age)
         if space.get("verified_at"):
             verified.add_metric(ident, max(0.0, time.time() - space["verified_at"]))
         sweep: dict[str, Any] = space.get("sweep") or {}
         left.add_metric(ident, float(max(0, sweep.get("total", 0) - sweep.get("done", 0))))
-    yield from (available, overflows, passes, errors, verified, left)
+    yield from (available, overflows, passes, errors, watch_errors, source, polled, verified, left)
 
 
 def _requests(cells: list[int]) -> Iterator[Metric]:

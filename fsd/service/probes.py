@@ -10,7 +10,7 @@ import sqlite3
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,7 @@ _CAPABILITIES = {
     "CAP_SYS_ADMIN": 21,
 }
 _WATCHES_WISHED = 524_288
+_QUEUE_WISHED = 131_072
 _SKEW_S = 2.0
 
 
@@ -64,6 +65,7 @@ def host(settings: Settings) -> Iterator[Advice]:
     probes: tuple[Callable[[Settings], Advice], ...] = (
         _versions,
         _resolution,
+        _fanotify,
         _inotify_watches,
         _inotify_instances,
         _capabilities,
@@ -110,6 +112,22 @@ def _number(path: str) -> int | None:
         return None
 
 
+def _fanotify(_: Settings) -> Advice:
+    """Which of the things fanotify needs is missing; whether a space's filesystem can be heard is told by the space."""
+    missing = [name for name in ("CAP_SYS_ADMIN", "CAP_DAC_READ_SEARCH") if not has_capability(name)]
+    if missing:
+        todo = f"grant {' and '.join(missing)} (AmbientCapabilities= in systemd; not possible in a rootless container)"
+        return warning("fanotify", f"no {', '.join(missing)}: a watch for each directory instead", todo)
+    release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+    if release < (5, 17) or not Path("/proc/sys/fs/fanotify").is_dir():
+        return warning("fanotify", "the kernel is older than 5.17 or has none", "use a newer kernel")
+    limit = _number("/proc/sys/fs/fanotify/max_queued_events") or 0
+    if limit < _QUEUE_WISHED and not os.access("/proc/sys/fs/fanotify/max_queued_events", os.W_OK):
+        todo = f"sysctl fs.fanotify.max_queued_events={_QUEUE_WISHED}"
+        return warning("fanotify", f"usable, with a queue of only {limit} events", todo)
+    return ok("fanotify", "usable: one mark for each filesystem")
+
+
 def _inotify_watches(_: Settings) -> Advice:
     limit = _number("/proc/sys/fs/inotify/max_user_watches")
     if limit is None:
@@ -148,7 +166,7 @@ def _capabilities(_: Settings) -> Advice:
         "CAP_DAC_OVERRIDE": "directories of others can't be written",
         "CAP_CHOWN": "new files can't be given to a space's uid",
         "CAP_FOWNER": "files of others can't be labelled",
-        "CAP_SYS_ADMIN": "no fanotify",
+        "CAP_SYS_ADMIN": "no fanotify, only inotify",
     }
     found = "; ".join(f"no {name}: {lost[name]}" for name in missing)
     return warning("capabilities", found, "run as root, or grant them (AmbientCapabilities= in systemd)")
@@ -216,8 +234,10 @@ def disk(probe: str, path: bytes, reserve: int) -> Advice:
     return ok(probe, text)
 
 
-def space(registry: Registry, record: SpaceRecord, reserve: int) -> Iterator[Advice]:
-    """All probes of one space."""
+def space(
+    registry: Registry, record: SpaceRecord, reserve: int, polled: Collection[str] = ()
+) -> Iterator[Advice]:
+    """All probes of one space. `polled`: the filesystems that tell nothing (the setting watch.polled)."""
     name = f"space '{record.name}'"
     opened = Space(record, registry.state_dir)
     try:
@@ -237,6 +257,7 @@ def space(registry: Registry, record: SpaceRecord, reserve: int) -> Iterator[Adv
     internals = os.fsencode(opened.internal_path)
     if not record.read_only:
         yield from _writing(name, record, internals)
+    yield _hearing(name, record, polled)
     yield disk(f"{name}, disk", record.path, reserve)
 
 
@@ -253,6 +274,17 @@ def _writing(name: str, record: SpaceRecord, internals: bytes) -> Iterator[Advic
     if not has_capability("CAP_DAC_READ_SEARCH") and not _has_default_acl(record.path):
         todo = f"setfacl -d -m u:{os.geteuid()}:rwX {os.fsdecode(record.path)}"
         yield warning(f"{name}, default ACL", "what others make in it may be unreadable to the service", todo)
+
+
+def _hearing(name: str, record: SpaceRecord, polled: Collection[str]) -> Advice:
+    mount = hosts.mount_of(record.path)
+    fstype = mount.fstype if mount is not None else "an unknown filesystem"
+    if record.source != "auto":
+        return ok(f"{name}, source", f"{record.source}, as the space says ({fstype})")
+    if fstype in polled or fstype.partition(".")[0] in polled:
+        todo = "'fsd space set --source inotify' if only this host writes there"
+        return warning(f"{name}, source", f"{fstype} tells nothing of what others change: it is polled", todo)
+    return ok(f"{name}, source", f"changes on {fstype} can be heard; 'fsd status' says by what")
 
 
 def _has_default_acl(path: bytes) -> bool:

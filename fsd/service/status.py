@@ -18,6 +18,10 @@ log = logging.getLogger(__name__)
 
 FRESH = 5.0
 """Seconds: the watcher writes each second; older than this it hangs or is gone."""
+TURNS_LATE = 15.0
+"""Seconds: it goes on without a storage that hangs, so something else holds it up."""
+POLLED_LONG = 6 * 3600.0
+"""Seconds: files are asked less often than that only if the budget is too small for the tree."""
 WAITS_LONG = 60.0
 """Seconds: a change that waits longer is a problem worth a sentence."""
 
@@ -77,6 +81,8 @@ class Status:
                 if self.watcher
                 else "No watcher runs on this data: direct changes are not followed."
             )
+        elif (self.watcher.get("turned") or 0.0) > TURNS_LATE:
+            found.append(f"The watcher has not come round for {self.watcher['turned']:.0f} s.")
         for space in self.spaces.values():
             found += space_problems(space)
         return found
@@ -102,8 +108,20 @@ def space_problems(space: dict[str, Any]) -> list[str]:
             f"Space {name}: {space['unwatched']} directories have no watch and are polled "
             f"({_counts(errors)}){advice}."
         )
-    if space.get("source") == "sweeps":
-        found.append(f"Space {name} cannot be watched: changes are found by sweeps.")
+    if space.get("displaced"):
+        found.append(
+            f"Space {name} is read-only: its directory .fsd is not where it belongs; put it back into the root."
+        )
+    found += [
+        f"Space {name}: what was mounted at {place} is not mounted now."
+        for place in space.get("inner_away", ())
+    ]
+    reads = (space.get("poll") or {}).get("files", 0.0)
+    if reads > POLLED_LONG:
+        found.append(
+            f"Space {name} is polled, and a changed file may be noticed after {reads / 3600:.1f} hours;"
+            " raise watch.stats."
+        )
     away = space.get("dirty") and str(space.get("last_error")).startswith("ENODEV")
     if away or (space.get("oldest_dirty") or 0) > WAITS_LONG:
         found.append(

@@ -225,13 +225,17 @@ def test_a_part_of_a_space_is_told_by_its_path_in_it(make: Make, tmp_path: Path)
         (part / "a/b/f").write_bytes(b"x")
         (part / "top").write_bytes(b"x")
         wait_for(
-            lambda: heard.extend(source.collect(0.05))
-            or (covers(heard, b"mnt/in/a/b", b"f") and covers(heard, b"mnt/in", b"top"))
+            lambda: (
+                heard.extend(source.collect(0.05))
+                or (covers(heard, b"mnt/in/a/b", b"f") and covers(heard, b"mnt/in", b"top"))
+            )
         )
         os.rename(part / "a", part / "z")
         wait_for(
-            lambda: heard.extend(source.collect(0.05))
-            or any((hint.peer, hint.dir) == (b"mnt/in/a", b"mnt/in/z") for hint in heard)
+            lambda: (
+                heard.extend(source.collect(0.05))
+                or any((hint.peer, hint.dir) == (b"mnt/in/a", b"mnt/in/z") for hint in heard)
+            )
         )
         assert source.spaces() == {"s"}
     finally:

@@ -83,12 +83,32 @@ def test_problems_are_sentences(tmp_path: Path):
         tmp_path,
         a=space(state="unavailable", why="gone"),
         b=space(unwatched=4, watch_errors={"ENOSPC": 4}),
-        c=space(source="sweeps"),
+        c=space(displaced=True),
         d=space(oldest_dirty=100.0, last_error="EIO: bad"),
+        e=space(inner_away=["in/side"]),
+        f=space(source="poll", poll={"directories": 10.0, "files": 36000.0}),
     )
     text = " ".join(status.read(tmp_path).problems())
-    for part in ("gone", "4 directories", "ENOSPC 4", "max_user_watches", "sweeps", "EIO: bad"):
+    for part in (
+        *(
+            "gone",
+            "4 directories",
+            "ENOSPC 4",
+            "max_user_watches",
+            ".fsd is not where it belongs",
+            "EIO: bad",
+        ),
+        *("mounted at in/side is not", "after 10.0 hours"),
+    ):
         assert part in text
+
+
+def test_a_watcher_that_does_not_come_round_is_a_problem(tmp_path: Path):
+    write(tmp_path, a=space())
+    assert not status.read(tmp_path).problems()
+    told = status.read_json(tmp_path / "watcher.json")
+    status.replace_json(tmp_path / "watcher.json", {**told, "turned": 40.0})
+    assert status.read(tmp_path).problems() == ["The watcher has not come round for 40 s."]
 
 
 def test_a_full_disk_does_not_stop_anybody(tmp_path: Path, allow_log):

@@ -35,10 +35,12 @@ class SourceStatus:
 
 
 class Source(Protocol):
-    """Hears about changes below some directories. One thread at a time calls it; `wake` may be called from any.
+    """Hears about changes below some directories. One thread at a time calls it; `wake` may be called from
+    any.
 
-    A source never follows symbolic links, never reports from inside the hidden directory, and after `add` says GAP
-    once everything it can hear is being heard: whatever changed before that has to be found by a sweep.
+    A source never follows symbolic links, never reports from inside the hidden directory, and after `add`
+    says GAP once everything it can hear is being heard: whatever changed before that has to be found by a
+    sweep.
     """
 
     name: str
@@ -54,8 +56,9 @@ class Source(Protocol):
     ) -> None:
         """Begin with a space, or with a filesystem inside it. OSError if it cannot be heard at all.
 
-        `root` is an absolute path without links, `base` its path below the space's root, `hidden` the (device, inode)
-        of the internal directory, `without` the absolute paths of filesystems inside that are not meant.
+        `root` is an absolute path without links, `base` its path below the space's root, `hidden` the
+        (device, inode) of the internal directory, `without` the absolute paths of filesystems inside that are
+        not meant.
         """
 
     def remove(self, space: str) -> None:
@@ -65,7 +68,8 @@ class Source(Protocol):
         """The spaces that were added."""
 
     def collect(self, budget: float) -> list[Hint]:
-        """Work for at most about `budget` seconds on what is there, and answer the hints. Never waits for events."""
+        """Work for at most about `budget` seconds on what is there, and answer the hints. Never waits for
+        events."""
 
     def busy(self) -> bool:
         """True if `collect` has more to do right now."""
@@ -80,7 +84,8 @@ class Source(Protocol):
         """None if the space is not known."""
 
     def lost(self, space: str) -> bool:
-        """True if the root itself is not heard any more (moved, removed, unmounted): `remove` and `add` it again."""
+        """True if the root itself is not heard any more (moved, removed, unmounted): `remove` and `add` it
+        again."""
 
     def close(self) -> None:
         """Give everything back."""

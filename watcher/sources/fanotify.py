@@ -1,10 +1,12 @@
-"""Hints from fanotify(7): one group and one mark for a whole filesystem, whatever the size of the trees on it.
+"""Hints from fanotify(7): one group and one mark for a whole filesystem, whatever the size of the trees on
+it.
 
-Records name the directory by its handle, which leads to where it is *now*, however late the record is read; equal ones
-are merged by the kernel, so their order says nothing and is not used. What happens outside of the spaces is heard as
-well and costs a look at a dictionary.
+Records name the directory by its handle, which leads to where it is *now*, however late the record is read;
+equal ones are merged by the kernel, so their order says nothing and is not used. What happens outside of the
+spaces is heard as well and costs a look at a dictionary.
 
-A directory that comes into a space from elsewhere is told as a subtree: nobody heard what was done to it out there.
+A directory that comes into a space from elsewhere is told as a subtree: nobody heard what was done to it out
+there.
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ class FanotifySource:
         base: bytes = b"",
         without: frozenset[bytes] = frozenset(),
     ) -> None:
-        """OSError also where the mark is refused, or handles can't be used. Other filesystems are never heard, so
+        """OSError also where the mark is refused, or handles can't be used. Other filesystems are never
+        heard, so
         `without` has nothing to say here."""
         abi.mark_filesystem(self.group, root)
         spots = self._spots.setdefault(space, [])
@@ -137,14 +140,17 @@ class FanotifySource:
     # -- events
 
     def _apply(self, chunk: bytes, own: frozenset[int]) -> None:
-        """Sort the events of one read. The loop is the cost of a busy filesystem: two microseconds an event."""
+        """Sort the events of one read. The loop is the cost of a busy filesystem: two microseconds an
+        event."""
         hard, soft, meta, remembered = self._hard, self._soft, self._meta, self.handles.remembered
         unpack, at, end, pos, count = abi.HEAD.unpack_from, abi.HANDLE_AT, len(chunk), 0, 0
         special = abi.RENAME | abi.OVERFLOW
         if chunk[4] != abi.VERSION:
             self._gap()  # a kernel of another age: its records can't be read
             return
-        chunk += bytes(abi.HEAD.size - abi.METADATA)  # an overflow is told by a record without the second part
+        chunk += bytes(
+            abi.HEAD.size - abi.METADATA
+        )  # an overflow is told by a record without the second part
         while pos < end:
             length, _, _, _, mask, _, pid, _, _, _, _, handle_bytes = unpack(chunk, pos)
             count += 1
@@ -198,7 +204,9 @@ class FanotifySource:
         self.handles.moved_all()
         self._renames.clear()
         said = {hint.space for hint in self._hints if hint.kind is Kind.GAP}
-        self._hints += [Hint(space, Kind.GAP, heard=self._heard) for space in self._spots if space not in said]
+        self._hints += [
+            Hint(space, Kind.GAP, heard=self._heard) for space in self._spots if space not in said
+        ]
 
     # -- hints
 
@@ -263,8 +271,8 @@ class FanotifySource:
             return
         self.handles.came_in()
         if not own or self._passed_over:
-            # The server's own come out of its trash or staging, where nobody else writes; but a record from just after
-            # that may have been merged into one from before, and passed over.
+            # The server's own come out of its trash or staging, where nobody else writes; but a record from
+            # just after that may have been merged into one from before, and passed over.
             self._hints.append(Hint(space, Kind.SUBTREE, path, heard=self._heard))
 
 

@@ -1,7 +1,8 @@
 """fanotify(7) as it is called: two system calls through ctypes, and the layout of the records.
 
-Through ctypes, because the one binding on PyPI has a single maintainer and does not know FAN_RENAME; this is all that
-is needed. Sources: fanotify_init(2), fanotify_mark(2), fanotify(7), open_by_handle_at(2), include/uapi/linux/fanotify.h.
+Through ctypes, because the one binding on PyPI has a single maintainer and does not know FAN_RENAME; this is
+all that is needed. Sources: fanotify_init(2), fanotify_mark(2), fanotify(7), open_by_handle_at(2),
+include/uapi/linux/fanotify.h.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ ONDIR: Final = 0x40000000
 MASK: Final = CREATE | DELETE | RENAME | CLOSE_WRITE | ATTRIB | MODIFY | ONDIR
 
 HEAD: Final = Struct("=IBBHQiiBBHQI")
-"""event_len, version, -, metadata_len, mask, fd, pid; then of the first information record: type, -, len, fsid and
-the length of the handle. The handle's own 8 bytes of head begin with that length, at `HANDLE_AT`."""
+"""event_len, version, -, metadata_len, mask, fd, pid; then of the first information record: type, -, len,
+fsid and the length of the handle. The handle's own 8 bytes of head begin with that length, at `HANDLE_AT`."""
 METADATA: Final = 24
 HANDLE_AT: Final = METADATA + 12
 INFO: Final = Struct("=BBHQI")
@@ -70,9 +71,10 @@ def open_group() -> int:
 def mark_filesystem(group: int, path: bytes) -> None:
     """Hear everything of the filesystem that `path` is on; again is fine.
 
-    btrfs refuses that through a subvolume (EXDEV), which is how most installers mount it: there the top-level volume is
-    mounted for the moment of the call, in a directory of its own; the mark stays with the filesystem.
-    OSError: EXDEV, ENODEV, EOPNOTSUPP (no handles: overlay, FUSE, network), EPERM, EINVAL before Linux 5.17.
+    btrfs refuses that through a subvolume (EXDEV), which is how most installers mount it: there the top-level
+    volume is mounted for the moment of the call, in a directory of its own; the mark stays with the
+    filesystem. OSError: EXDEV, ENODEV, EOPNOTSUPP (no handles: overlay, FUSE, network), EPERM, EINVAL before
+    Linux 5.17.
     """
     if _mark(group, path):
         return
@@ -104,8 +106,8 @@ def _mark_through_top(group: int, device: bytes) -> None:
 
 
 def open_handle(mount_fd: int, handle: bytes) -> int:
-    """The directory with this handle as an O_PATH descriptor, seen through the mount of `mount_fd`. OSError: ESTALE
-    if it is gone, EPERM without CAP_DAC_READ_SEARCH."""
+    """The directory with this handle as an O_PATH descriptor, seen through the mount of `mount_fd`. OSError:
+    ESTALE if it is gone, EPERM without CAP_DAC_READ_SEARCH."""
     fd: int = _libc.open_by_handle_at(mount_fd, handle, os.O_PATH | os.O_CLOEXEC)
     if fd < 0:
         number = ctypes.get_errno()

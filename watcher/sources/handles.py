@@ -1,8 +1,8 @@
 """Which directory of which space a file handle stands for, as seen through the mounts of one filesystem.
 
 A handle stands for one directory for ever, whatever it is called, so its binding is remembered; its place is
-remembered only until a directory of its space is renamed, and that it is in no space until one comes into a space.
-Bounded: two generations of MAX_KNOWN handles each,
+remembered only until a directory of its space is renamed, and that it is in no space until one comes into a
+space. Bounded: two generations of MAX_KNOWN handles each,
 of which the one that was not asked for is dropped. One thread at a time uses a Handles.
 """
 
@@ -57,8 +57,8 @@ class Handles:
 
     def __init__(self) -> None:
         self._moves = 0
-        """Raised with each directory that comes into a place, and each place that comes or goes: what was remembered to
-        be in none may be in one."""
+        """Raised with each directory that comes into a place, and each place that comes or goes: what was
+        remembered to be in none may be in one."""
         self.asked = 0
         """How often the kernel was asked."""
         self._spots: list[Spot] = []

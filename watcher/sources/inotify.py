@@ -1,12 +1,13 @@
 """Hints from inotify(7): one instance, one watch for each directory of all spaces.
 
-A new directory is watched first and listed then, so that nothing made in it meanwhile is missed. A watch follows the
-inode: renaming a directory re-hangs one node object. What the walk saw may be newer than the events still queued;
-that heals by itself, because each later change has its own event, and a directory that is renamed while walked nodes
-are younger than the queue is walked again.
+A new directory is watched first and listed then, so that nothing made in it meanwhile is missed. A watch
+follows the inode: renaming a directory re-hangs one node object. What the walk saw may be newer than the
+events still queued; that heals by itself, because each later change has its own event, and a directory that
+is renamed while walked nodes are younger than the queue is walked again.
 
-Paths are used, not descriptors (twice as fast). A directory swapped for a symbolic link during a walk can so be
-looked through for a moment; the swap's own event takes those watches away again, and hints from there are harmless.
+Paths are used, not descriptors (twice as fast). A directory swapped for a symbolic link during a walk can so
+be looked through for a moment; the swap's own event takes those watches away again, and hints from there are
+harmless.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class InotifySource:
     def __init__(
         self, *, max_watches: int = 0, max_bytes: int = MAX_BYTES, bell: threading.Event | None = None
     ) -> None:
-        """`max_watches` 0: as many as the kernel allows. OSError (EMFILE) if no more instances are allowed."""
+        """`max_watches` 0: as many as the kernel allows. OSError (EMFILE) if no more instances are
+        allowed."""
         raise_queue_limit(self.name)
         self.inotify = INotify(nonblocking=True)
         self.queue = Queue(self.inotify.fileno(), self.name, bell=bell, max_bytes=max_bytes)
@@ -186,7 +188,8 @@ class InotifySource:
         elif mask & _MOVED_TO and cookie in self._leaving:
             self._arrive(node, name, cookie)
         elif mask & _NEW or (kid is None and mask & _ATTRIB):
-            # ATTRIB: it may have become readable. What is new is told; of the rest the parent's hint is enough.
+            # ATTRIB: it may have become readable. What is new is told; of the rest the parent's hint is
+            # enough.
             self.walker.discover(node, name, tell=True)
         elif mask & int(flags.DELETE) and kid is not None:
             # IN_IGNORED follows on its own watch; the name may be taken again before that is read.
@@ -208,7 +211,8 @@ class InotifySource:
             self.walker.forget(node)
 
     def _moved_self(self, node: Node) -> None:
-        """The last of a rename's events. A node that nobody took in has left; one that hangs is where it hangs."""
+        """The last of a rename's events. A node that nobody took in has left; one that hangs is where it
+        hangs."""
         spot = place(node)
         for cookie, (leaving, _, _) in list(self._leaving.items()):
             if leaving is node and spot is None:
@@ -217,7 +221,8 @@ class InotifySource:
                 return
         if spot is None or self.walker.is_at(node, absolute(*spot)):
             return
-        # Its old or new parent is not watched, or it moved again: a later event says where, or it is told here.
+        # Its old or new parent is not watched, or it moved again: a later event says where, or it is told
+        # here.
         parent = node.parent
         self.walker.drop(node)
         if parent is not None and (above := place(parent)) is not None:
@@ -284,7 +289,9 @@ class InotifySource:
                 if spot is not None:
                     path = in_space(*spot)
                     self._hints.append(
-                        Hint(spot[0].space, Kind.ENTRIES, path, frozenset(names), b"", soft, self._heard, meta)
+                        Hint(
+                            spot[0].space, Kind.ENTRIES, path, frozenset(names), b"", soft, self._heard, meta
+                        )
                     )
             into.clear()
 

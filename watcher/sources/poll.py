@@ -1,9 +1,9 @@
 """Hints for storages that tell nothing (network filesystems, FUSE below us): asks again, with a fixed budget.
 
-So many stat(2) calls a second, never more, whatever the size of the tree. A third goes to directories that changed lately,
-a third to all directories in turn (one call finds whatever was made, removed or renamed in one), a third to all files in
-turn (edits in place). How old the oldest answer may be is told, in `status`. What a hint makes others look at is charged to
-the budget.
+So many stat(2) calls a second, never more, whatever the size of the tree. A third goes to directories that
+changed lately, a third to all directories in turn (one call finds whatever was made, removed or renamed in
+one), a third to all files in turn (edits in place). How old the oldest answer may be is told, in `status`.
+What a hint makes others look at is charged to the budget.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class PollSource:
 
     name = "poll"
 
-    def __init__(
-        self, space: Space, *, stats: int = STATS, bell: threading.Event | None = None
-    ) -> None:
+    def __init__(self, space: Space, *, stats: int = STATS, bell: threading.Event | None = None) -> None:
         self.asked = 0
         """Calls made."""
         self._space = space
@@ -156,7 +154,10 @@ class PollSource:
             if not self._is_mine(known.path):
                 continue
             found = self._stat(known.path)
-            if found is not None and (found.st_mtime_ns, found.st_ctime_ns) != (known.mtime_ns, known.ctime_ns):
+            if found is not None and (found.st_mtime_ns, found.st_ctime_ns) != (
+                known.mtime_ns,
+                known.ctime_ns,
+            ):
                 self._tokens -= known.entries
                 self._warm(known.path, (found.st_mtime_ns, found.st_ctime_ns), time.monotonic())
                 self._say(known.path)
@@ -199,7 +200,9 @@ class PollSource:
         )
 
     def _say(self, path: bytes, name: bytes | None = None) -> None:
-        kind, names = (Kind.DIRECTORY, frozenset[bytes]()) if name is None else (Kind.ENTRIES, frozenset({name}))
+        kind, names = (
+            (Kind.DIRECTORY, frozenset[bytes]()) if name is None else (Kind.ENTRIES, frozenset({name}))
+        )
         self._hints.append(Hint(self._key, kind, path, names, heard=time.monotonic()))
 
 

@@ -1,8 +1,8 @@
 """One kernel queue of events (inotify or fanotify) and the thread that empties it.
 
-The kernel's queue of 16,384 events is full after 80 ms of a busy writer, so the thread does nothing but read into a
-deque; what the events mean is worked out elsewhere. The deque is bounded too: past its cap, reading goes on but the
-bytes are dropped and `lost` is set, which means the same as the kernel's own overflow.
+The kernel's queue of 16,384 events is full after 80 ms of a busy writer, so the thread does nothing but read
+into a deque; what the events mean is worked out elsewhere. The deque is bounded too: past its cap, reading
+goes on but the bytes are dropped and `lost` is set, which means the same as the kernel's own overflow.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ WANTED_QUEUE = 262_144
 READ_SIZE = 1 << 18
 MAX_BYTES = 64 << 20
 REST, REST_BUSY = 0.001, 0.005
-"""Seconds between two reads, and after one of BUSY bytes: equal neighbours merge meanwhile, and less is woken up."""
+"""Seconds between two reads, and after one of BUSY bytes: equal neighbours merge meanwhile, and less is woken
+up."""
 BUSY = 1 << 12
 
 
 def raise_queue_limit(kind: str, wanted: int = WANTED_QUEUE) -> int:
-    """Raise max_queued_events of `inotify` or `fanotify` where that is allowed; the value then in force, 0 if it
-    cannot be told. Instances read it when they are made."""
+    """Raise max_queued_events of `inotify` or `fanotify` where that is allowed; the value then in force, 0 if
+    it cannot be told. Instances read it when they are made."""
     file = LIMITS / kind / "max_queued_events"
     try:
         current = int(file.read_text())
@@ -51,7 +52,8 @@ class Queue:
     def __init__(
         self, fd: int, name: str, *, bell: threading.Event | None = None, max_bytes: int = MAX_BYTES
     ) -> None:
-        """`fd` stays the caller's, to be closed after `close`. `bell` is set when there is something to take."""
+        """`fd` stays the caller's, to be closed after `close`. `bell` is set when there is something to
+        take."""
         self.fd = fd
         self.lost = False
         """Set when chunks were dropped; the owner clears it."""

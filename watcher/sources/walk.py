@@ -1,7 +1,7 @@
 """Puts watches on directories: the part of the inotify source that lists, adds and removes.
 
-Everything belongs to one thread. Listing goes in slices, so that events are looked at between them; directories that
-events announced come before the background walk of a large tree.
+Everything belongs to one thread. Listing goes in slices, so that events are looked at between them;
+directories that events announced come before the background walk of a large tree.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ _CHECK_EVERY = 32
 
 
 class _Job(NamedTuple):
-    """List one watched directory. `tell`: newly found ones are announced; `deep`: known ones are listed as well."""
+    """List one watched directory. `tell`: newly found ones are announced; `deep`: known ones are listed as
+    well."""
 
     root: Root
     node: Node
@@ -56,8 +57,8 @@ class Walker:
         self._max = max_watches if max_watches > 0 else 1 << 62
         self.nodes: dict[int, Node] = {}
         self.young = False
-        """Something was looked at on disk since the event queue was last seen empty, so the forest may be ahead of
-        the events still queued, or have missed what moved away before it was looked for."""
+        """Something was looked at on disk since the event queue was last seen empty, so the forest may be
+        ahead of the events still queued, or have missed what moved away before it was looked for."""
         self._soon: deque[_Job] = deque()
         self._later: deque[_Job] = deque()
         self._news: list[tuple[Root, bytes]] = []
@@ -139,7 +140,8 @@ class Walker:
         return wd == node.wd
 
     def queue(self, node: Node, *, deep: bool) -> None:
-        """List a watched directory (again) and announce what is found new; `deep`: with all that is below it."""
+        """List a watched directory (again) and announce what is found new; `deep`: with all that is below
+        it."""
         spot = place(node)
         if spot is not None:
             spot[0].waiting += 1
@@ -268,8 +270,8 @@ class Walker:
     def _node_for(self, root: Root, parent: Node, wd: int, full: bytes) -> Node | None:
         """The object for a watch found below `parent`; None if the directory may not hang there.
 
-        A known one was moved here, or is visible twice (a bind mount inside the space): its watch speaks for the
-        first place, and the second is shown there, not entered.
+        A known one was moved here, or is visible twice (a bind mount inside the space): its watch speaks for
+        the first place, and the second is shown there, not entered.
         """
         node = self.nodes.get(wd)
         if node is None:

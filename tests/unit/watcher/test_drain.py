@@ -235,7 +235,9 @@ def test_the_schedule_is_bounded_and_the_rest_comes_from_the_dirty_set(space: Sp
     assert usage(space) == 8
 
 
-def test_what_fails_does_not_hide_what_comes_behind_it(space: Space, monkeypatch: pytest.MonkeyPatch, allow_log):
+def test_what_fails_does_not_hide_what_comes_behind_it(
+    space: Space, monkeypatch: pytest.MonkeyPatch, allow_log
+):
     """The dirty set is read on from where the last reading ended, not again and again from its oldest."""
     allow_log("failed")
     monkeypatch.setattr("watcher.drain.REFILL", 4)

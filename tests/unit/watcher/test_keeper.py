@@ -12,7 +12,8 @@ from fsd.core import dirty
 from fsd.core.installation import Installation
 from fsd.core.registry import Registry
 from watcher.hint import Hint, Kind
-from watcher.keeper import Keeper, latency, verified
+from watcher.keeper import Keeper, verified
+from watcher.report import latency
 
 
 @pytest.fixture
@@ -80,17 +81,6 @@ def test_what_fails_rests_and_is_said_once(keeper: Keeper, allow_log, caplog: py
     assert keeper.drain.errors["OSError"] == 3
     assert not keeper.wants_slice(2.5)
     assert keeper.wants_slice(100.0)
-
-
-def test_polling_takes_a_tenth_of_the_time(keeper: Keeper):
-    keeper.poll(1000.0)
-    assert keeper.gap
-    keeper.sweep(5.0)
-    keeper._sweep_ended, keeper._sweep_took = 1000.0, 20.0
-    keeper.poll(1100.0)
-    assert not keeper.gap
-    keeper.poll(1201.0)
-    assert keeper.gap
 
 
 def test_latency_of_nothing_and_of_something():
