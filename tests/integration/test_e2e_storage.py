@@ -112,6 +112,7 @@ def test_a_full_data_disk_is_507_and_reading_goes_on(
         dav.put(b"new", b"n" * 200_000)
         assert settled(os.fsencode(tree), dav, wait=agree).served[b""].size == 201_000
         assert server.run("check", "full").returncode == 0
+        server.stop()
 
 
 def test_uploads_leave_the_reserve_of_the_disk(make_server: Callable[..., Server], tmp_path: Path) -> None:

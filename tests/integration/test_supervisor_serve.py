@@ -162,7 +162,7 @@ def test_status_with_and_without_a_server(server: Server):
     wait_for(lambda: server.run("status").returncode == 0, every=0.2)
     text = server.run("status").stdout
     assert "up to date: yes" in text
-    assert "inotify" in text
+    assert "notify" in text
     server.stop()
     done = server.run("status")
     assert done.returncode == 3
