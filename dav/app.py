@@ -17,12 +17,15 @@ from dav.discovery import endpoints
 from dav.http import limits
 from dav.http.errors import HttpError, from_os_error
 from dav.http.failures import Malformed
+from dav.http.target import request_path
 from dav.routes import Place, Router
 from dav.ui import pages
-from dav.view import Views
+from dav.view import View, Views
+from dav.webdav import trashbin
 from dav.webdav.call import Call, Reply, error_reply
 from dav.webdav.provider import Provider, Requests, refused
 from dav.webdav.put import Incoming
+from fsd.core.accounts import User
 from fsd.core.names import to_text
 from fsd.core.registry import Registry
 from fsd.service import logs, metrics
@@ -99,9 +102,9 @@ class App:
                 return open_to_all
             view = self.views.current()
             user = self._auth(environ, view)
-            if (discovery := endpoints.private(environ)) is not None:
+            if (beside := self._beside_the_tree(environ)) is not None:
                 _may_block(environ)
-                return discovery(environ, user, view)
+                return beside(environ, user, view)
             call = Call(environ, user, Router(view))
         except (HttpError, OSError) as error:
             return self._refusal(environ, error)
@@ -111,6 +114,13 @@ class App:
         if isinstance(found, Incoming):
             return call, found
         return self.settled(call, found)
+
+    @staticmethod
+    def _beside_the_tree(environ: dict[str, Any]) -> Callable[[dict[str, Any], User, View], Reply] | None:
+        """What answers addresses that are not places in a space."""
+        if trashbin.is_here(request_path(environ["REQUEST_URI"])):
+            return trashbin.answer
+        return endpoints.private(environ)
 
     def finish(self, call: Call, incoming: Incoming) -> Reply:
         """All bytes of an upload are here."""

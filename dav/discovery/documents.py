@@ -65,11 +65,11 @@ def capabilities() -> Document:
                 "supportedTypes": ["SHA1", "MD5", "ADLER32", "SHA256"],
                 "preferredUploadType": "SHA1",
             },
-            "dav": {"reports": [], "invalidFilenameRegex": ""},
+            "dav": {"trashbin": "1.0", "reports": [], "invalidFilenameRegex": ""},
             "files": {
                 "privateLinks": False,
                 "bigfilechunking": False,
-                "undelete": False,
+                "undelete": True,
                 "versioning": False,
                 "favorites": False,
                 "blacklisted_files": [],

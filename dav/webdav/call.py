@@ -38,15 +38,17 @@ def error_reply(error: HttpError) -> Reply:
 
 
 class Call:
-    """A request on a resolved target.  ``place`` refuses virtual targets."""
+    """A request on a resolved target.  ``place`` refuses virtual targets.  ``target``: if it is not in the tree."""
 
-    def __init__(self, environ: dict[str, Any], user: User, router: Router) -> None:
+    def __init__(
+        self, environ: dict[str, Any], user: User, router: Router, target: Virtual | None = None
+    ) -> None:
         self.environ = environ
         self.user = user
         self.router = router
         self.method: str = environ["REQUEST_METHOD"]
         self.uri = request_path(environ["REQUEST_URI"])
-        self.target = router.resolve(user, self.uri)
+        self.target = router.resolve(user, self.uri) if target is None else target
         self._if: ifheader.IfHeader | None = None
         self._if_parsed = False
 

@@ -4,9 +4,10 @@ Bodies are interned, since clients send three or four different ones; nothing is
 XML nodes is built for the reply.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 from xml.sax.saxutils import escape
 
 from dav.http import limits
@@ -36,6 +37,12 @@ class Plan:
     all_dead: bool
     names_only: bool
 
+    def asked(self, values: Mapping[str, str]) -> list[str]:
+        """Which properties to tell of something that has exactly `values`: all of them, or the named ones."""
+        if self.all_dead:
+            return list(values)
+        return [*(name for _, _, _, name in self.live), *self.dead, *self.absent]
+
 
 def _plan(names: tuple[str, ...], all_dead: bool = False, names_only: bool = False) -> Plan:
     live = tuple((*open_tag(name), LIVE[name], name) for name in names if name in LIVE)
@@ -46,7 +53,8 @@ def _plan(names: tuple[str, ...], all_dead: bool = False, names_only: bool = Fal
 
 
 @lru_cache(maxsize=256)
-def _make_plan(body: bytes) -> Plan:
+def make_plan(body: bytes) -> Plan:
+    """What a request body asks for. HttpError 400."""
     if not body.strip():
         return _plan(ALLPROP, all_dead=True)
     root = parse(body)
@@ -76,15 +84,26 @@ def _checked(names: tuple[str, ...], all_dead: bool = False) -> Plan:
     return _plan(names, all_dead)
 
 
-def handle(call: Call) -> Reply:
-    """PROPFIND with Depth 0 or 1 (absent: 1).  207 with the resource itself first; whole or an error."""
-    depth = call.environ.get("HTTP_DEPTH", "1").strip().lower()
+def depth_of(environ: dict[str, Any]) -> str:
+    """The Depth of a PROPFIND, "0" or "1" (the default). HttpError 400, 403."""
+    depth: str = environ.get("HTTP_DEPTH", "1").strip().lower()
     if depth == "infinity":
         raise HttpError(403, "Only Depth 0 and 1 are served.", "propfind-finite-depth")
     if depth not in ("0", "1"):
         raise HttpError(400, "The Depth header must be 0 or 1.")
-    plan = _make_plan(read_body(call.environ))
-    minimal = "return=minimal" in call.environ.get("HTTP_PREFER", "").replace(" ", "").lower()
+    return depth
+
+
+def wants_minimal(environ: dict[str, Any]) -> bool:
+    """Whether what is missing need not be told (RFC 8144)."""
+    return "return=minimal" in environ.get("HTTP_PREFER", "").replace(" ", "").lower()
+
+
+def handle(call: Call) -> Reply:
+    """PROPFIND with Depth 0 or 1 (absent: 1).  207 with the resource itself first; whole or an error."""
+    depth = depth_of(call.environ)
+    plan = make_plan(read_body(call.environ))
+    minimal = wants_minimal(call.environ)
     headers = [XML_TYPE, ("DAV", "1, 2, 3")]
     if minimal:
         headers.append(("Preference-Applied", "return=minimal"))

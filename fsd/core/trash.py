@@ -13,7 +13,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from fsd.core import intents
+from fsd.core import intents, quota
 from fsd.core.errors import ParentMissing
 from fsd.core.groupsync import sync_directory
 from fsd.core.names import join, quote_path, split, to_text, unquote_path
@@ -147,10 +147,12 @@ def restore(
     """Move an entry back into the tree and return its path there; its id is the one it had.
 
     `to` None: where it was, and missing directories above are made. A given `to` needs its parent (ParentMissing).
-    A taken name is refused (FileExistsError), or ` (2)` and so on is put before the extension.
+    A taken name is refused (FileExistsError), or ` (2)` and so on is put before the extension. QuotaExceeded if the
+    space has no room for it any more.
     """
     require_writable(space)
     item = get(space, key)
+    quota.check_limit(space, item.size)
     path = item.path if to is None else to
     if to is None:
         _make_parents(space, split(path)[0])

@@ -88,9 +88,7 @@ def test_nothing_is_advertised_that_is_not_there(ask):
     found = document["ocs"]["data"]["capabilities"]
     assert found["files_sharing"]["api_enabled"] is False
     assert "tus_support" not in found["files"] and "chunking" not in found["dav"]
-    assert not any(
-        found["files"][name] for name in ("bigfilechunking", "undelete", "versioning", "favorites")
-    )
+    assert not any(found["files"][name] for name in ("bigfilechunking", "versioning", "favorites"))
     for name in found["checksums"]["supportedTypes"]:
         answer, _ = ask("/dav/files/alice/sum", method="PUT", **{"OC-Checksum": f"{name}:00"})
         assert answer.status == 400 and b"checksum" in answer.body.lower()

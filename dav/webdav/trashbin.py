@@ -1,0 +1,251 @@
+"""The trash of a space over WebDAV: list, restore by MOVE, delete for good.
+
+Addresses: ``/dav/spaces/trash-bin/SPACE/`` and, for the personal space, ``/dav/trash-bin/USER/``, both also below
+``/remote.php``. Entries are named by their keys; what they were called is in their properties. Who may write in the
+space may see its trash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import escape
+
+from dav.http.dates import NANO, http_date
+from dav.http.errors import HttpError
+from dav.http.target import request_path, segments
+from dav.routes import Place, Router, Virtual
+from dav.view import View
+from dav.webdav.call import Call, Reply, entry_headers, require_writable
+from dav.webdav.propfind import depth_of, make_plan, wants_minimal
+from dav.webdav.xml import DAV, MULTISTATUS, OC, XML_TYPE, element, read_body
+from fsd.core import operations, trash, tree
+from fsd.core.accounts import User
+from fsd.core.locks import LockTable
+from fsd.core.names import to_text
+from fsd.core.space import Space, SpaceRecord
+from fsd.core.trash import TrashItem
+from fsd.service import logs
+
+_ALLOW = ("Allow", "OPTIONS, PROPFIND, MOVE, DELETE")
+_SPACES = ((b"dav", b"spaces", b"trash-bin"), (b"remote.php", b"dav", b"spaces", b"trash-bin"))
+_USERS = ((b"dav", b"trash-bin"), (b"remote.php", b"dav", b"trash-bin"))
+
+
+def is_here(path: str) -> bool:
+    """Whether a URL path (still encoded) leads into a trash bin."""
+    return "/trash-bin/" in path + "/" and _found(tuple(segments(path))) is not None
+
+
+def _found(names: tuple[bytes, ...]) -> tuple[bool, int] | None:
+    """(whether the next name is a space's id, not a user's, and how many names lead there)."""
+    for by_space, prefixes in ((True, _SPACES), (False, _USERS)):
+        for prefix in prefixes:
+            if names[: len(prefix)] == prefix and len(names) > len(prefix):
+                return by_space, len(prefix)
+    return None
+
+
+@dataclass(slots=True)
+class _Bin:
+    """One request on a trash bin; ``key`` None is the bin itself."""
+
+    call: Call
+    space: Space
+    href: str
+    key: str | None
+
+    @property
+    def environ(self) -> dict[str, Any]:
+        return self.call.environ
+
+
+def answer(environ: dict[str, Any], user: User, view: View) -> Reply:
+    """The reply to a request on a trash bin. HttpError, OSError."""
+    bin_ = _resolve(environ, user, view)
+    handler = _METHODS.get(environ["REQUEST_METHOD"])
+    if handler is None:
+        raise HttpError(405, "A trash can be listed, restored from and emptied.", headers=(_ALLOW,))
+    return handler(bin_)
+
+
+def _resolve(environ: dict[str, Any], user: User, view: View) -> _Bin:
+    raw = request_path(environ["REQUEST_URI"])
+    names = tuple(segments(raw))
+    found = _found(names)
+    assert found is not None
+    by_space, used = found
+    try:
+        name = names[used].decode()
+        record = view.record(name) if by_space else _personal(name, view)
+    except (FileNotFoundError, UnicodeDecodeError):
+        raise HttpError(404, "There is nothing here.") from None
+    role = view.role(record, user) if record is not None else None
+    if record is None or role is None:
+        raise HttpError(404, "There is nothing here.")
+    if not role.can_write:
+        raise HttpError(403, "Only who may write in a space sees its trash.")
+    if len(names) > used + 2:
+        raise HttpError(404, "What lies in a deleted folder is seen when the folder is restored.")
+    spelled = [part for part in raw.split("/") if part]
+    key = names[used + 1].decode("utf-8", "surrogateescape") if len(names) > used + 1 else None
+    href = "/" + "/".join(spelled[: used + 1])
+    call = Call(environ, user, Router(view), Virtual(names, href, raw.endswith("/"), []))
+    return _Bin(call, view.space(record), href, key)
+
+
+def _personal(name: str, view: View) -> SpaceRecord | None:
+    owner = view.user(name)
+    return view.personal(owner) if owner is not None else None
+
+
+def _item(bin_: _Bin) -> TrashItem:
+    assert bin_.key is not None
+    try:
+        return trash.get(bin_.space, bin_.key)
+    except FileNotFoundError:
+        raise HttpError(404, "This is not in the trash (any more).") from None
+
+
+def _options(_: _Bin) -> Reply:
+    return Reply(200, [_ALLOW, ("DAV", "1"), ("MS-Author-Via", "DAV"), ("Content-Length", "0")])
+
+
+def _propfind(bin_: _Bin) -> Reply:
+    depth = depth_of(bin_.environ)
+    plan = make_plan(read_body(bin_.environ))
+    minimal = wants_minimal(bin_.environ)
+    if bin_.key is not None:
+        found = [(_href(bin_, item := _item(bin_)), _values(bin_, item))]
+    else:
+        items = trash.items(bin_.space)
+        found = [(f"{bin_.href}/", _own_values(bin_, items))]
+        if depth == "1":
+            found += [(_href(bin_, item), _values(bin_, item)) for item in items]
+    parts = [_response(href, values, plan.asked(values), minimal) for href, values in found]
+    body = b"".join((MULTISTATUS, *parts, b"</d:multistatus>"))
+    return Reply(207, [XML_TYPE, ("DAV", "1"), ("Content-Length", str(len(body)))], [body])
+
+
+def _href(bin_: _Bin, item: TrashItem) -> str:
+    name = quote(item.key.encode("utf-8", "surrogateescape"))
+    return f"{bin_.href}/{name}{'/' if item.kind == 'd' else ''}"
+
+
+def _etag(*parts: str | int) -> str:
+    return f'"{_digest(*parts)}"'
+
+
+def _digest(*parts: str | int) -> str:
+    text = "\0".join(map(str, parts))
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def _own_values(bin_: _Bin, items: list[TrashItem]) -> dict[str, str]:
+    ident = _digest("trash", bin_.space.record.id)
+    return {
+        f"{DAV}resourcetype": "<d:collection/>",
+        f"{DAV}displayname": "Trash",
+        f"{DAV}getlastmodified": http_date(int(max((item.deleted for item in items), default=0))),
+        f"{DAV}getetag": _etag("trash", *sorted(item.key for item in items)),
+        f"{OC}id": ident,
+        f"{OC}fileid": ident,
+        f"{OC}permissions": "",
+        f"{OC}size": str(sum(item.size for item in items)),
+    }
+
+
+def _values(bin_: _Bin, item: TrashItem) -> dict[str, str]:
+    deleted = int(item.deleted)
+    ident = f"{bin_.space.record.id}!{item.node_id or _digest(item.key)}"
+    values = {
+        f"{DAV}resourcetype": "<d:collection/>" if item.kind == "d" else "",
+        f"{DAV}displayname": escape(to_text(item.name)),
+        f"{DAV}getetag": _etag(item.key, item.size, item.mtime_ns),
+        f"{OC}id": ident,
+        f"{OC}fileid": ident,
+        f"{OC}permissions": "D",
+        f"{DAV}getlastmodified": http_date(item.mtime_ns // NANO),
+        f"{OC}size": str(item.size),
+        f"{OC}trashbin-original-filename": escape(to_text(item.name)),
+        f"{OC}trashbin-original-location": escape(to_text(item.path)),
+        f"{OC}trashbin-delete-timestamp": str(deleted),
+        f"{OC}trashbin-delete-datetime": http_date(deleted),
+    }
+    if item.kind != "d":
+        values[f"{DAV}getcontentlength"] = str(item.size)
+    return values
+
+
+def _response(href: str, values: dict[str, str], asked: list[str], minimal: bool) -> bytes:
+    found = "".join(element(name, values[name]) for name in asked if name in values)
+    missing = "".join(element(name, None) for name in asked if name not in values)
+    ok = f"<d:propstat><d:prop>{found}</d:prop><d:status>HTTP/1.1 200 OK</d:status></d:propstat>"
+    if missing and not minimal:
+        ok += (
+            f"<d:propstat><d:prop>{missing}</d:prop><d:status>HTTP/1.1 404 Not Found</d:status></d:propstat>"
+        )
+    return f"<d:response><d:href>{escape(href)}</d:href>{ok}</d:response>".encode()
+
+
+def _move(bin_: _Bin) -> Reply:
+    """Restore to the Destination: 201, or 204 over something else, which goes into the trash in its turn."""
+    if bin_.key is None:
+        raise HttpError(403, "The trash itself cannot be moved.")
+    item = _item(bin_)
+    target = _destination(bin_)
+    call = bin_.call
+    overwrite = call.overwrite()
+    LockTable(target.space).check(target.path, call.tokens, call.user.id, subtree=True, binding=True)
+    replaced = overwrite and _make_way(target)
+    try:
+        trash.restore(bin_.space, item.key, target.path)
+    except FileExistsError:
+        raise HttpError(412, "Something is at the Destination.") from None
+    _audit(bin_, "trash restore", item.path)
+    headers = entry_headers(target, tree.lookup(target.space, target.path))
+    return Reply(204 if replaced else 201, headers)
+
+
+def _destination(bin_: _Bin) -> Place:
+    target = bin_.call.destination()
+    if target.record.id != bin_.space.record.id or not target.path:
+        raise HttpError(403, "What was deleted is restored into its own space.")
+    require_writable(target)
+    return target
+
+
+def _make_way(target: Place) -> bool:
+    try:
+        operations.delete(target.space, target.path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _delete(bin_: _Bin) -> Reply:
+    """For good: one entry, or all of them."""
+    if bin_.key is None:
+        trash.empty(bin_.space)
+        _audit(bin_, "trash empty", b"")
+    else:
+        item = _item(bin_)
+        trash.remove(bin_.space, item.key)
+        _audit(bin_, "trash delete", item.path)
+    return Reply(204)
+
+
+def _audit(bin_: _Bin, action: str, path: bytes) -> None:
+    address = bin_.environ["REMOTE_ADDR"]
+    logs.audit(bin_.call.user.name, action, "/" + to_text(path), space=bin_.space.record.id, address=address)
+
+
+_METHODS: dict[str, Callable[[_Bin], Reply]] = {
+    "OPTIONS": _options,
+    "PROPFIND": _propfind,
+    "MOVE": _move,
+    "DELETE": _delete,
+}
