@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import grp
 import os
+import pwd
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +74,14 @@ def _making(parser: argparse.ArgumentParser) -> None:
 def _owning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quota", metavar="SIZE", help="such as 10G; none for no limit")
     parser.add_argument("--uid", type=int, help="owner of what the service creates in it")
-    parser.add_argument("--gid", type=int, help="group of what the service creates in it")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--gid", type=int, help="group of what the service creates in it")
+    group.add_argument(
+        "--group",
+        metavar="GROUP",
+        help="a group of this machine that writes into it directly as well: its group, modes 0660 and 2770; a new"
+        " space gets the setgid bit and a default ACL, an existing one is left to 'fsd doctor'",
+    )
     parser.add_argument("--file-mode", type=_mode, metavar="MODE", help="mode of new files, such as 0664")
     parser.add_argument(
         "--dir-mode", type=_mode, metavar="MODE", help="mode of new directories, such as 2775"
@@ -138,6 +148,7 @@ def _create(args: argparse.Namespace, registry: Registry) -> int:
         quota=_quota(args.quota),
         label=args.label,
         owner=_ownership(args, Ownership()),
+        shared=args.group is not None,
     )
     _report(args, registry, "space create", record)
     return 0
@@ -195,16 +206,41 @@ def _ownership(args: argparse.Namespace, old: Ownership) -> Ownership:
     def given(new: int | None, before: int | None) -> int | None:
         return before if new is None else new
 
+    gid, file_mode, dir_mode = old.gid, old.file_mode, old.dir_mode
+    if args.group is not None:
+        gid, file_mode, dir_mode = _system_group(args.group), 0o660, 0o2770
     return Ownership(
         given(args.uid, old.uid),
-        given(args.gid, old.gid),
-        given(args.file_mode, old.file_mode),
-        given(args.dir_mode, old.dir_mode),
+        given(args.gid, gid),
+        given(args.file_mode, file_mode),
+        given(args.dir_mode, dir_mode),
     )
 
 
+def _system_group(text: str) -> int:
+    """The number of a group of this machine; UserError if there is none, or if the service could not give it away."""
+    try:
+        gid = int(text) if text.isdecimal() else grp.getgrnam(text).gr_gid
+    except KeyError:
+        raise UserError(f"There is no group '{text}' on this machine.") from None
+    if os.geteuid() != 0 and gid not in (os.getegid(), *os.getgroups()):
+        join = f"usermod -aG {shlex.quote(text)} {shlex.quote(_own_name())}"
+        raise UserError(
+            f"The service's user is not in the group '{text}': {join}, and start the server again."
+        )
+    return gid
+
+
+def _own_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
 def _owning_given(args: argparse.Namespace) -> bool:
-    return any(value is not None for value in (args.uid, args.gid, args.file_mode, args.dir_mode))
+    given = (args.uid, args.gid, args.group, args.file_mode, args.dir_mode)
+    return any(value is not None for value in given)
 
 
 def _quota(text: str | None) -> int | None:

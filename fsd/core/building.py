@@ -13,7 +13,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from fsd.core import copying, properties
+from fsd.core import copying, posixacl, properties
 from fsd.core.errors import Forbidden, PreconditionFailed
 from fsd.core.names import to_text
 from fsd.core.places import Place, binding_at
@@ -29,14 +29,22 @@ _TRIES = 3
 
 
 def build(
-    src: Place, space: Space, staging: int, name: bytes, *, keep: bool = False, deep: bool = True
+    src: Place,
+    space: Space,
+    staging: int,
+    name: bytes,
+    *,
+    into: int,
+    keep: bool = False,
+    deep: bool = True,
 ) -> bytes:
     """Copy what stands at `src` to `name` in the staging directory of `space`; returns the binding of the copy.
 
+    `into`: the directory where it will appear; group, modes and ACLs are those that it would have got there.
     All of it is durable when this returns (one syncfs(2), however large). An entry that can't be read fails the
     whole copy. With `keep`, a source that changes while it is copied is PreconditionFailed.
     """
-    copy = _Copy(src, space, staging, name, keep)
+    copy = _Copy(src, space, staging, name, into, keep)
     found = src.seen()
     if found is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), src.path)
@@ -54,11 +62,12 @@ def build(
 class _Copy:
     """One copy under way. Directories are worked off a list of relative paths: depth costs no stack."""
 
-    def __init__(self, src: Place, space: Space, staging: int, name: bytes, keep: bool) -> None:
+    def __init__(self, src: Place, space: Space, staging: int, name: bytes, into: int, keep: bool) -> None:
         self._src = src
         self._space = space
         self._staging = staging
         self._name = name
+        self._into = into
         self._keep = keep
         self._seen: list[tuple[bytes, Statx]] = []
 
@@ -136,7 +145,11 @@ class _Copy:
                             f"'{to_text(path)}' was written to while it was being moved."
                         )
                     copying.copy_data(source, target)  # a log that never rests is copied as it is
-                self._dress(source, target, found, mode | (found.mode & 0o111 & (mode & 0o444) >> 2))
+                if dst == self._staging and not self._keep:
+                    posixacl.inherit(target, self._into, mode)
+                self._dress(source, target)
+                if not self._keep:
+                    self._set_file_mode(target, found)
                 os.utime(target, ns=(found.mtime_ns, found.mtime_ns))
             finally:
                 os.close(target)
@@ -148,32 +161,43 @@ class _Copy:
         os.mkdir(new, 0o777 if record.dir_mode is None else record.dir_mode, dir_fd=dst)
         source, target = open_beneath(src, name, _DIRECTORY), open_beneath(dst, new, _DIRECTORY)
         try:
-            self._dress(source, target, statx(source, b""), record.dir_mode)
+            if dst == self._staging and not self._keep:
+                posixacl.inherit(target, self._into, 0o777 if record.dir_mode is None else record.dir_mode)
+            self._dress(source, target)
+            if not self._keep and record.dir_mode is not None and posixacl.read(target) is None:
+                os.fchmod(target, record.dir_mode | (os.fstat(target).st_mode & stat.S_ISGID))
             if self._keep:
                 os.fchmod(target, 0o700)  # `tree` sets the real one when the directory is full
         finally:
             os.close(source)
             os.close(target)
 
-    def _dress(self, source: int, target: int, found: Statx, mode: int | None) -> None:
+    def _dress(self, source: int, target: int) -> None:
         copying.set_user_attributes(target, copying.user_attributes(source))
         properties.copy_overflow(self._src.space, source, self._space, target)
         if self._keep:
             copying.dress_like(target, source, os.fstat(source), user=False)
             return
         record = self._space.record
-        if record.uid is not None or record.gid is not None:
-            os.fchown(
-                target, -1 if record.uid is None else record.uid, -1 if record.gid is None else record.gid
-            )
-        if mode is not None and (stat.S_ISREG(found.mode) or record.dir_mode is not None):
-            os.fchmod(
-                target, mode & ~_umask() if record.file_mode is None and stat.S_ISREG(found.mode) else mode
-            )
+        gid = self._group()
+        if record.uid is not None or gid is not None:
+            os.fchown(target, -1 if record.uid is None else record.uid, -1 if gid is None else gid)
+
+    def _group(self) -> int | None:
+        """What the copy gets: a directory with the setgid bit gives its own, as to whatever else is made there."""
+        into = os.fstat(self._into)
+        return into.st_gid if into.st_mode & stat.S_ISGID else self._space.record.gid
+
+    def _set_file_mode(self, target: int, found: Statx) -> None:
+        """The space's mode, or what the umask or the default ACL left; and the x bits of the source."""
+        mode = self._space.record.file_mode
+        if mode is None or posixacl.read(target) is not None:
+            mode = stat.S_IMODE(os.fstat(target).st_mode)
+        os.fchmod(target, mode | (found.mode & 0o111 & (mode & 0o444) >> 2))
 
     def _finish_special(self, src: int, name: bytes, found: Statx, dst: int, new: bytes) -> None:
         record = self._space.record
-        uid, gid = (found.uid, found.gid) if self._keep else (record.uid, record.gid)
+        uid, gid = (found.uid, found.gid) if self._keep else (record.uid, self._group())
         if uid is not None or gid is not None:
             try:
                 os.chown(
@@ -208,11 +232,3 @@ class _Copy:
 
     def _open_copy(self, path: bytes) -> int:
         return open_beneath(self._staging, self._name + b"/" + path if path else self._name, _DIRECTORY)
-
-
-def _umask() -> int:
-    with open("/proc/self/status", "rb") as file:
-        for line in file:
-            if line.startswith(b"Umask:"):
-                return int(line.split()[1], 8)
-    return 0o022

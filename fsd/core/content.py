@@ -269,6 +269,8 @@ class Upload:
             if place.seen() != old.found:
                 raise Changed
             like = os.stat(place.name, dir_fd=place.fd, follow_symlinks=False)
+            if self._attributes is not None:
+                copying.set_user_attributes(fd, copying.lasting_attributes(place.link, self._attributes))
             copying.dress_like(fd, place.link, like, user=self._attributes is None)
         except FileNotFoundError as error:
             raise Changed from error

@@ -6,9 +6,10 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from fsd.core.labels import is_internal_xattr
+from fsd.core import posixacl
+from fsd.core.labels import PROPERTY_PREFIX, is_internal_xattr
 from fsd.core.syscalls import clone
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -111,6 +112,13 @@ def get_attribute(target: int | bytes, name: str) -> bytes | None:
         return None
 
 
+def lasting_attributes(model: int | bytes, own: Collection[str]) -> dict[str, bytes]:
+    """Of a replaced node, the `user.*` attributes that its successor takes over besides its `own`: not the properties,
+    which belong to what was replaced (RFC 4918, 9.8.3 and 9.9.3)."""
+    found = user_attributes(model)
+    return {n: v for n, v in found.items() if n not in own and not n.startswith(PROPERTY_PREFIX)}
+
+
 def set_user_attributes(fd: int, attributes: dict[str, bytes]) -> None:
     """Set `user.*` attributes; a filesystem without attributes loses them, a full one is an error."""
     for name, value in attributes.items():
@@ -159,6 +167,9 @@ def dress_like(fd: int, model: int | bytes, like: os.stat_result, *, user: bool 
                 raise
     if _ACLS[0] not in names and get_attribute(fd, _ACLS[0]) is not None:
         os.removexattr(fd, _ACLS[0])  # inherited from the directory's default, which the old one did not have
+    if stat.S_ISREG(like.st_mode) and os.fstat(fd).st_uid != like.st_uid:
+        # Only root may give a file away. Who owned it can do with it what they could before.
+        posixacl.admit(fd, like.st_uid, like.st_mode >> 6 & 7)
 
 
 def sync_filesystem(fd: int) -> None:

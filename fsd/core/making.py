@@ -10,13 +10,14 @@ import errno
 import os
 import re
 import secrets
+import stat
 import time
 import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from fsd.core import roots
+from fsd.core import posixacl, roots
 from fsd.core.accounts import NAME_BYTES, User, check_account_name, fold
 from fsd.core.catalogue import Catalogue
 from fsd.core.errors import FsdError, NameRefused
@@ -71,9 +72,12 @@ class Maker(Catalogue):
         quota: int | None = None,
         label: Label = "now",
         owner: Ownership | None = None,
+        shared: bool = False,
     ) -> SpaceRecord:
         """A new, empty project space at `<data root>/projects/<alias>`.
 
+        `shared`: the owner's group writes into it directly as well, so its root gets the setgid bit and a default ACL
+        for the group and the service; where the filesystem has none, the setgid bit alone.
         Raises NameRefused, FileExistsError. A crash leaves at most an empty directory, which the next try takes.
         """
         check_space_name(name)
@@ -84,6 +88,8 @@ class Maker(Catalogue):
             path = self.installation.data_root + b"/projects/" + os.fsencode(alias)
             claim = self._new_claim(managers, quota)
             self._make_empty(path, owner.dir_mode, claim)
+            if shared:
+                _share(path, owner)
             return self._register(
                 path, claim, name, alias, "project", label=label, owner=owner, own_root=True
             )
@@ -352,6 +358,21 @@ class Maker(Catalogue):
         for record in self.spaces():
             if record.type == "project" and record.id != own and fold(record.name) == fold(name):
                 raise FileExistsError(errno.EEXIST, f"There is a space named '{record.name}' already.")
+
+
+def _share(path: bytes, owner: Ownership) -> None:
+    mode = 0o2770 if owner.dir_mode is None else owner.dir_mode | stat.S_ISGID
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fchown(fd, -1, -1 if owner.gid is None else owner.gid)
+        os.fchmod(fd, mode)
+        users = {uid for uid in (os.geteuid(), owner.uid) if uid}
+        posixacl.write(fd, posixacl.DEFAULT, posixacl.shared(mode, *users))
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+    finally:
+        os.close(fd)
 
 
 def check_space_name(name: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fsd.core import ids, intents, properties, quota, trash
+from fsd.core import copying, ids, intents, properties, quota, trash
 from fsd.core.building import build
 from fsd.core.errors import Forbidden, FsdError, PreconditionFailed, StorageUnavailable
 from fsd.core.groupsync import sync_directory
@@ -69,7 +69,30 @@ def over(src: Place, dst: Place, old: Entry) -> None:
         except BaseException:
             _undo_over(src, dst, ticket, new, displaced)
             raise
+        if stat.S_ISREG(moved.mode) and stat.S_ISREG(replaced.mode):
+            _dress_like_replaced(dst, ticket, new)
         ticket.finish()
+
+
+def _dress_like_replaced(dst: Place, ticket: Ticket, new: bytes) -> None:
+    """A file that takes another's place takes over who may use it: owner, mode, ACL, foreign attributes. Its own
+    properties stay. The move has happened: what can't be kept is logged, and a crash leaves the moved file's own."""
+    space = dst.space
+    try:
+        with internal(space, "trash/files") as files:
+            like = os.stat(ticket.name, dir_fd=files, follow_symlinks=False)
+            fd = os.open(dst.name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dst.fd)
+            try:
+                if binding_at(fd, b"") == new:
+                    model = b"/proc/self/fd/%d/%b" % (files, ticket.name)
+                    lasting = copying.lasting_attributes(model, copying.user_attributes(fd))
+                    copying.set_user_attributes(fd, lasting)
+                    copying.dress_like(fd, model, like, user=False)
+            finally:
+                os.close(fd)
+        make_known(space, dst)
+    except OSError as error:
+        _log.info("space %s: a moved file keeps its own permissions: %s", space.record.id, error)
 
 
 def _link_and_rename(src: Place, dst: Place, ticket: Ticket) -> bool:
@@ -251,7 +274,7 @@ def _carry_copy(here: Place, there: Place, binding: bytes, entry: Entry, overwri
     with into.begin() as ticket, out.begin() as leaving, internal(there.space, "staging") as staging:
         copy = b""
         try:
-            copy = build(here, there.space, staging, ticket.name, keep=True)
+            copy = build(here, there.space, staging, ticket.name, into=there.fd, keep=True)
             leaving.record("out", _leaving(here, there, binding, copy))
             created = put_staged(ticket, there, staging, overwrite=overwrite)
             make_known(there.space, there, new=True)

@@ -221,7 +221,7 @@ def _copy_aside(here: Place, there: Place, overwrite: bool, deep: bool) -> bool:
     with closing(here), intents.of(space).begin() as ticket, internal(space, "staging") as staging:
         new = b""
         try:
-            new = build(here, space, staging, ticket.name, deep=deep)
+            new = build(here, space, staging, ticket.name, into=there.fd, deep=deep)
             with intents.of(space).alone(there.path):
                 created = put_staged(ticket, there, staging, overwrite=overwrite)
                 make_known(space, there, new=True)

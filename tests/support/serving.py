@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.davclient import Dav
 from tests.support.waiting import wait_for
 
@@ -55,9 +57,34 @@ class Server:
         self.workers, self.options = workers, list(options)
         self.settings = {"FSD_DISK_RESERVE": "0"}
         """Settings as environment variables; test disks are smaller than the usual reserve."""
+        self.python = sys.executable
+        self.identity: dict[str, Any] = {}
+        """`user`, `group` and `extra_groups` of the server and its commands; empty: the caller's."""
         self.process: subprocess.Popen[bytes] | None = None
         self._allowed: list[re.Pattern[str]] = []
         self._clients: list[Dav] = []
+
+    def become(self, uid: int, *groups: int) -> None:
+        """Run the server and its commands as another user, with an interpreter that this user can reach (one in root's
+        home is closed to others); skips the test where there is none."""
+        self.identity = {"user": uid, "group": uid, "extra_groups": list(groups)}
+        places = [place for place in sys.path if place and not place.startswith(sys.base_prefix)]
+        for python, settings in (
+            (sys.executable, {}),
+            ("/usr/bin/python3", {"PYTHONPATH": ":".join(places)}),
+        ):
+            try:
+                able = subprocess.run(
+                    [python, "-c", "import fsd.cli.serve, dav.main, watcher.main"],
+                    cwd="/", env={**self.environment, **settings}, capture_output=True, **self.identity,
+                )  # fmt: skip
+            except PermissionError:
+                continue
+            if able.returncode == 0:
+                self.python = python
+                self.settings |= settings
+                return
+        pytest.skip("needs root, and an interpreter that other users can run")
 
     # -- processes
 
@@ -79,7 +106,7 @@ class Server:
     def start(self, timeout: float = 30) -> Server:
         """Start and wait until it is ready to serve."""
         assert self.process is None
-        command = [sys.executable, "-m", "fsd.cli.main", "serve", str(self.data), "--state", str(self.state)]
+        command = [self.python, "-m", "fsd.cli.main", "serve", str(self.data), "--state", str(self.state)]
         command += ["--workers", str(self.workers), *self.options]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
@@ -89,6 +116,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 env=self.environment,
                 start_new_session=True,
+                **self.identity,
                 preexec_fn=_die_with_parent
                 if threading.current_thread() is threading.main_thread()
                 else None,
@@ -194,10 +222,11 @@ class Server:
     ) -> subprocess.CompletedProcess[str]:
         """Run `fsd ARGUMENTS` beside the server, whatever its exit code."""
         texts = [os.fsdecode(argument) for argument in arguments]
-        command = [sys.executable, "-m", "fsd.cli.main", *texts]
+        command = [self.python, "-m", "fsd.cli.main", *texts]
         return subprocess.run(
-            command, input=stdin or "", capture_output=True, text=True, env=self.environment, timeout=timeout
-        )
+            command, input=stdin or "", capture_output=True, text=True, env=self.environment, timeout=timeout,
+            **self.identity,
+        )  # fmt: skip
 
     def json(self, *arguments: str) -> Any:
         """The parsed standard output of `fsd ARGUMENTS --json`."""
