@@ -52,7 +52,7 @@ def subdirectories(space: Space, path: bytes) -> list[bytes]:
                 os.fsencode(entry.name)
                 for entry in entries
                 if entry.is_dir(follow_symlinks=False)
-                and not space.is_hidden(entry.stat(follow_symlinks=False))
+                and not space.is_hidden(entry.stat(follow_symlinks=False), os.fsencode(entry.name))
             ]
     except OSError:
         return []

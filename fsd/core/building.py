@@ -96,9 +96,9 @@ class _Copy:
         below = []
         try:
             for name in sorted(os.listdir(b"/proc/self/fd/%d" % src)):
-                found = statx(src, name)
-                if (found.dev, found.ino) == self._src.space.fsd_ident and stat.S_ISDIR(found.mode):
+                if self._src.space.is_hidden(os.stat(name, dir_fd=src, follow_symlinks=False), name):
                     continue
+                found = statx(src, name)
                 relative = path + b"/" + name if path else name
                 self.entry(src, name, found, dst, name, self._src.path + b"/" + relative)
                 if stat.S_ISDIR(found.mode):

@@ -23,6 +23,10 @@ GRACE_S = 5.0
 """A copy whose original is still there after it has been quiet for so long is a copy. Seconds."""
 
 
+PLACE_FIRST_S = 12.0
+"""Of several that were restored at once the one at the old place is the heir: others of its owner wait. Seconds."""
+
+
 class Claim(NamedTuple):
     """What comes of a label without proof. `owner`: the row that has the id, None if only a tombstone knows it.
     `rev` is the one to go on with if it is taken."""
@@ -39,9 +43,14 @@ def judge(work: Commit, seen: Seen) -> Claim:
     owner = index.by_id(work.db, label.id)
     if owner is None:
         stone = work.space.state.tombstone(label.id)
-        if stone is None or not ((stone.parent, stone.name) == (work.id, seen.name) or stone.uid == seen.uid):
+        if stone is None:
             return Claim("refuse")
-        return Claim("take", None, max(label.rev, stone.rev) + 1)
+        take = Claim("take", None, max(label.rev, stone.rev) + 1)
+        if (stone.parent, stone.name) == (work.id, seen.name):
+            return take
+        if stone.uid != seen.uid:
+            return Claim("refuse")
+        return take if work.now - stone.at > PLACE_FIRST_S else Claim("wait")
     if owner.kind != seen.kind or owner.n == index.ROOT:
         return Claim("refuse")
     take = Claim("take", owner, max(label.rev, owner.rev) + 1)
@@ -88,6 +97,10 @@ def adopt(work: Commit, row: NodeRow, claim: Claim, node_id: bytes) -> NodeRow:
         (node_id, claim.rev, LABELLED | CLAIMING, row.n),
     )
     work.deltas.add(work.n, visible=True)
+    if row.kind == DIRECTORY:
+        dirty.mark_row(
+            work.db, row.n, None, work.now
+        )  # what claims to be from within it may be at its place now
     return row._replace(id=node_id, rev=claim.rev, flags=row.flags & ~(LABELLED | CLAIMING))
 
 

@@ -65,13 +65,13 @@ class Commit:
     """Collects the changes of directory row `n` (at `path`) inside an open write transaction."""
 
     def __init__(
-        self, space: Space, db: sqlite3.Connection, head: Head, row: NodeRow, parts: DirRow, path: bytes, now: float, *,
-        explicit: bool, sweep: bool, first_look: bool, defer_labels: bool,
+        self, space: Space, db: sqlite3.Connection, head: Head, row: NodeRow, parts: DirRow, mount: int, path: bytes,
+        now: float, *, explicit: bool, sweep: bool, first_look: bool, defer_labels: bool,
     ) -> None:  # fmt: skip
         self.space, self.db, self.n, self.path, self.now = space, db, row.n, path, now
         self._explicit, self.sweep, self.first_look = explicit, sweep, first_look
         self._defer_labels = defer_labels
-        self.id, self.dev, self.seq = row.id, parts.dev, parts.seq
+        self.id, self.mount, self.seq = row.id, mount, parts.seq
         self.head = head
         self.deltas = Deltas()
         self.changes: list[Change] = []
@@ -106,7 +106,7 @@ class Commit:
             self._linked[seen.binding] = seen.ctime_ns
 
     def _mount_is_gone(self, row: NodeRow, seen: Seen) -> bool:
-        if row.kind != DIRECTORY or seen.kind != DIRECTORY or seen.dev != self.dev:
+        if row.kind != DIRECTORY or seen.kind != DIRECTORY or seen.mount != self.mount:
             return False
         old = index.directory(self.db, row.n)
         return old is not None and bool(old.mounted)
@@ -180,6 +180,8 @@ class Commit:
             self.remove(row)
         if verdict.row is not None:
             rev = verdict.rev if verdict.rebound else content_rev(verdict.row, seen, renamed=True)
+            if verdict.rebound and _same(verdict.row, seen):
+                rev = verdict.row.rev  # down to the ctime: a snapshot's, with the same content
             self._attach(verdict.row, seen, rev, rebound=verdict.rebound)
             return
         node_id, special = self._choose_id(seen, verdict, free)
@@ -260,7 +262,7 @@ class Commit:
                     seen.mtime_ns,
                     seen.ctime_ns,
                     seen.dev,
-                    int(seen.dev != self.dev),
+                    int(seen.mount != self.mount),
                 ),
             )
             dirty.mark_row(self.db, n, None, self.now, sweep=self.sweep)
@@ -293,7 +295,7 @@ class Commit:
         self._rewrite(row, seen, rev, flags)
         if row.kind == DIRECTORY:
             self.db.execute(
-                "UPDATE dir SET mounted=?, dev=? WHERE n=?", (int(seen.dev != self.dev), seen.dev, row.n)
+                "UPDATE dir SET mounted=?, dev=? WHERE n=?", (int(seen.mount != self.mount), seen.dev, row.n)
             )
             parts = index.directory(self.db, row.n)
             if rebound:
@@ -331,7 +333,7 @@ class Commit:
         )
         if seen.kind == DIRECTORY:
             self.db.execute(
-                "UPDATE dir SET mounted=?, dev=? WHERE n=?", (int(seen.dev != self.dev), seen.dev, row.n)
+                "UPDATE dir SET mounted=?, dev=? WHERE n=?", (int(seen.mount != self.mount), seen.dev, row.n)
             )
         self.deltas.add(self.n, seen.size - row.size, seen.size - row.size, visible=visible)
         self.changes.append(

@@ -35,6 +35,10 @@ WRITING = 16
 CLAIMING = 32
 """Flag: it carries a label of another node, and whether that one is gone can't be told yet (claims.py)."""
 
+DUBIOUS = -1
+"""In `dir.mtime_ns`: the tree was put back, so its entries may be other nodes with all their numbers the same, as those
+of a snapshot are; each is looked at closely once."""
+
 SCHEMA = """
 CREATE TABLE head (
     one INTEGER PRIMARY KEY CHECK (one = 1), next_n INTEGER NOT NULL, number INTEGER NOT NULL,
@@ -142,7 +146,7 @@ class Index(Database):
         """Fill a new index with the root's row. Raises StorageUnavailable while the root can't be proven."""
         space = self._space
         now = time.time_ns()
-        first, behind = space.state.reserve(1)
+        first, behind = space.state.reserve(1, apart=True)
         db.execute(
             "INSERT INTO head VALUES (1, 2, ?, ?, ?, 1, 0, ?, ?, 0, ?)",
             (first + 1, behind, boot_id(), space.state.incarnation(), now, random.getrandbits(48)),
@@ -320,7 +324,7 @@ class Head:
         """The first of `count` fresh journal numbers."""
         # After a boot the index may have lost commits whose numbers were seen by clients: skip past all of them.
         if self._number + count > self._limit or self._boot != _BOOT:
-            self._number, self._limit = self._space.state.reserve(self._limit)
+            self._number, self._limit = self._space.state.reserve(self._limit, apart=self._boot != _BOOT)
             self._boot = _BOOT
         self._number += count
         return self._number - count

@@ -25,6 +25,7 @@ from fsd.core.grants import Acl, Member, Role, encode
 from fsd.core.hosts import within
 from fsd.core.names import check_new_name
 from fsd.core.restoring import restore
+from fsd.core.returning import first_note
 from fsd.core.space import Space, SpaceRecord, initialise_root
 
 Label = Literal["now", "lazy", "none"]
@@ -317,6 +318,7 @@ class Maker(Catalogue):
                 ),
                 *(owner.uid, owner.gid, owner.file_mode, owner.dir_mode, binding, int(time.time()), text),
             )
+            first_note(db, claim.space_id, path)
             db.execute(f"INSERT OR REPLACE INTO spaces VALUES ({', '.join('?' * len(values))})", values)
         return self.get(claim.space_id)
 

@@ -12,6 +12,8 @@ from fsd.core.errors import NameRefused
 NAME_MAX = 255
 """Longest name in bytes that Linux filesystems take (limits.h NAME_MAX)."""
 
+INTERNAL = b".fsd"
+"""The directory in a space's root in which the service keeps what is its own."""
 _URL_SAFE = "/!$'()*,;:@&=~-._"
 
 
@@ -26,6 +28,8 @@ def check_new_name(name: bytes) -> None:
         raise NameRefused(f"The name is {len(name)} bytes long; at most {NAME_MAX} are possible.")
     if b"/" in name or b"\0" in name:
         raise NameRefused("A name must not contain '/' or NUL.")
+    if name == INTERNAL:
+        raise NameRefused("The name '.fsd' belongs to the service.")
     try:
         text = name.decode("utf-8")
     except UnicodeDecodeError:

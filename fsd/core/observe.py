@@ -32,6 +32,7 @@ class Seen(NamedTuple):
     gid: int
     nlink: int
     dev: int
+    mount: int
     xattrs: int
     label: Label | None
     assumed: int
@@ -58,7 +59,7 @@ def look(space: Space, dir_fd: int, name: bytes) -> Seen:
     size = found.size if kind == FILE else 0
     return Seen(
         name, kind, binding, found.ino, size, found.mtime_ns, found.ctime_ns, found.mode, found.uid, found.gid,
-        found.nlink, found.dev, foreign, label, assumed,
+        found.nlink, found.dev, found.mnt_id, foreign, label, assumed,
     )  # fmt: skip
 
 

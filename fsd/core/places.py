@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from fsd.core import ids
 from fsd.core.errors import AcrossMounts, Forbidden, NameRefused, ParentMissing, ReadOnlySpace, SpaceDisabled
-from fsd.core.names import check_new_name, to_text
+from fsd.core.names import INTERNAL, check_new_name, to_text
 from fsd.core.syscalls import Statx, rename_noreplace, statx
 
 if TYPE_CHECKING:
@@ -70,12 +70,12 @@ class Place:
 
     def reserved(self) -> bool:
         """Whether the space's internal directory stands here."""
-        if self.parent:
+        if self.parent and self.name != INTERNAL:
             return False
-        found = self.seen()
-        return (
-            found is not None and stat.S_ISDIR(found.mode) and (found.dev, found.ino) == self.space.fsd_ident
-        )
+        try:
+            return self.space.is_hidden(os.stat(self.name, dir_fd=self.fd, follow_symlinks=False), self.name)
+        except FileNotFoundError:
+            return False
 
     def is_at(self, directory: bytes) -> bool:
         """Whether this path leads to the open directory now; what can't be told counts as no."""

@@ -139,7 +139,7 @@ def _insert_dirs(work: Commit, dirs: Iterable[tuple[Seen, int]]) -> None:
             seen.mtime_ns,
             seen.ctime_ns,
             seen.dev,
-            seen.dev != work.dev,
+            seen.mount != work.mount,
         )
         for turn, (seen, n) in enumerate(dirs)
     ]

@@ -254,7 +254,8 @@ def _commit(
             if head.moves != scan.moves and index.path_of(db, place.row.n) != path:
                 return None
             work = Commit(
-                space, db, head, place.row, place.dir._replace(seq=expected), path, now,
+                space, db, head, place.row, place.dir._replace(seq=expected),
+                place.found.mnt_id, path, now,
                 explicit=explicit, sweep=sweep, first_look=first_look, defer_labels=defer,
             )  # fmt: skip
             batch = seen[start : start + _CHUNK]

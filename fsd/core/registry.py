@@ -19,7 +19,8 @@ from fsd.core.catalogue import SOURCE
 from fsd.core.errors import FsdError, NameRefused, StorageUnavailable
 from fsd.core.hosts import within
 from fsd.core.making import Adoption, Label, Maker, Ownership, check_space_name
-from fsd.core.restoring import check_epoch
+from fsd.core.restoring import check_epoch, skip_numbers
+from fsd.core.returning import accept, note_filesystem
 from fsd.core.space import Space, SpaceRecord
 from fsd.core.syscalls import rename_noreplace
 
@@ -91,9 +92,17 @@ class Registry(Maker):
         for record in self.spaces():
             if record.state != "active" or record.read_only:
                 continue
+            try:
+                if accept(record, self.installation):
+                    record = self.get(record.id)
+            except OSError as error:
+                _log.info("space %s is not looked at: %s", record.id, error)
             space = Space(record, self.state_dir)
             try:
                 check_epoch(space, self.installation)
+                note_filesystem(space, self.installation)
+                if space.index.path.exists():
+                    skip_numbers(space)
             except OSError as error:
                 _log.info("space %s is not looked at: %s", record.id, error)
             finally:
@@ -174,7 +183,7 @@ class Registry(Maker):
         roots.remove_state(self.state_dir, record.hex)
         with self.installation.write() as db:
             db.execute("DELETE FROM spaces WHERE id = ?", (record.id,))
-            for key in (f"epoch:{record.id}", SOURCE + record.id):
+            for key in (f"epoch:{record.id}", f"filesystem:{record.id}", SOURCE + record.id):
                 db.execute("DELETE FROM settings WHERE key = ?", (key,))
 
     def _set_state(self, record: SpaceRecord, state: str) -> None:

@@ -44,8 +44,20 @@ def renew(space: Space) -> None:
             )
         db.execute("UPDATE head SET incarnation = ?, complete = 0, epoch = epoch + 1", (incarnation,))
         db.execute("UPDATE node SET binding = ?, ino = ? WHERE n = ?", (binding, found.ino, index.ROOT))
+        db.execute("UPDATE dir SET dev = ? WHERE n = ?", (found.dev, index.ROOT))
+        db.execute("UPDATE dir SET mtime_ns = ?", (index.DUBIOUS,))
         db.execute("DELETE FROM dirty WHERE sweep = 1")
         dirty.mark_row(db, index.ROOT, None, time.time(), sweep=True)
+
+
+def skip_numbers(space: Space) -> None:
+    """At each start: go on with journal numbers that no earlier state of the databases can have led to.
+
+    Tree and state may have been put back together, as a machine's snapshot does; that goes unnoticed, but no etag
+    and no token may then come to stand for something else than it did in the time that is lost.
+    """
+    with space.index.write() as db:
+        db.execute("UPDATE head SET boot = ''")
 
 
 def check_epoch(space: Space, installation: Installation) -> bool:

@@ -15,7 +15,8 @@ from fsd.core import hosts
 from fsd.core.errors import FsdError, NameRefused
 from fsd.core.grants import ACL_NAME, Acl, decode, read_acl
 from fsd.core.installation import write_file
-from fsd.core.space import INTERNAL, SpaceRecord
+from fsd.core.names import INTERNAL
+from fsd.core.space import SpaceRecord
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 

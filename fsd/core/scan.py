@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fsd.core import index
 from fsd.core.commit import ToLabel
 from fsd.core.index import CLAIMING, DIRECTORY, FILE, LABELLED, READY, Generation, NodeRow
+from fsd.core.names import INTERNAL
 from fsd.core.syscalls import Statx, statx
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def scan_names(
             if error.errno in (errno.EIO, errno.EACCES, errno.ESTALE):
                 continue
             raise
-        if space.is_hidden(found):
+        if space.is_hidden(found, name):
             if row is not None:
                 vanished.append(row)
         elif row is None or row.kind == DIRECTORY or _differs(row, found) or row.flags & CLAIMING:
@@ -96,9 +97,10 @@ def scan_all(space: Space, fd: int, n: int) -> Scan:
     with space.index.read() as db:
         generation = _generation(db, n)
         rows = {row[3]: row for row in db.execute(_ROWS, (n,))}
+        dubious = db.execute("SELECT mtime_ns FROM dir WHERE n=?", (n,)).fetchone() == (index.DUBIOUS,)
     for _ in range(_LIST_AGAIN):
         before = statx(fd, b"")
-        scan = _compare(space, fd, dict(rows), generation, before)
+        scan = _compare(space, fd, dict(rows), generation, before, dubious=dubious)
         after = statx(fd, b"")
         if (before.mtime_ns, before.ctime_ns) == (after.mtime_ns, after.ctime_ns):
             return scan
@@ -111,7 +113,13 @@ def _generation(db: sqlite3.Connection, n: int) -> Generation:
 
 
 def _compare(
-    space: Space, fd: int, rows: dict[bytes, tuple[int, ...]], generation: Generation, found: Statx
+    space: Space,
+    fd: int,
+    rows: dict[bytes, tuple[int, ...]],
+    generation: Generation,
+    found: Statx,
+    *,
+    dubious: bool,
 ) -> Scan:
     candidates: list[bytes] = []
     stale: list[int] = []
@@ -123,7 +131,7 @@ def _compare(
         for entry in entries:
             name = os.fsencode(entry.name)
             row = rows.pop(name, None)
-            if row is None and entry.inode() != hidden_ino:
+            if row is None and entry.inode() != hidden_ino and name != INTERNAL:
                 candidates.append(name)
                 continue
             try:
@@ -136,7 +144,7 @@ def _compare(
                 if row is not None:
                     own += row[_SIZE]
                 continue
-            if st.st_ino == hidden_ino and space.is_hidden(st):
+            if (st.st_ino == hidden_ino or name == INTERNAL) and space.is_hidden(st, name):
                 if row is not None:
                     rows[name] = row
                 continue
@@ -154,7 +162,7 @@ def _compare(
                     stale.append(row[0])
             elif _differs(row, st):
                 candidates.append(name)
-            if row[_FLAGS] & CLAIMING and (not candidates or candidates[-1] != name):
+            if (dubious or row[_FLAGS] & CLAIMING) and (not candidates or candidates[-1] != name):
                 candidates.append(name)
             if (
                 labelling
@@ -174,4 +182,4 @@ def is_gone(space: Space, fd: int, name: bytes) -> bool:
         return True
     except OSError:
         return False
-    return space.is_hidden(found)
+    return space.is_hidden(found, name)

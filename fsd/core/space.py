@@ -20,10 +20,10 @@ from fsd.core import ids
 from fsd.core.announced import Board
 from fsd.core.errors import FsdError, ReadOnlySpace, StorageUnavailable
 from fsd.core.index import Index
+from fsd.core.names import INTERNAL
 from fsd.core.state import State
 from fsd.core.syscalls import open_beneath, statx
 
-INTERNAL = b".fsd"
 INTERNAL_PARTS = (b"trash", b"trash/files", b"trash/info", b"versions", b"staging", b"meta")
 _PROOF_S = 0.002
 """The root is proven once for the calls of one operation; the descriptor leads to the right tree in any case."""
@@ -199,11 +199,18 @@ class Space:
     def _leads_inside(self, path: bytes) -> bool:
         """Whether a path is, or lies below, the internal directory, also where somebody has moved it."""
         parts = path.split(b"/")
-        if self.internals_at_home():
-            return parts[0] == INTERNAL and not self.record.read_only
+        at_home = self.internals_at_home()
+        if at_home and parts[0] == INTERNAL and not self.record.read_only:
+            return True
+        if at_home and INTERNAL not in parts:
+            return False
         above = (b"/".join(parts[: depth + 1]) for depth in range(len(parts)))
         return any(
-            self.is_hidden(os.stat(part, dir_fd=self.root_fd(), follow_symlinks=False)) for part in above
+            self.is_hidden(
+                os.stat(part, dir_fd=self.root_fd(), follow_symlinks=False), part.rpartition(b"/")[2]
+            )
+            for part in above
+            if not at_home or part.endswith(INTERNAL)
         )
 
     def internals_at_home(self) -> bool:
@@ -221,9 +228,17 @@ class Space:
         parent, _, name = path.rpartition(b"/")
         return self.open_dir(parent), name
 
-    def is_hidden(self, found: os.stat_result) -> bool:
-        """Whether an entry is the internal directory."""
-        return stat.S_ISDIR(found.st_mode) and (found.st_dev, found.st_ino) == self.fsd_ident
+    def is_hidden(self, found: os.stat_result, name: bytes) -> bool:
+        """Whether an entry is the internal directory, under any name, or that of another space or another time.
+
+        A snapshot or a backup that lies in the space has one too, with the key that proves labels: what has the name,
+        is a directory of the service's and closed to all others.
+        """
+        if not stat.S_ISDIR(found.st_mode):
+            return False
+        if (found.st_dev, found.st_ino) == self.fsd_ident:
+            return True
+        return name == INTERNAL and not found.st_mode & 0o077 and found.st_uid == os.geteuid()
 
     def close(self) -> None:
         """Close the root and both databases; the next use opens them again."""

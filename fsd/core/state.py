@@ -7,6 +7,7 @@ one that lost its last commits in a power cut can ever use a number twice, and n
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,9 @@ from fsd.core.store import Database
 
 BLOCK = 100_000
 """Journal numbers reserved at once: one fsync for so many changes."""
+
+GAP = 2**40
+"""Numbers fit into 63 bits, so there is room for eight million starts."""
 
 SCHEMA = """
 CREATE TABLE ident (
@@ -58,11 +62,14 @@ class State(Database):
         """Tables that came after the first release."""
         db.execute(writers.SCHEMA)
 
-    def reserve(self, at_least: int) -> tuple[int, int]:
-        """Reserve a block of journal numbers: (first, first one behind it), durable when this returns."""
+    def reserve(self, at_least: int, *, apart: bool = False) -> tuple[int, int]:
+        """Reserve a block of journal numbers: (first, first one behind it), durable when this returns.
+
+        `apart`: at a random distance, so that two histories that begin with the same databases share no numbers.
+        """
         with self.write() as db:
             (first,) = db.execute("SELECT next FROM ident").fetchone()
-            first = max(first, at_least)
+            first = max(first, at_least) + (secrets.randbelow(GAP) if apart else 0)
             db.execute("UPDATE ident SET next=?", (first + BLOCK,))
         return first, first + BLOCK
 

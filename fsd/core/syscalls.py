@@ -29,6 +29,8 @@ _FICLONE: Final = 0x40049409
 _MAX_HANDLE: Final = 128
 _STATX_WANTED: Final = 0x7FF | 0x800 | 0x1000  # basic stats, birth time, mount id
 _STATX_BTIME: Final = 0x800
+_STATX_MNT_ID: Final = 0x1000
+_BTRFS_FS_INFO: Final = 0x8400941F
 
 O_TMPFILE: Final = os.O_TMPFILE
 
@@ -107,6 +109,7 @@ class Statx(NamedTuple):
     gid: int
     dev: int
     mnt_id: int
+    """Of the mount; of the device where the kernel doesn't tell (before 5.8)."""
 
 
 _STATX = struct.Struct("=IIQIIIHHQQQQ" + "qIi" * 4 + "IIIIQ")
@@ -132,7 +135,7 @@ def statx(dirfd: int, name: bytes) -> Statx:
     return Statx(
         mode, ino, size, m_s * 1_000_000_000 + m_ns, c_s * 1_000_000_000 + c_ns,
         b_s * 1_000_000_000 + b_ns if mask & _STATX_BTIME else 0, nlink, uid, gid,
-        os.makedev(dev_major, dev_minor), mnt_id,
+        dev := os.makedev(dev_major, dev_minor), mnt_id if mask & _STATX_MNT_ID else dev,
     )  # fmt: skip
 
 
@@ -200,6 +203,14 @@ def fs_type(fd: int) -> int:
     return int(magic) & 0xFFFFFFFF
 
 
-def fs_id(fd: int) -> int:
-    """The filesystem's id as statfs(2) reports it."""
-    return os.fstatvfs(fd).f_fsid
+def filesystem_id(fd: int) -> str:
+    """What stays the same of a filesystem over mounts, and for all subvolumes of a btrfs (ioctl_btrfs(2), FS_INFO).
+
+    Elsewhere f_fsid of statfs(2), which is made of the UUID, or of the device (xfs).
+    """
+    buffer = bytearray(1024)
+    try:
+        fcntl.ioctl(fd, _BTRFS_FS_INFO, buffer)
+    except OSError:
+        return f"{os.fstatvfs(fd).f_fsid:x}"
+    return bytes(buffer[16:32]).hex()

@@ -16,7 +16,7 @@ from fsd.core import dirty, ids, index, writers
 from fsd.core.announced import settle
 from fsd.core.errors import Forbidden, FsdError, NotYetKnown, StorageUnavailable
 from fsd.core.index import DIRECTORY, FILE, KIND_LETTERS, WRITING, DirRow, NodeRow
-from fsd.core.names import join, split
+from fsd.core.names import INTERNAL, join, split
 from fsd.core.observe import Seen, kind_of, look, still_at
 from fsd.core.reconcile import reconcile
 
@@ -230,7 +230,7 @@ def _stat(space: Space, fd: int, parent: bytes, name: bytes) -> os.stat_result:
         if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from error
         raise
-    if space.is_hidden(found):
+    if space.is_hidden(found, name):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     return found
 
@@ -321,7 +321,7 @@ def _list_once(space: Space, fd: int, path: bytes) -> tuple[list[Entry], list[by
                 if error.errno != errno.ENOENT or found is not None:
                     differing.append(name)
                 continue
-            if st.st_ino == hidden_ino and space.is_hidden(st):
+            if (st.st_ino == hidden_ino or name == INTERNAL) and space.is_hidden(st, name):
                 continue
             child = _child(found) if found is not None else None
             if child is not None and _fits(child.row, st):
@@ -349,7 +349,7 @@ def _complete(
 def _provisional(space: Space, fd: int, parent: bytes, name: bytes) -> Entry:
     """An entry from the disk alone: the label's or the derived id; for a directory the size it publishes."""
     found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    if space.is_hidden(found):
+    if space.is_hidden(found, name):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     path = join(parent, name)
     try:

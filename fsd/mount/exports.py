@@ -10,7 +10,8 @@ from fsd.core import quota, tree
 from fsd.core.announced import Announcer
 from fsd.core.errors import QuotaExceeded, ReadOnlySpace, StorageUnavailable
 from fsd.core.grants import Role
-from fsd.core.space import INTERNAL, Space
+from fsd.core.names import INTERNAL
+from fsd.core.space import Space
 from fsd.mount.rights import AS_IT_IS, Rights
 
 if TYPE_CHECKING:

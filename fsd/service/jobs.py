@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
-from fsd.core import journal, replay, restoring, trash, writers
+from fsd.core import journal, replay, restoring, returning, trash, writers
 from fsd.core.errors import FsdError, StorageUnavailable
 from fsd.core.limbo import TOMBSTONE_S
 from fsd.core.locks import LockTable
@@ -35,6 +35,7 @@ TRASH_EVERY = 600.0
 GRANTS_EVERY = 60.0
 EPOCH_EVERY = 60.0
 OLD_EVERY = 3600.0
+ROOT_EVERY = 2.0
 OPS_RETRY = 10.0
 
 
@@ -83,6 +84,7 @@ class Jobs:
             Job("locks", LOCKS_EVERY, lambda space: LockTable(space).expire()),
             Job("grants", GRANTS_EVERY, self._grants),
             Job("epoch", EPOCH_EVERY, self._epoch),
+            Job("root", ROOT_EVERY, self._root),
             Job("trash", TRASH_EVERY, self._trash, due=time.monotonic() + 30.0),
             Job("old rows", OLD_EVERY, forget_old, due=time.monotonic() + 60.0),
         ]
@@ -158,6 +160,16 @@ class Jobs:
             self._restored[space.record.id] = space
         else:
             restoring.raise_epoch(space, self._registry.installation)
+            returning.note_filesystem(space, self._registry.installation)
+
+    def _root(self, space: Space) -> None:
+        """A root that is another directory now may be an earlier state of the space, put in its place."""
+        try:
+            space.root_fd()
+        except StorageUnavailable:
+            if returning.accept(space.record, self._registry.installation):
+                restored = self._registry.open(space.record.id)
+                self._restored[restored.record.id] = restored
 
     def _verify_restored(self, space: Space) -> None:
         if Sweep(space).step(0.5).finished:

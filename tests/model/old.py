@@ -51,6 +51,8 @@ def pass_time(space: Space) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(claims, "GRACE_S", -1.0)
         look(space)
+        patch.setattr(claims, "PLACE_FIRST_S", -1e6)
+        look(space)
     with space.index.read() as db:
         assert not db.execute("SELECT 1 FROM node WHERE flags & ?", (index.CLAIMING,)).fetchone()
     grow_old(space)

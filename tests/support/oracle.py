@@ -65,10 +65,10 @@ def _walk_directory(root: bytes, path: bytes, found: dict[bytes, OnDisk]) -> int
     status = os.lstat(here)
     total = 0
     for name in os.listdir(here):
-        if not path and name == INTERNAL:
-            continue
         below = path + b"/" + name if path else name
         entry = os.lstat(os.path.join(here, name))
+        if name == INTERNAL and (not path or entry.st_mode & 0o170777 == 0o040700):
+            continue
         kind = _kind(entry.st_mode)
         if kind == "d":
             total += _walk_directory(root, below, found)

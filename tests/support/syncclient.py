@@ -16,8 +16,12 @@ _OWN = (".sync", "._sync", ".owncloudsync", ".nextcloudsync")
 class SyncClient:
     """One client program with its own folder and its own memory of earlier runs."""
 
-    def __init__(self, program: str, server: Server, base: Path, folder: str = "local") -> None:
+    def __init__(
+        self, program: str, server: Server, base: Path, folder: str = "local", *, space: str | None = None
+    ) -> None:
+        """`space`: the id of the space to sync (owncloudcmd only); None is the user's own."""
         self.program, self.server, self._base = program, server, base
+        self._where = ["--davpath", f"/dav/spaces/{space}/"] if space is not None else []
         self.local = base / folder
         self.local.mkdir(parents=True)
         self._excludes = base / "excludes"
@@ -27,7 +31,7 @@ class SyncClient:
         """One run; what it asked the server to do, as (method, path) of the audit trail: listings are not in it."""
         before = len(self._trail())
         command = [self.program, "--non-interactive", "--silent", "--exclude", str(self._excludes), "-h"]
-        command += ["--user", ADMIN, "--password", ADMIN_PASSWORD, str(self.local)]
+        command += [*self._where, "--user", ADMIN, "--password", ADMIN_PASSWORD, str(self.local)]
         environment = {
             **os.environ,
             "HOME": str(self._base),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from fsd.core import restoring
 from fsd.core.checks.finding import Suspect
 from fsd.core.hosts import within
-from fsd.core.space import INTERNAL, Space, SpaceRecord
+from fsd.core.names import INTERNAL
+from fsd.core.space import Space, SpaceRecord
 
 if TYPE_CHECKING:
     from fsd.core.registry import Registry

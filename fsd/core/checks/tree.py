@@ -163,7 +163,7 @@ def _gone(space: Space, n: int, fd: int) -> Iterator[_Wrong]:
 def _entry(space: Space, n: int, fd: int, name: bytes, row: NodeRow | None) -> _Wrong | None:
     """What is wrong with one entry; None if nothing is, or if it is gone."""
     try:
-        if space.is_hidden(os.stat(name, dir_fd=fd, follow_symlinks=False)):
+        if space.is_hidden(os.stat(name, dir_fd=fd, follow_symlinks=False), name):
             return None
         seen = look(space, fd, name)
     except FileNotFoundError:
