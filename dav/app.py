@@ -39,10 +39,12 @@ _AUDITED = frozenset({"GET", "PUT", "DELETE", "MKCOL", "COPY", "MOVE", "PROPPATC
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``max_body``: largest upload in bytes; ``public_url``: how clients address this server, if otherwise."""
+    """``max_body``: largest upload in bytes; ``public_url``: how clients address this server, if otherwise;
+    ``fast``: whether what was made once may be used again."""
 
     max_body: int | None = None
     public_url: str = ""
+    fast: bool = True
 
 
 class App:
@@ -54,6 +56,7 @@ class App:
         options = options or Options()
         self._extra = {
             "fsd.max_body": options.max_body,
+            "fsd.fast": options.fast,
             "fsd.public_host": urlsplit(options.public_url).netloc,
             "fsd.public_url": options.public_url,
         }
@@ -67,6 +70,9 @@ class App:
         """WSGI (PEP 3333), for servers that know nothing else."""
         found = self.answer(environ)
         reply = _fed(found, environ) if isinstance(found, Receiving) else found
+        told = reply.status in (204, 304) or any(name == "Content-Length" for name, _ in reply.headers)
+        if not told and isinstance(reply.body, (list, tuple)):
+            reply.headers.append(("Content-Length", str(sum(map(len, reply.body)))))
         start_response(reply.line, reply.headers)
         return reply.body
 
@@ -227,4 +233,6 @@ def _audit(call: Call, reply: Reply) -> None:
     if "HTTP_DESTINATION" in call.environ:
         fields["destination"] = call.environ["HTTP_DESTINATION"]
     outcome = "ok" if reply.status < 400 else "refused"
-    logs.audit(call.user.name, call.method, target, outcome=outcome, **fields)
+    # Who read what may be written together with other such lines; who changed what is written before the answer.
+    later = call.method == "GET" and outcome == "ok"
+    logs.audit(call.user.name, call.method, target, outcome=outcome, later=later, **fields)

@@ -37,7 +37,7 @@ def build_app(settings: Settings) -> App:
         Throttle(run / "logins", settings.auth_failures),
         settings.auth_realm,
     )
-    options = Options(settings.http_max_body, settings.http_public_url)
+    options = Options(settings.http_max_body, settings.http_public_url, settings.http_fast)
     app = App(registry, auth, TrustedProxies(settings.http_trusted_proxies), options)
     quota.use(registry.state_dir, lambda space: app.views.latest.quota(space), settings.disk_reserve)
     return app
@@ -84,13 +84,16 @@ def _replay(registry: Registry) -> None:
 def run_worker(settings: Settings, index: int) -> None:
     """Serve until SIGTERM; requests under way are finished first.  Call it in a process of its own."""
     logs.setup(f"web-{index}", settings.log_format, settings.log_level)
-    logs.audit_to_file(settings.state)
+    ours = settings.http_loop != "stock"
+    logs.audit_to_file(settings.state, buffered=ours)
     _raise_descriptor_limit()
     sys.setswitchinterval(_SWITCH_SECONDS)
     # Blocked in all threads and waited for in this one: a handler would run only when this thread wakes.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     app = build_app(settings)
     server = build_server(settings, app=app)
+    if isinstance(server, Server):
+        server.chores.append(logs.flush_audit)
     server.prepare()
     threading.Thread(target=_replay, args=(app.registry,), name="replay", daemon=True).start()
     thread = threading.Thread(target=server.serve, name="front", daemon=True)

@@ -27,7 +27,7 @@ _STATIC: dict[tuple[bytes, ...], tuple[bytes, ...]] = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """A path in a space.  ``href`` is the URL path as asked, without a trailing slash; ``root_href`` and
     ``root_path`` say which URL stands for which directory of the space, in the asked spelling."""
@@ -88,6 +88,11 @@ class Router:
 
     def resolve(self, user: User, uri: str) -> Place | Virtual:
         """The place of a URL path (still encoded).  HttpError 400 or 404; StorageUnavailable, NotYetKnown."""
+        if "!" in uri or "%21" in uri:  # perhaps a node's id, and a node may be moved
+            return self._resolve(user, uri)
+        return self.view.memo(("place", user.id, uri), lambda: self._resolve(user, uri))
+
+    def _resolve(self, user: User, uri: str) -> Place | Virtual:
         raw = request_path(uri)
         if not raw.isascii():
             # Bytes that a client should have encoded: in an href they must not become characters.

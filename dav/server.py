@@ -99,6 +99,8 @@ class Server(_Hosted):
         self._listen = listen
         self.requests = Crew(self, listen.threads)
         self.streams = Streams()
+        self.chores: list[Callable[[], None]] = []
+        """Short work that is done about twice a second."""
         self.base_environ: dict[str, Any] = {}
         if listen.certificate is not None and listen.private_key is not None:
             self.ssl_adapter = TlsAdapter(listen.certificate, listen.private_key)

@@ -25,7 +25,8 @@ class View:
         self._registry = registry
         self._known: dict[Hashable, Any] = {}
 
-    def _memo(self, key: Hashable, make: Callable[[], _T]) -> _T:
+    def memo(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """What follows from this generation alone, made once."""
         try:
             found: _T = self._known[key]
         except KeyError:
@@ -37,24 +38,24 @@ class View:
 
     def user(self, name: str) -> User | None:
         """The user of that name, whatever its case."""
-        return self._memo(("user", name), lambda: self._registry.accounts.find(name))
+        return self.memo(("user", name), lambda: self._registry.accounts.find(name))
 
     def personal(self, user: User) -> SpaceRecord | None:
-        return self._memo(("personal", user.id), lambda: self._registry.personal(user))
+        return self.memo(("personal", user.id), lambda: self._registry.personal(user))
 
     def record(self, space_id: str) -> SpaceRecord:
         """FileNotFoundError for unknown and deleted spaces."""
-        return self._memo(("record", space_id), lambda: self._registry.get(space_id))
+        return self.memo(("record", space_id), lambda: self._registry.get(space_id))
 
     def role(self, record: SpaceRecord, user: User) -> Role | None:
-        return self._memo(("role", record.id, user.id), lambda: self._registry.grants.role_of(record, user))
+        return self.memo(("role", record.id, user.id), lambda: self._registry.grants.role_of(record, user))
 
     def space(self, record: SpaceRecord) -> Space:
         """The open space; SpaceDisabled, FileNotFoundError."""
-        return self._memo(("space", record.id), lambda: self._registry.open(record.id))
+        return self.memo(("space", record.id), lambda: self._registry.open(record.id))
 
     def quota(self, space: Space) -> int | None:
-        return self._memo(("quota", space.record.id), lambda: self._registry.grants.quota(space))
+        return self.memo(("quota", space.record.id), lambda: self._registry.grants.quota(space))
 
     def visible(self, user: User) -> list[tuple[SpaceRecord, Role]]:
         """The spaces in which the user has a role."""
@@ -63,7 +64,7 @@ class View:
             pairs = [(record, self.role(record, user)) for record in self._registry.spaces()]
             return [(record, role) for record, role in pairs if role is not None]
 
-        return self._memo(("visible", user.id), find)
+        return self.memo(("visible", user.id), find)
 
 
 class Views:

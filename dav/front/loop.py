@@ -260,6 +260,8 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
             if now - checked >= _TICK:
                 checked = now
                 self._expire(now)
+                for chore in self.server.chores:
+                    chore()
                 self._refuse_when_overloaded(now)
                 if self._paused:
                     self._paused = False

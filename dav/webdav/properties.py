@@ -38,7 +38,6 @@ class Scope:
         self.id_prefix = place.record.id + "!"
         self._writable = place.writable
         self._fd: int | None = None
-        self._locks: LockTable | None = None
         self._any_lock: bool | None = None
         self._available: int | None = None
         self._fingerprint: str | None = None
@@ -63,12 +62,14 @@ class Scope:
             self._fingerprint = tree.data_fingerprint(self.place.space)
         return self._fingerprint
 
-    def locks(self, path: bytes) -> list[Lock]:
-        if self._locks is None:
-            self._locks = LockTable(self.place.space)
+    def locked(self) -> bool:
+        """Whether anything in the space may be locked."""
         if self._any_lock is None:
-            self._any_lock = self._locks.any()
-        return self._locks.covering(path) if self._any_lock else []
+            self._any_lock = LockTable(self.place.space).any()
+        return self._any_lock
+
+    def locks(self, path: bytes) -> list[Lock]:
+        return LockTable(self.place.space).covering(path) if self.locked() else []
 
     def dead(self, entry: Entry) -> dict[str, bytes]:
         """Dead properties; {} for what cannot have any or cannot be read."""

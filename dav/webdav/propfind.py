@@ -15,27 +15,37 @@ from dav.http.errors import HttpError
 from dav.routes import Place
 from dav.webdav import virtual
 from dav.webdav.call import Call, Reply
+from dav.webdav.listings import Listings
 from dav.webdav.properties import ABSENT, ALLPROP, LIVE, Getter, Scope
-from dav.webdav.xml import DAV, MULTISTATUS, XML_TYPE, element, elements, open_tag, parse, read_body
+from dav.webdav.xml import DAV, MULTISTATUS, OC, XML_TYPE, element, elements, open_tag, parse, read_body
 from fsd.core import tree
 from fsd.core.names import quote_path
 from fsd.core.tree import Entry
 
 _OK = "<d:status>HTTP/1.1 200 OK</d:status></d:propstat>"
 _MISSING = "<d:status>HTTP/1.1 404 Not Found</d:status></d:propstat>"
+_END = b"</d:multistatus>"
 _STREAM_ABOVE = 2000
 _STREAM_BLOCK = 500
 
 
-@dataclass(frozen=True, slots=True)
+_UNSTEADY = frozenset({f"{DAV}quota-available-bytes", f"{OC}data-fingerprint"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What a request asks for.  ``live``: (start tag, end tag, getter, name); ``dead``: names to look up."""
+    """What a request asks for.  ``live``: (start tag, end tag, getter, name); ``dead``: names to look up.
+
+    ``steady``: the answer for an entry follows from the entry alone, as long as nothing is locked if ``locks``.
+    """
 
     live: tuple[tuple[str, str, Getter, str], ...]
     dead: tuple[str, ...]
     absent: tuple[str, ...]
     all_dead: bool
     names_only: bool
+    steady: bool
+    locks: bool
 
     def asked(self, values: Mapping[str, str]) -> list[str]:
         """Which properties to tell of something that has exactly `values`: all of them, or the named ones."""
@@ -49,7 +59,8 @@ def _plan(names: tuple[str, ...], all_dead: bool = False, names_only: bool = Fal
     others = [name for name in names if name not in LIVE]
     absent = tuple(name for name in others if name in ABSENT)
     dead = tuple(name for name in others if name not in ABSENT)
-    return Plan(live, dead, absent, all_dead, names_only)
+    steady = not (dead or all_dead or _UNSTEADY.intersection(names))
+    return Plan(live, dead, absent, all_dead, names_only, steady, f"{DAV}lockdiscovery" in names)
 
 
 @lru_cache(maxsize=256)
@@ -110,19 +121,45 @@ def handle(call: Call) -> Reply:
     if not isinstance(call.target, Place):
         own = virtual.responses(call, call.target, plan, depth == "1", minimal)
         return Reply(207, headers, [MULTISTATUS + b"".join(own) + b"</d:multistatus>"])
-    place = call.target
+    body = _body(call, call.target, plan, minimal, children=depth == "1")
+    if isinstance(body, bytes):
+        return Reply(207, [*headers, ("Content-Length", str(len(body)))], [body])
+    return Reply(207, headers, body)
+
+
+def _body(call: Call, place: Place, plan: Plan, minimal: bool, *, children: bool) -> bytes | Iterator[bytes]:
+    """The document, whole; in pieces for a large directory."""
     scope = Scope(place)
-    children: list[Entry] = []
-    if depth == "0":
+    if not children:
         entry = tree.lookup(place.space, place.path)
-    else:
-        entry, children = _listing(place)
-    call.check_conditions(entry, reading=False)
-    pieces = _responses(place.href, entry, children, scope, plan, minimal)
-    if len(children) > _STREAM_ABOVE:
-        return Reply(207, headers, _stream(pieces))
-    body = b"".join((MULTISTATUS, *pieces, b"</d:multistatus>"))
-    return Reply(207, [*headers, ("Content-Length", str(len(body)))], [body])
+        call.check_conditions(entry)
+        return b"".join((MULTISTATUS, *_responses(place.href, entry, [], scope, plan, minimal), _END))
+    if call.environ["fsd.fast"] and plan.steady and not (plan.locks and scope.locked()):
+        return _kept(call, place, scope, plan, minimal)
+    entry, entries = _listing(place)
+    call.check_conditions(entry)
+    pieces = _responses(place.href, entry, entries, scope, plan, minimal)
+    if len(entries) > _STREAM_ABOVE:
+        return _stream(pieces)
+    return b"".join((MULTISTATUS, *pieces, _END))
+
+
+def _kept(call: Call, place: Place, scope: Scope, plan: Plan, minimal: bool) -> bytes:
+    base = escape(place.href)
+
+    def make(entry: Entry) -> bytes:
+        name = quote_path(entry.name).replace("&", "&amp;")
+        return response(f"{base}/{name}", entry, scope, plan, minimal)
+
+    try:
+        own, elements = _listings.elements(place, (plan, minimal, place.writable), make)
+    except NotADirectoryError:
+        own, elements = tree.lookup(place.space, place.path), []
+    call.check_conditions(own)
+    return b"".join((MULTISTATUS, response(base, own, scope, plan, minimal), *elements, _END))
+
+
+_listings = Listings()
 
 
 def _listing(place: Place) -> tuple[Entry, list[Entry]]:

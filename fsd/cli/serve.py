@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ops-listen", metavar="HOST:PORT", help="health and metrics (127.0.0.1:9209), off for none"
     )
+    parser.add_argument(
+        "--http", metavar="LOOP", help="who holds the connections: fsd, or stock (cheroot alone)"
+    )
     parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
     parser.add_argument("--log-format", metavar="FORMAT", help="text, json or journal")
 
@@ -86,6 +89,7 @@ def _settings(args: argparse.Namespace) -> Settings:
             "tls.self_signed": args.tls_self_signed,
             "behind_proxy": args.behind_proxy,
             "ops.listen": args.ops_listen,
+            "http.loop": args.http,
             "log.level": args.log_level,
             "log.format": args.log_format,
         },

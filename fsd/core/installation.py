@@ -145,8 +145,13 @@ class Installation:
 
     def generation(self) -> int:
         """A number that is another one after any change to users, groups, spaces or grants, by any process."""
-        with self.db.read() as db:
-            return int(db.execute("SELECT value FROM settings WHERE key = 'generation'").fetchone()[0])
+        answers = self.db.answers()
+        found: int | None = answers.get("generation")
+        if found is None:
+            with self.db.read() as db:
+                found = int(db.execute("SELECT value FROM settings WHERE key = 'generation'").fetchone()[0])
+            answers["generation"] = found
+        return found
 
     def setting(self, key: str) -> str | None:
         """A stored value, or None."""

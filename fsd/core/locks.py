@@ -79,9 +79,14 @@ class LockTable:
         self._clock = clock
 
     def any(self) -> bool:
-        """Whether there may be a lock at all: one indexed read, for callers that would otherwise ask per entry."""
-        with self._state.read() as db:
-            return db.execute("SELECT 1 FROM lock LIMIT 1").fetchone() is not None
+        """Whether there may be a lock at all: remembered until the state changes, so it can be asked at any time."""
+        answers = self._state.answers()
+        found: bool | None = answers.get("any lock")
+        if found is None:
+            with self._state.read() as db:
+                found = db.execute("SELECT 1 FROM lock LIMIT 1").fetchone() is not None
+            answers["any lock"] = found
+        return found
 
     def generation(self) -> int:
         """A number that is another one after any change of the table, by any process."""

@@ -196,6 +196,15 @@ class Space:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return open_beneath(self.root_fd(), path, _DIRECTORY)
 
+    def open_file(self, path: bytes) -> int:
+        """Open a regular file for reading, beneath the root, no links followed; the caller closes it.
+
+        A descriptor of something else is possible: look at it. Nothing of the internal directory (ENOENT).
+        """
+        if self._leads_inside(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return open_beneath(self.root_fd(), path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+
     def _leads_inside(self, path: bytes) -> bool:
         """Whether a path is, or lies below, the internal directory, also where somebody has moved it."""
         parts = path.split(b"/")

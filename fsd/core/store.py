@@ -16,13 +16,14 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from fsd.core.errors import NotYetKnown
+from fsd.core.stamp import Answers
 
 _log = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ class Database:
         self._lock_path = lock
         self._rebuildable = rebuildable
         self._generation = _forks
+        self._answers = Answers(path)
         self._reset()
 
     def _reset(self) -> None:
@@ -132,6 +134,13 @@ class Database:
     def read(self) -> _Lent:
         """A connection in autocommit mode for this thread alone; within `read()` or `write()`, the outer one."""
         return _Lent(self)
+
+    def answers(self) -> dict[Hashable, Any]:
+        """What readers may remember until the next commit (see Answers.now); within `read()` and `write()`, which may
+        see more or less than that, a dictionary that is of no use to anybody else."""
+        if getattr(self.local, "db", None) is not None:
+            return {}
+        return self._answers.now()
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -168,6 +177,7 @@ class Database:
 
     def close(self) -> None:
         """Close every connection of this process; the next use opens again."""
+        self._answers.close()  # first: it only reads, and who closes last brings the file up to date
         with self._mutex:
             while self.idle:
                 self.idle.pop()[0].close()

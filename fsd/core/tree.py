@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import stat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsd.core import dirty, ids, index, writers
 from fsd.core.announced import settle
@@ -60,6 +60,8 @@ class _Child(NamedTuple):
     total: int
     counter: int
     mounted: bool
+    made: dict[str, Entry]
+    """The entry that was made of it, as long as it is remembered."""
 
 
 _CHILDREN = (
@@ -74,7 +76,7 @@ def lookup(space: Space, path: bytes) -> Entry:
         return _lookup_root(space)
     parent, name = split(path)
     for _ in range(_TURNS):
-        fd = _open_dir(space, parent)
+        fd = open_dir(space, parent)
         try:
             found = _stat(space, fd, parent, name)
             child, incarnation = _row_at(space, path)
@@ -86,7 +88,7 @@ def lookup(space: Space, path: bytes) -> Entry:
                 _refuse_lost_mount(space, path)
         finally:
             os.close(fd)
-    fd = _open_dir(space, parent)
+    fd = open_dir(space, parent)
     try:
         return _provisional(space, fd, parent, name)
     finally:
@@ -107,22 +109,35 @@ def listing(space: Space, path: bytes) -> tuple[Entry, list[Entry]]:
 
     The directory's own etag and size are read before its entries, so a change in between shows in the next etag.
     """
+    own, entries, _ = listing_with_rows(space, path)
+    return own, entries
+
+
+class RowsOf(NamedTuple):
+    """The rows of a directory's entries, sorted by name, and the incarnation they belong to."""
+
+    rows: list[tuple[Any, ...]]
+    incarnation: bytes
+
+
+def listing_with_rows(space: Space, path: bytes) -> tuple[Entry, list[Entry], RowsOf | None]:
+    """`listing`, and the rows that all of its entries were made of; None if some were made of the disk alone."""
     settle(space)
     for turn in range(_TURNS):
-        fd = _open_dir(space, path)
+        fd = open_dir(space, path)
         try:
             own = lookup(space, path)
             if own.kind != "d":
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-            entries, differing = _list_once(space, fd, path)
+            entries, differing, rows = _list_once(space, fd, path)
             if not differing:
-                return own, entries
+                return own, entries, rows
             large = len(differing) > _INLINE and _never_looked_at(space, path)
             if large:
                 dirty.mark(space, [(path, None)])
             names = differing if len(differing) <= dirty.MAX_NAMES else None
             if large or turn == _TURNS - 1 or not _try_reconcile(space, path, names):
-                return own, _complete(space, fd, path, entries, differing)
+                return own, _complete(space, fd, path, entries, differing), None
         finally:
             os.close(fd)
     raise AssertionError("unreachable: the last turn returns")
@@ -136,13 +151,16 @@ def open_file(space: Space, path: bytes) -> tuple[int, Entry]:
     parent, name = split(path)
     if not path:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    opened = _open_known(space, path)
+    if opened is not None:
+        return opened
     for _ in range(_TURNS):
         entry = lookup(space, path)
         if entry.kind == "d":
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         if entry.kind != "f":
             raise Forbidden("This is a symbolic link or a special file; its content is not served.")
-        dir_fd = _open_dir(space, parent)
+        dir_fd = open_dir(space, parent)
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
         finally:
@@ -154,6 +172,30 @@ def open_file(space: Space, path: bytes) -> tuple[int, Entry]:
             return fd, entry
         os.close(fd)
     raise NotYetKnown("The file is being replaced faster than it can be opened; ask again in a moment.")
+
+
+def _open_known(space: Space, path: bytes) -> tuple[int, Entry] | None:
+    """The usual case of `open_file`, in one step: a file of which the index knows already what the disk says."""
+    settle(space)
+    child, incarnation = _row_at(space, path)
+    if child is None or child.row.kind != FILE:
+        return None
+    try:
+        fd = space.open_file(path)
+    except OSError:
+        return None
+    try:
+        found = os.fstat(fd)
+        if not (stat.S_ISREG(found.st_mode) and _fits(child.row, found)):
+            os.close(fd)
+            return None
+        entry = _entry(path, child, found, incarnation)
+        if entry.writing:
+            writers.note_served(space, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, entry
 
 
 def path_of(space: Space, node_id: str) -> bytes:
@@ -203,7 +245,7 @@ def data_fingerprint(space: Space) -> str:
     return space.state.fingerprint()
 
 
-def _open_dir(space: Space, path: bytes) -> int:
+def open_dir(space: Space, path: bytes) -> int:
     """Open a directory for a reader: what lies behind a link or a file does not exist."""
     try:
         return space.open_dir(path)
@@ -244,6 +286,14 @@ def _lookup_root(space: Space) -> Entry:
 
 
 def _row_at(space: Space, path: bytes) -> tuple[_Child | None, bytes]:
+    answers = space.index.answers()
+    known: tuple[_Child | None, bytes] | None = answers.get(path)
+    if known is None:
+        known = answers[path] = _ask_row_at(space, path)
+    return known
+
+
+def _ask_row_at(space: Space, path: bytes) -> tuple[_Child | None, bytes]:
     parent, name = split(path)
     with space.index.read() as db:
         n, incarnation = index.resolve(space.index, db, parent)
@@ -263,7 +313,7 @@ def _incarnation(db: sqlite3.Connection) -> bytes:
 
 def _child(found: tuple[object, ...]) -> _Child:
     total, counter, mounted = found[17:20]
-    return _Child(NodeRow._make(found[:17]), total or 0, counter or 0, bool(mounted))  # type: ignore[arg-type]
+    return _Child(NodeRow._make(found[:17]), total or 0, counter or 0, bool(mounted), {})  # type: ignore[arg-type]
 
 
 def _fits(row: NodeRow, found: os.stat_result) -> bool:
@@ -280,6 +330,27 @@ def _fits(row: NodeRow, found: os.stat_result) -> bool:
 
 
 def _entry(path: bytes, child: _Child, found: os.stat_result, incarnation: bytes) -> Entry:
+    known = child.made.get("entry")
+    if known is not None and known.path == path and _same(known, found):
+        return known
+    entry = _make_entry(path, child, found, incarnation)
+    child.made["entry"] = entry
+    return entry
+
+
+def _same(entry: Entry, found: os.stat_result) -> bool:
+    return (
+        entry.ctime_ns == found.st_ctime_ns
+        and entry.ino == found.st_ino
+        and entry.mtime_ns == found.st_mtime_ns
+        and entry.mode == found.st_mode
+        and entry.uid == found.st_uid
+        and entry.gid == found.st_gid
+        and entry.nlink == found.st_nlink
+    )
+
+
+def _make_entry(path: bytes, child: _Child, found: os.stat_result, incarnation: bytes) -> Entry:
     row = child.row
     if row.kind == DIRECTORY:
         size, etag = child.total, ids.directory_etag(row.id, child.counter, incarnation)
@@ -303,11 +374,19 @@ def _unreadable(found: os.stat_result) -> bool:
     return not found.st_mode & stat.S_IROTH
 
 
-def _list_once(space: Space, fd: int, path: bytes) -> tuple[list[Entry], list[bytes]]:
-    """(entries whose rows fit the disk, names that differ or are gone)."""
+def rows_of(space: Space, path: bytes) -> RowsOf:
+    """What the index says of a directory's entries now."""
     with space.index.read() as db:
         n, incarnation = index.resolve(space.index, db, path)
-        rows = {found[3]: found for found in db.execute(_CHILDREN + "node.parent=?", (n,))}
+        found = db.execute(_CHILDREN + "node.parent=? ORDER BY node.name", (n,)).fetchall()
+    return RowsOf(found, incarnation)
+
+
+def _list_once(space: Space, fd: int, path: bytes) -> tuple[list[Entry], list[bytes], RowsOf]:
+    """(entries whose rows fit the disk, names that differ or are gone, all rows)."""
+    known = rows_of(space, path)
+    incarnation = known.incarnation
+    rows = {found[3]: found for found in known.rows}
     entries: list[Entry] = []
     differing: list[bytes] = []
     hidden_ino = space.fsd_ident[1]
@@ -330,7 +409,7 @@ def _list_once(space: Space, fd: int, path: bytes) -> tuple[list[Entry], list[by
                 differing.append(name)
     differing.extend(rows)
     entries.sort(key=lambda entry: entry.name)
-    return entries, differing
+    return entries, differing, known
 
 
 def _complete(
@@ -383,7 +462,7 @@ def _known_as(space: Space, seen: Seen) -> tuple[_Child, bytes]:
     row = NodeRow(0, node_id, None, seen.name, seen.kind, seen.binding, seen.ino, seen.size, seen.mtime_ns,
                   seen.ctime_ns, seen.mode, seen.uid, seen.gid, seen.nlink, rev, 0, 0)  # fmt: skip
     return _Child(
-        row, parts.total if parts else seen.assumed, parts.counter if parts else 0, False
+        row, parts.total if parts else seen.assumed, parts.counter if parts else 0, False, {}
     ), incarnation
 
 

@@ -76,6 +76,12 @@ class Settings:
         "fsd",
         "who holds the connections: fsd, or cheroot's own loop",
     )
+    http_fast: bool = _option(
+        "http.fast",
+        options.BOOLEAN,
+        True,
+        "keep what listings are made of; no: make each one anew, to compare",
+    )
     http_threads: int = _option(
         "http.threads",
         options.integer(1, 512),

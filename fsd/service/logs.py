@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -51,23 +51,43 @@ def request(ident: str) -> Iterator[None]:
         request_id.reset(token)
 
 
-def audit(actor: str, action: str, target: str, *, outcome: str = "ok", **more: Any) -> None:
-    """One line for who did what: actor is a user, or `cli:<system user>`; `more` are fields such as space, address."""
+def audit(
+    actor: str, action: str, target: str, *, outcome: str = "ok", later: bool = False, **more: Any
+) -> None:
+    """One line for who did what: actor is a user, or `cli:<system user>`; `more` are fields such as space, address.
+
+    It goes to the audit file, or without one to the log. `later`: it may wait for `flush_audit`, with others.
+    """
+    trail = _trail
+    if trail is not None and trail.line(actor, action, target, outcome, later, more):
+        return
     _audit.info(action, extra=fields(actor=actor, target=target, outcome=outcome, **more))
 
 
-def audit_to_file(state_dir: Path) -> None:
-    """Also append audit lines to `audit.log` in the state directory, as JSON, whole lines from all processes.
+_trail: _AuditFile | None = None
+
+
+def flush_audit() -> None:
+    """Write the audit lines that were allowed to wait."""
+    if _trail is not None:
+        _trail.flush()
+
+
+def audit_to_file(state_dir: Path, *, buffered: bool = False) -> None:
+    """Append audit lines to `audit.log` in the state directory, as JSON, whole lines from all processes.
 
     The file is turned over at 32 MiB and eight old ones are kept; whoever else renames it is noticed. When it can't
-    be written the work goes on: the lines are on stderr as well. Can be called again.
+    be written the work goes on, and the lines are on stderr. `buffered`: somebody calls `flush_audit` regularly, so
+    lines that may wait do. Can be called again.
     """
+    global _trail
     for old in [handler for handler in _audit.handlers if isinstance(handler, _AuditFile)]:
         _audit.removeHandler(old)
         old.close()
+    _trail = None
     path = state_dir / "audit.log"
     try:
-        handler = _AuditFile(path)
+        handler = _AuditFile(path, buffered)
     except OSError as error:
         logging.getLogger(__name__).warning(
             "no audit file", extra=fields(path=str(path), error=error.strerror)
@@ -76,19 +96,27 @@ def audit_to_file(state_dir: Path) -> None:
     handler.setFormatter(_Json("audit"))
     _audit.addHandler(handler)
     _audit.setLevel(logging.INFO)
+    _trail = handler
 
 
 class _AuditFile(logging.Handler):
-    """The audit file of one process; several append to it at once (O_APPEND, one write(2) a line)."""
+    """The audit file of one process; several append to it at once (O_APPEND, whole lines in one write(2))."""
 
     limit = 32 << 20
     kept = 8
+    most = 64 << 10
+    """Bytes that wait at most."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, buffered: bool = False) -> None:
         super().__init__()
         self.path = path
+        self._buffered = buffered
         self._fd = -1
         self._failing = self._torn = False
+        self._waiting: list[str] = []
+        self._size = 0
+        self._second = (0, "")
+        self._encode = json.JSONEncoder(ensure_ascii=True, default=str).encode
         self._open()
 
     def _open(self) -> None:
@@ -101,14 +129,60 @@ class _AuditFile(logging.Handler):
         self._fd = -1
 
     def close(self) -> None:
-        """Close the file; the handler is of no use afterwards."""
+        """Write what waits and close the file; the handler is of no use afterwards."""
+        global _trail
+        if _trail is self:
+            _trail = None
+        if self._fd >= 0:
+            self.flush()
         self._shut()
         super().close()
 
+    def line(
+        self, actor: str, action: str, target: str, outcome: str, later: bool, more: dict[str, Any]
+    ) -> bool:
+        """Append a line as the formatter would write it; False if the file can't be written."""
+        now = time.time()
+        second = int(now)
+        if second != self._second[0]:
+            self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
+        body = {
+            "time": f"{self._second[1]}.{int(now % 1 * 1000):03d}Z",
+            "level": "info",
+            "process": "audit",
+            "pid": os.getpid(),
+            "logger": "fsd.audit",
+            "event": action,
+            "actor": actor,
+            "target": target,
+            "outcome": outcome,
+            **more,
+        }
+        if ident := request_id.get():
+            body["request"] = ident
+        text = self._encode({key: _plain(value) for key, value in body.items()}) + "\n"
+        with self.lock or nullcontext():
+            self._waiting.append(text)
+            self._size += len(text)
+            if later and self._buffered and self._size < self.most:
+                return True
+            return self._write()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self.lock or nullcontext():
+            if self._waiting and not self._write():
+                logging.getLogger(__name__).error("audit lines were lost")
+
     def emit(self, record: logging.LogRecord) -> None:
         """Append one line. A failure is told once, until it works again; the caller never notices."""
+        self._waiting.append(self.format(record) + "\n")
+        self._write()
+
+    def _write(self) -> bool:
+        lines, self._waiting, self._size = self._waiting, [], 0
         try:
-            data = (self.format(record) + "\n").encode("utf-8", "replace")
+            data = "".join(lines).encode("utf-8", "replace")
             if not self._named():
                 self._open()
             data = b"\n" + data if self._torn else data
@@ -118,11 +192,13 @@ class _AuditFile(logging.Handler):
             self._failing = False
             if os.fstat(self._fd).st_size > self.limit:
                 self._turn_over()
+            return True
         except OSError as error:
             if not self._failing:
                 self._failing = True
                 more = fields(path=str(self.path), error=error.strerror)
                 logging.getLogger(__name__).error("the audit file cannot be written", extra=more)
+            return False
 
     def _named(self) -> bool:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,18 @@ def served(shared_server: Server) -> Server:
 
 @pytest.mark.parametrize("alias", ALIASES)
 def test_litmus(served: Server, alias: str, tmp_path: Path) -> None:
+    _run(served, alias, tmp_path)
+
+
+def test_litmus_on_cheroots_own_loop(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    _run(make_server(options=("--http", "stock")), "files", tmp_path)
+
+
+def test_litmus_with_one_worker(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    _run(make_server(workers=1), "files", tmp_path)
+
+
+def _run(served: Server, alias: str, tmp_path: Path) -> None:
     record = personal(served)
     space = record["id"]
     path = ALIASES[alias].format(

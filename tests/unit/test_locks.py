@@ -1,7 +1,5 @@
 """The lock table: RFC 4918's rules of conflict, paths as bytes, time as an argument."""
 
-import sqlite3
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -9,20 +7,7 @@ import pytest
 from fsd.core import locks
 from fsd.core.errors import Locked
 from fsd.core.locks import LockTable, LockUnknown
-
-
-class MemoryState:
-    """Stands in for the state database."""
-
-    def __init__(self):
-        self.db = sqlite3.connect(":memory:", isolation_level=None)
-        self.db.executescript(locks.SCHEMA)
-
-    @contextmanager
-    def read(self):
-        yield self.db
-
-    write = read
+from fsd.core.state import State
 
 
 @pytest.fixture
@@ -31,8 +16,10 @@ def now():
 
 
 @pytest.fixture
-def table(now):
-    return LockTable(SimpleNamespace(state=MemoryState()), clock=lambda: now[0])
+def table(now, tmp_path):
+    state = State(tmp_path / "state.db", tmp_path / "state-lock")
+    yield LockTable(SimpleNamespace(state=state), clock=lambda: now[0])
+    state.close()
 
 
 def lock(table, path, **options):

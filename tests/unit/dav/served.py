@@ -49,15 +49,15 @@ class Wire:
         self._buffer += data
         return bool(data)
 
-    def answer(self) -> Answer | None:
-        """The next answer on the connection; None when it was closed before one."""
+    def answer(self, *, bodyless: bool = False) -> Answer | None:
+        """The next answer on the connection, without a body if ``bodyless``; None when it was closed before one."""
         while b"\r\n\r\n" not in self._buffer:
             if not self._more():
                 return None
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         lines = head.decode("latin-1").split("\r\n")
         headers = {line.partition(":")[0].lower(): line.partition(":")[2].strip() for line in lines[1:]}
-        length = int(headers.get("content-length", "0"))
+        length = 0 if bodyless else int(headers.get("content-length", "0"))
         while len(self._buffer) < length and self._more():
             pass
         body, self._buffer = self._buffer[:length], self._buffer[length:]
@@ -82,20 +82,26 @@ class Wire:
 class Served:
     """alice manages the project space `Shared`, bob may look at it, eve knows nothing of it."""
 
-    def __init__(self, base: Path, **overrides: Any) -> None:
+    def __init__(self, base: Path, *, again: bool = False, **overrides: Any) -> None:
+        """``again``: a second server of an installation that another one has made."""
         self.data, self.state = base / "data", base / "state"
-        Installation.initialise(self.state, self.data)
+        if not again:
+            Installation.initialise(self.state, self.data)
         self.registry = Registry(self.state)
-        for name, password in PASSWORDS.items():
-            self.registry.add_user(name, password)
-        self.shared = self.registry.create("Shared", managers=[self.registry.accounts.get("alice")])
-        bob = self.registry.accounts.get("bob")
-        self.registry.grants.grant(self.shared, "user", bob.id, bob.name, Role.VIEWER)
+        if not again:
+            self._populate()
         settings = config.load({"data": str(self.data), "state": str(self.state)}, {})
         overrides = {"listen": Address("127.0.0.1", 0), "http_threads": 16, **overrides}
         self._settings = replace(settings, **overrides)
         self._clients: list[Dav] = []
         self._wires: list[Wire] = []
+
+    def _populate(self) -> None:
+        for name, password in PASSWORDS.items():
+            self.registry.add_user(name, password)
+        self.shared = self.registry.create("Shared", managers=[self.registry.accounts.get("alice")])
+        bob = self.registry.accounts.get("bob")
+        self.registry.grants.grant(self.shared, "user", bob.id, bob.name, Role.VIEWER)
 
     def start(self) -> Served:
         self.server = build_server(self._settings, reuse_port=False)
@@ -148,7 +154,8 @@ class Served:
         """One request on a connection of its own."""
         extra = [f"Content-Length: {len(body)}"] if body and "Content-Length" not in str(lines) else []
         with self.wire() as wire:
-            answer = wire.send(self.head(method, path, *lines, *extra, user=user) + body).answer()
+            wire.send(self.head(method, path, *lines, *extra, user=user) + body)
+            answer = wire.answer(bodyless=method == "HEAD")
         assert answer is not None
         return answer
 
