@@ -52,7 +52,7 @@ class Snapshot:
                     known = signatures.get(item.name)
                     found = item.stat(follow_symlinks=False)
                     if known is None:
-                        if space.is_hidden(found):
+                        if space.is_hidden(found, os.fsencode(item.name)):
                             continue
                         return False
                     if (

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsd.core import dirty, ids, index, writers
 from fsd.core.announced import settle
+from fsd.core.entries import CHILDREN, Child, child_of, entry_of, fits
+from fsd.core.entries import Entry as Entry
+from fsd.core.entries import file_entry as file_entry
 from fsd.core.errors import Forbidden, FsdError, NotYetKnown, StorageUnavailable
-from fsd.core.index import DIRECTORY, FILE, KIND_LETTERS, WRITING, DirRow, NodeRow
+from fsd.core.index import DIRECTORY, FILE, KIND_LETTERS, DirRow, NodeRow
 from fsd.core.names import INTERNAL, join, split
 from fsd.core.observe import Seen, kind_of, look, still_at
 from fsd.core.reconcile import reconcile
@@ -32,43 +35,6 @@ _INLINE = 2000
 from the disk, and waits for the watcher."""
 
 
-class Entry(NamedTuple):
-    """An entry as readers see it. `size`: bytes of a file, tree size of a directory, else 0. `etag`: unquoted."""
-
-    path: bytes
-    name: bytes
-    kind: str
-    id: str
-    size: int
-    etag: str
-    mtime_ns: int
-    ctime_ns: int
-    mode: int
-    uid: int
-    gid: int
-    nlink: int
-    ino: int
-    unreadable: bool
-    writing: bool = False
-    """A file that was not yet seen closed and quiet since its content changed (ready.py)."""
-
-
-class _Child(NamedTuple):
-    """A row with what its directory part adds."""
-
-    row: NodeRow
-    total: int
-    counter: int
-    mounted: bool
-    made: dict[str, Entry]
-    """The entry that was made of it, as long as it is remembered."""
-
-
-_CHILDREN = (
-    "SELECT node.*, dir.total, dir.counter, dir.mounted FROM node LEFT JOIN dir ON dir.n = node.n WHERE "
-)
-
-
 def lookup(space: Space, path: bytes) -> Entry:
     """The entry at `path`. FileNotFoundError only when its absence is proven; StorageUnavailable in doubt."""
     settle(space)
@@ -80,8 +46,8 @@ def lookup(space: Space, path: bytes) -> Entry:
         try:
             found = _stat(space, fd, parent, name)
             child, incarnation = _row_at(space, path)
-            if child is not None and _fits(child.row, found):
-                return _entry(path, child, found, incarnation)
+            if child is not None and fits(child.row, found):
+                return entry_of(path, child, found, incarnation)
             if not _try_reconcile(space, parent, [name]):
                 return _provisional(space, fd, parent, name)
             if child is not None and child.mounted:
@@ -93,15 +59,6 @@ def lookup(space: Space, path: bytes) -> Entry:
         return _provisional(space, fd, parent, name)
     finally:
         os.close(fd)
-
-
-def file_entry(path: bytes, row: NodeRow) -> Entry:
-    """The entry that a file's row describes, without a look at the disk: for those who have just looked."""
-    etag = ids.file_etag(row.id, row.size, row.mtime_ns, row.rev)
-    return Entry(
-        path, row.name, KIND_LETTERS[row.kind], row.id.hex(), row.size, etag, row.mtime_ns, row.ctime_ns, row.mode,
-        row.uid, row.gid, row.nlink, row.ino, unreadable=False,
-    )  # fmt: skip
 
 
 def listing(space: Space, path: bytes) -> tuple[Entry, list[Entry]]:
@@ -186,10 +143,10 @@ def _open_known(space: Space, path: bytes) -> tuple[int, Entry] | None:
         return None
     try:
         found = os.fstat(fd)
-        if not (stat.S_ISREG(found.st_mode) and _fits(child.row, found)):
+        if not (stat.S_ISREG(found.st_mode) and fits(child.row, found)):
             os.close(fd)
             return None
-        entry = _entry(path, child, found, incarnation)
+        entry = entry_of(path, child, found, incarnation)
         if entry.writing:
             writers.note_served(space, fd)
     except BaseException:
@@ -282,28 +239,28 @@ def _lookup_root(space: Space) -> Entry:
     child, incarnation = _row_at(space, b"")
     if child is None:
         raise NotYetKnown("The index is being rebuilt; ask again in a moment.")
-    return _entry(b"", child, found, incarnation)
+    return entry_of(b"", child, found, incarnation)
 
 
-def _row_at(space: Space, path: bytes) -> tuple[_Child | None, bytes]:
+def _row_at(space: Space, path: bytes) -> tuple[Child | None, bytes]:
     answers = space.index.answers()
-    known: tuple[_Child | None, bytes] | None = answers.get(path)
+    known: tuple[Child | None, bytes] | None = answers.get(path)
     if known is None:
         known = answers[path] = _ask_row_at(space, path)
     return known
 
 
-def _ask_row_at(space: Space, path: bytes) -> tuple[_Child | None, bytes]:
+def _ask_row_at(space: Space, path: bytes) -> tuple[Child | None, bytes]:
     parent, name = split(path)
     with space.index.read() as db:
         n, incarnation = index.resolve(space.index, db, parent)
         if not path:
-            found = db.execute(_CHILDREN + "node.n=?", (n,)).fetchone()
+            found = db.execute(CHILDREN + "node.n=?", (n,)).fetchone()
         elif n is not None:
-            found = db.execute(_CHILDREN + "node.parent=? AND node.name=?", (n, name)).fetchone()
+            found = db.execute(CHILDREN + "node.parent=? AND node.name=?", (n, name)).fetchone()
         else:
             found = None
-    return (_child(found) if found else None), incarnation
+    return (child_of(found) if found else None), incarnation
 
 
 def _incarnation(db: sqlite3.Connection) -> bytes:
@@ -311,74 +268,11 @@ def _incarnation(db: sqlite3.Connection) -> bytes:
     return value
 
 
-def _child(found: tuple[object, ...]) -> _Child:
-    total, counter, mounted = found[17:20]
-    return _Child(NodeRow._make(found[:17]), total or 0, counter or 0, bool(mounted), {})  # type: ignore[arg-type]
-
-
-def _fits(row: NodeRow, found: os.stat_result) -> bool:
-    """Whether a row says what lstat says; for a directory only that it is the same one."""
-    if row.ino != found.st_ino:
-        return False
-    if row.kind == DIRECTORY:
-        return stat.S_ISDIR(found.st_mode)
-    if row.kind == index.OTHER and stat.S_ISDIR(found.st_mode):
-        return True
-    return (row.ctime_ns, row.mtime_ns) == (found.st_ctime_ns, found.st_mtime_ns) and (
-        row.kind != FILE or row.size == found.st_size
-    )
-
-
-def _entry(path: bytes, child: _Child, found: os.stat_result, incarnation: bytes) -> Entry:
-    known = child.made.get("entry")
-    if known is not None and known.path == path and _same(known, found):
-        return known
-    entry = _make_entry(path, child, found, incarnation)
-    child.made["entry"] = entry
-    return entry
-
-
-def _same(entry: Entry, found: os.stat_result) -> bool:
-    return (
-        entry.ctime_ns == found.st_ctime_ns
-        and entry.ino == found.st_ino
-        and entry.mtime_ns == found.st_mtime_ns
-        and entry.mode == found.st_mode
-        and entry.uid == found.st_uid
-        and entry.gid == found.st_gid
-        and entry.nlink == found.st_nlink
-    )
-
-
-def _make_entry(path: bytes, child: _Child, found: os.stat_result, incarnation: bytes) -> Entry:
-    row = child.row
-    if row.kind == DIRECTORY:
-        size, etag = child.total, ids.directory_etag(row.id, child.counter, incarnation)
-    else:
-        size, etag = row.size, ids.file_etag(row.id, row.size, row.mtime_ns, row.rev)
-    return Entry(
-        path, row.name, KIND_LETTERS[row.kind], row.id.hex(), size, etag, found.st_mtime_ns, found.st_ctime_ns,
-        found.st_mode, found.st_uid, found.st_gid, found.st_nlink, found.st_ino, _unreadable(found),
-        bool(row.flags & WRITING),
-    )  # fmt: skip
-
-
-def _unreadable(found: os.stat_result) -> bool:
-    uid = os.geteuid()
-    if uid == 0 or stat.S_ISLNK(found.st_mode):
-        return False
-    if found.st_uid == uid:
-        return not found.st_mode & stat.S_IRUSR
-    if found.st_gid == os.getegid() or found.st_gid in os.getgroups():
-        return not found.st_mode & stat.S_IRGRP
-    return not found.st_mode & stat.S_IROTH
-
-
 def rows_of(space: Space, path: bytes) -> RowsOf:
     """What the index says of a directory's entries now."""
     with space.index.read() as db:
         n, incarnation = index.resolve(space.index, db, path)
-        found = db.execute(_CHILDREN + "node.parent=? ORDER BY node.name", (n,)).fetchall()
+        found = db.execute(CHILDREN + "node.parent=? ORDER BY node.name", (n,)).fetchall()
     return RowsOf(found, incarnation)
 
 
@@ -402,9 +296,9 @@ def _list_once(space: Space, fd: int, path: bytes) -> tuple[list[Entry], list[by
                 continue
             if (st.st_ino == hidden_ino or name == INTERNAL) and space.is_hidden(st, name):
                 continue
-            child = _child(found) if found is not None else None
-            if child is not None and _fits(child.row, st):
-                entries.append(_entry(join(path, name), child, st, incarnation))
+            child = child_of(found) if found is not None else None
+            if child is not None and fits(child.row, st):
+                entries.append(entry_of(join(path, name), child, st, incarnation))
             else:
                 differing.append(name)
     differing.extend(rows)
@@ -442,10 +336,10 @@ def _provisional(space: Space, fd: int, parent: bytes, name: bytes) -> Entry:
         return Entry(path, name, kind, node_id.hex(), 0, etag, found.st_mtime_ns, found.st_ctime_ns, found.st_mode,
                      found.st_uid, found.st_gid, found.st_nlink, found.st_ino, True)  # fmt: skip
     child, incarnation = _known_as(space, seen)
-    return _entry(path, child, found, incarnation)
+    return entry_of(path, child, found, incarnation)
 
 
-def _known_as(space: Space, seen: Seen) -> tuple[_Child, bytes]:
+def _known_as(space: Space, seen: Seen) -> tuple[Child, bytes]:
     rows: list[NodeRow] = []
     parts: DirRow | None = None
     with space.index.read() as db:
@@ -461,7 +355,7 @@ def _known_as(space: Space, seen: Seen) -> tuple[_Child, bytes]:
         node_id, rev = ids.derived_id(space.key, seen.binding), 0
     row = NodeRow(0, node_id, None, seen.name, seen.kind, seen.binding, seen.ino, seen.size, seen.mtime_ns,
                   seen.ctime_ns, seen.mode, seen.uid, seen.gid, seen.nlink, rev, 0, 0)  # fmt: skip
-    return _Child(
+    return Child(
         row, parts.total if parts else seen.assumed, parts.counter if parts else 0, False, {}
     ), incarnation
 
