@@ -304,10 +304,34 @@ def _reconcile(space: Space, names: Names) -> bool:
     for directory in sorted(names, key=lambda path: (path.count(b"/") if path else -1, path)):
         try:
             reconcile(space, directory, names[directory])
+            for other, linked in _other_names(space, directory, names[directory]).items():
+                reconcile(space, other, linked)
         except OSError as error:
             _log.info("space %s: what was announced waits: %s", space.record.id, error)
             done = False
     return done
+
+
+def _other_names(space: Space, directory: bytes, names: set[bytes]) -> Names:
+    """The other names of files with several: they changed as well, wherever they are."""
+    from fsd.core import index
+
+    found = Names()
+    with space.index.read() as db:
+        above = index.find(db, directory)
+        if above is None:
+            return found
+        bindings = {
+            row.binding
+            for row in index.children(db, above.n, sorted(names))
+            if row.nlink > 1 and row.kind == index.FILE
+        }
+        for binding in bindings:
+            for row in index.by_binding(db, binding):
+                place = None if row.parent is None else index.path_of(db, row.parent)
+                if place is not None and not (place == directory and row.name in names):
+                    found.setdefault(place, set()).add(row.name)
+    return found
 
 
 class Announcer:
