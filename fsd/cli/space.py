@@ -98,6 +98,9 @@ def _changing(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     change.add_argument(
         "--source", choices=("auto", "fanotify", "inotify", "poll"), help="how changes are heard"
     )
+    change.add_argument(
+        "--mount-trash", choices=("on", "off"), help="whether what is deleted through a mount goes to the trash"
+    )
     _owning(change)
     change.add_argument("--yes", action="store_true", help="don't ask")
     change.set_defaults(do=_set)
@@ -323,6 +326,10 @@ def _set(args: argparse.Namespace, registry: Registry) -> int:
         record = registry.set_alias(record.id, args.alias)
     if args.quota is not None:
         registry.grants.set_quota(record, _quota(args.quota))
+    if args.mount_trash is not None:
+        from fsd.core import trash
+
+        registry.installation.set_setting(trash.mount_setting(record.id), args.mount_trash)
     old = Ownership(record.uid, record.gid, record.file_mode, record.dir_mode)
     record = registry.set(
         record.id, name=args.name, label=args.label, owner=_ownership(args, old), source=args.source

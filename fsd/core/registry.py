@@ -13,7 +13,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from fsd.core import roots
+from fsd.core import roots, trash
 from fsd.core.accounts import check_account_name
 from fsd.core.catalogue import SOURCE
 from fsd.core.errors import FsdError, NameRefused, StorageUnavailable
@@ -183,7 +183,8 @@ class Registry(Maker):
         roots.remove_state(self.state_dir, record.hex)
         with self.installation.write() as db:
             db.execute("DELETE FROM spaces WHERE id = ?", (record.id,))
-            for key in (f"epoch:{record.id}", f"filesystem:{record.id}", SOURCE + record.id):
+            kept = (f"epoch:{record.id}", f"filesystem:{record.id}", SOURCE + record.id)
+            for key in (*kept, trash.mount_setting(record.id)):
                 db.execute("DELETE FROM settings WHERE key = ?", (key,))
 
     def _set_state(self, record: SpaceRecord, state: str) -> None:

@@ -30,6 +30,11 @@ SUFFIX: Final = b".trashinfo"
 _HEAD: Final = "[Trash Info]"
 
 
+def mount_setting(space_id: str) -> str:
+    """The registry's setting that is "on" where unlink(2) in a mount goes to the space's trash."""
+    return f"mount-trash:{space_id}"
+
+
 class TrashItem(NamedTuple):
     """One deleted thing. `deleted` in seconds since the epoch; `path` is where it was; sizes in bytes, a directory's
     as it was when it was deleted; `node_id` is 32 hex digits, or None where the info file is lost."""

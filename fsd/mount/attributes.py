@@ -161,7 +161,8 @@ class Attributes(Base):
         if name == b"security.capability":
             raise FUSEError(errno.EOPNOTSUPP)
         if export.rights is not AS_IT_IS and not name.startswith(b"user."):
-            raise FUSEError(errno.EPERM)
+            # As a filesystem without ACLs answers: cp -p and tar then keep the mode and say nothing.
+            raise FUSEError(errno.EOPNOTSUPP if name.startswith(b"system.") else errno.EPERM)
 
     def _setxattr(self, ident: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         node, export = self.inside(ident)

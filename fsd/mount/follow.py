@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from fsd.core import trash
 from fsd.core.errors import StorageUnavailable
 from fsd.core.space import Space, SpaceRecord
 from fsd.mount.exports import Export
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 FOLLOW_EVERY = 0.05
 """Seconds between two looks at the registry's number: one indexed read."""
-_TRASH = "mount-trash:"
-
-
-def trash_setting(space_id: str) -> str:
-    """The registry's setting that says whether unlink in a mount goes to the space's trash."""
-    return _TRASH + space_id
 
 
 class Follower:
@@ -41,6 +36,16 @@ class Follower:
         self._askers = Askers(registry, user, others=others)
         self._by_id: dict[str, Export] = {}
         self._generation = -1
+
+    @property
+    def only(self) -> Export:
+        """The space of a mount of one."""
+        (export,) = self._by_id.values()
+        return export
+
+    def all(self) -> list[Export]:
+        """All spaces there ever were in this mount."""
+        return list(self._by_id.values())
 
     def forget(self) -> None:
         """Look at everything again."""
@@ -113,7 +118,7 @@ class Follower:
         if limit != export.limit:
             export.limit = limit
             export.forget_room()
-        export.trash = self._registry.installation.setting(trash_setting(record.id)) == "on"
+        export.trash = self._registry.installation.setting(trash.mount_setting(record.id)) == "on"
         return export
 
     def _named(self, exports: list[Export]) -> dict[bytes, Export]:

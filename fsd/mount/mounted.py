@@ -108,7 +108,7 @@ class Mounted:
     def _prepare(self) -> None:
         exports = self.follower.update()
         if self._plan.space is not None:
-            (export,) = exports.values()
+            export = self.follower.only
             self._nodes.root(export, os.dup(export.space.root_fd()))
         else:
             self._nodes.root(None, -1)
@@ -163,7 +163,7 @@ class Mounted:
         before: dict[int, int] = {}
         while True:
             await trio.sleep(SETTLE_EVERY)
-            for export in list(self.follower.exports.values()):
+            for export in self.follower.all():
                 announcer = export.announcer
                 if announcer is None or (not announcer.backlog and announcer.filled < SETTLE_FULL):
                     continue

@@ -14,7 +14,7 @@ import pwd
 import stat
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fsd.core.errors import Forbidden
@@ -55,19 +55,20 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """The rights in one space at one moment: by the caller's uid, or of everybody who reaches the mount.
+    """The rights in one space at one moment: by the caller's uid (`roles`), or those of the user whose mount it is
+    (`roles` None, and `everybody`, None for a stranger).
 
     `shown` None: as it is on disk. `acl`: for directories and executables, for other files; None if there is none.
     """
 
     shown: Shown | None = None
-    roles: dict[int, Role] = field(default_factory=dict)
+    roles: dict[int, Role] | None = None
     everybody: Role | None = None
     acl: tuple[bytes, bytes] | None = None
 
     def role(self, ctx: RequestContext | None) -> Role | None:
-        """The caller's role; whoever is root, or the service itself, manages."""
-        if self.everybody is not None or ctx is None:
+        """The caller's role; in a shared mount root manages."""
+        if self.roles is None or ctx is None:
             return self.everybody
         if ctx.uid == 0:
             return Role.MANAGER
