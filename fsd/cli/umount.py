@@ -33,8 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if found.state == "other":
         raise UserError(f"What is mounted at {path} is not fsd's.")
     if args.force:
-        mountpoints.abort(found.device)
-        mountpoints.unmount(path, lazily=True)
+        mountpoints.unmount(path, lazily=True, forcibly=True)
         return 0
     try:
         mountpoints.unmount(path)

@@ -6,12 +6,15 @@ import errno
 import os
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fsd.core.hosts import mounts
 
 TYPE = "fuse.fsd"
+_PLAIN = {**os.environ, "LC_ALL": "C"}
+_PATIENCE = 2.0
+"""Seconds after which a mount that does not answer counts as hung, not dead."""
+_DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 State = Literal["none", "ours", "dead", "other"]
 
 
@@ -38,21 +41,23 @@ def at(path: str) -> Mounted:
     top = found[-1]
     if not top.fstype.startswith("fuse"):
         return Mounted("other", top.dev)
-    if _dead(top.dev, wanted):
+    if _dead(wanted):
         return Mounted("dead", top.dev)
     return Mounted("ours" if top.fstype == TYPE else "other", top.dev)
 
 
-def _dead(device: str, path: bytes) -> bool:
-    """Whether nobody serves the mount. Its connection is gone from /sys, or every call says so."""
-    connections = "/sys/fs/fuse/connections"
-    if os.path.exists(f"{connections}/{device.partition(':')[2]}"):
-        return False
+def _dead(path: bytes) -> bool:
+    """Whether nobody serves the mount: then statfs(2), which is never answered from a cache, fails at once. Another
+    process asks, as a daemon that hangs would hang us too."""
+    asking = subprocess.Popen(
+        ["stat", "-f", path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_PLAIN
+    )
     try:
-        os.stat(path)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+        _, said = asking.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        asking.kill()  # it may not die before the daemon answers; nobody waits for it
+        return False
+    return asking.returncode != 0 and any(os.strerror(code).encode() in said for code in _DEAD)
 
 
 def clear_dead(path: str) -> int:
@@ -64,35 +69,23 @@ def clear_dead(path: str) -> int:
     return count
 
 
-def unmount(path: str, *, lazily: bool = False) -> None:
-    """Unmount the topmost mount at a path: umount(8) for root, else fusermount3. OSError(EBUSY) while it is in use."""
-    option = (["-l"] if os.geteuid() == 0 else ["-z"]) if lazily else []
-    if os.geteuid() == 0:
+def unmount(path: str, *, lazily: bool = False, forcibly: bool = False) -> None:
+    """Unmount the topmost mount at a path: umount(8) for root, else fusermount3. OSError(EBUSY) while it is in use.
+
+    `lazily`: at once, also while it is in use. `forcibly`: whoever waits for its daemon gets errors (root only).
+    """
+    root = os.geteuid() == 0
+    option = ["-l" if root else "-z"] if lazily else []
+    if root:
+        option += ["-f"] if forcibly else []
         command = ["umount", "-i", *option, real(path)]
     else:
         helper = shutil.which("fusermount3") or shutil.which("fusermount")
         if helper is None:
             raise FileNotFoundError(errno.ENOENT, "The program fusermount3 (package fuse3) is missing")
         command = [helper, "-u", *option, real(path)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    done = subprocess.run(command, capture_output=True, text=True, env=_PLAIN)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()[-1:] or [""]
         busy = "busy" in said[0]
         raise OSError(errno.EBUSY if busy else errno.EPERM, said[0] or "umount failed")
-
-
-def waiting(device: str) -> int:
-    """Requests that the daemon of a mount has not answered; 0 where that can't be read."""
-    try:
-        return int(Path(f"/sys/fs/fuse/connections/{device.partition(':')[2]}/waiting").read_text())
-    except (OSError, ValueError):
-        return 0
-
-
-def abort(device: str) -> bool:
-    """Cut a hung daemon's mount off: whoever waits in it gets ENOTCONN. False where that is not allowed."""
-    try:
-        Path(f"/sys/fs/fuse/connections/{device.partition(':')[2]}/abort").write_text("1")
-    except OSError:
-        return False
-    return True

@@ -82,8 +82,7 @@ class Mount:
         try:
             return process.wait(20)
         except subprocess.TimeoutExpired:
-            found = mountpoints.at(str(self.path))
-            mountpoints.abort(found.device)
+            mountpoints.unmount(str(self.path), lazily=True, forcibly=True)
             process.kill()
             process.wait(10)
             raise AssertionError(f"the mount's daemon did not end:\n{self.log()[-2000:]}") from None
