@@ -99,7 +99,9 @@ def _changing(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--source", choices=("auto", "fanotify", "inotify", "poll"), help="how changes are heard"
     )
     change.add_argument(
-        "--mount-trash", choices=("on", "off"), help="whether what is deleted through a mount goes to the trash"
+        "--mount-trash",
+        choices=("on", "off"),
+        help="whether what is deleted through a mount goes to the trash",
     )
     _owning(change)
     change.add_argument("--yes", action="store_true", help="don't ask")
