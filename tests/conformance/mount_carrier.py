@@ -15,6 +15,7 @@ from fsd.core import tree
 from fsd.core.space import Space
 from fsd.core.syscalls import open_beneath, rename_noreplace
 from tests.conformance.carriers import Refused, Seen
+from tests.support.waiting import agree
 
 _REASONS = {
     errno.ENOENT: "missing",
@@ -137,16 +138,20 @@ class MountCarrier:
     def look(self, path: bytes) -> Seen:
         """One entry, as the core shows it right after; the mount shows the same."""
         with _asking():
-            entry = tree.lookup(self.space, path)
-            place = self._top + b"/" + path
-            shown = os.lstat(place)
-            assert stat.S_IFMT(shown.st_mode) == stat.S_IFMT(entry.mode)
-            if entry.kind in "fd":
-                size = shown.st_size if entry.kind == "f" else int(os.getxattr(place, "user.fsd.treesize"))
-                assert size == entry.size
-                assert os.getxattr(place, "user.fsd.etag").decode() == entry.etag
-                assert os.getxattr(place, "user.fsd.id").decode().endswith(entry.id)
-        return _seen(entry)
+            before = tree.lookup(self.space, path)
+            # Between two looks the watcher may find more to say of a directory that is new.
+            agree(lambda: self._compare(path))
+            return _seen(before)
+
+    def _compare(self, path: bytes) -> None:
+        entry, place = tree.lookup(self.space, path), self._top + b"/" + path
+        shown = os.lstat(place)
+        assert stat.S_IFMT(shown.st_mode) == stat.S_IFMT(entry.mode)
+        if entry.kind in "fd":
+            size = shown.st_size if entry.kind == "f" else int(os.getxattr(place, "user.fsd.treesize"))
+            assert size == entry.size
+            assert os.getxattr(place, "user.fsd.etag").decode() == entry.etag
+            assert os.getxattr(place, "user.fsd.id").decode().endswith(entry.id)
 
     def names(self, path: bytes) -> dict[bytes, Seen]:
         """The entries of a directory."""
