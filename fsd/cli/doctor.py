@@ -5,18 +5,34 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fsd.cli.common import add_json, note, print_json, printable, say, settings_of
 from fsd.core.errors import FINDINGS, UserError
 
 if TYPE_CHECKING:
+    from fsd.core.registry import Registry
+    from fsd.core.space import SpaceRecord
+    from fsd.service.advice import Advice
     from fsd.service.config import Settings
+
+ANSWER_S = 20.0
+"""Longer than all probes of a space take on storage that answers. Seconds."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     add_json(parser)
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=ANSWER_S,
+        metavar="SECONDS",
+        help="how long a storage may take to answer",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,12 +41,16 @@ def run(args: argparse.Namespace) -> int:
     from fsd.service import probes
 
     settings = _settings(args)
-    found = list(probes.host(settings))
+    reserve, polled = settings.disk_reserve, settings.watch_polled
+    found = _in_time(
+        args.timeout, "data root", os.fsencode(settings.data), lambda: list(probes.host(settings))
+    )
     if (settings.state / "fsd.db").exists():
         registry = Registry(settings.state)
         for record in registry.spaces():
             if record.state == "active":
-                found += probes.space(registry, record, settings.disk_reserve, settings.watch_polled)
+                ask = partial(_space, registry, record, reserve, polled)
+                found += _in_time(args.timeout, f"space '{record.name}'", record.path, ask)
     if args.json:
         print_json([dataclasses.asdict(advice) for advice in found])
     else:
@@ -39,6 +59,24 @@ def run(args: argparse.Namespace) -> int:
             if advice.todo:
                 say(f"         -> {printable(advice.todo)}")
     return FINDINGS if any(advice.level == "problem" for advice in found) else 0
+
+
+def _space(registry: Registry, record: SpaceRecord, reserve: int, polled: Collection[str]) -> list[Advice]:
+    from fsd.service import probes
+
+    return list(probes.space(registry, record, reserve, polled))
+
+
+def _in_time(seconds: float, what: str, path: bytes, ask: Callable[[], list[Advice]]) -> list[Advice]:
+    """Storage that hangs is a finding, and keeps nobody from the others."""
+    from fsd.service import guarded
+    from fsd.service.advice import problem
+
+    try:
+        return guarded.within(seconds, ask)
+    except guarded.Hung as error:
+        todo = f"see 'dmesg' and 'findmnt -T {shlex.quote(os.fsdecode(path))}'; 'umount -f' frees who waits"
+        return [problem(what, f"its storage hangs: {error}", todo)]
 
 
 def _settings(args: argparse.Namespace) -> Settings:

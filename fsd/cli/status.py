@@ -14,15 +14,23 @@ from fsd.core import dirty
 from fsd.core.errors import FINDINGS
 from fsd.core.registry import Registry
 from fsd.core.space import SpaceRecord
-from fsd.service import status
+from fsd.service import alarms, guarded, status
 
 _EVERY = 1.0
+ANSWER_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     add_json(parser)
     parser.add_argument("--watch", action="store_true", help="again every second, until ctrl-C")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=ANSWER_S,
+        metavar="SECONDS",
+        help="how long a storage may take to answer",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     run_dir = settings_of(args).state / "run"
     while True:
         found = status.read(run_dir)
-        told = report(registry, found)
+        told = report(registry, found, args.timeout)
         if args.json:
             print_json(told)
         else:
@@ -43,9 +51,11 @@ def run(args: argparse.Namespace) -> int:
         time.sleep(_EVERY)
 
 
-def report(registry: Registry, found: status.Status) -> dict[str, Any]:
+def report(registry: Registry, found: status.Status, timeout: float = ANSWER_S) -> dict[str, Any]:
     """Everything `--json` prints."""
-    spaces = [_space(registry, record, found) for record in registry.spaces() if record.state == "active"]
+    records = [record for record in registry.spaces() if record.state == "active"]
+    spaces = [_space(registry, record, found, timeout) for record in records]
+    troubles = [text for space in spaces for text in space.pop("alarms", {}).values()]
     unknown = [space["name"] for space in spaces if space["state"] == "unknown"]
     return {
         "server": {
@@ -56,18 +66,32 @@ def report(registry: Registry, found: status.Status) -> dict[str, Any]:
         },
         "watcher": {"running": found.watcher_runs, "age": found.age, "pid": found.watcher.get("pid")},
         "up_to_date": found.up_to_date() and not unknown,
-        "problems": found.problems(),
+        "problems": found.problems() + troubles,
         "spaces": spaces,
     }
 
 
-def _space(registry: Registry, record: SpaceRecord, found: status.Status) -> dict[str, Any]:
-    """One space: from the watcher if it runs, else what its index says."""
+def _space(registry: Registry, record: SpaceRecord, found: status.Status, timeout: float) -> dict[str, Any]:
+    """One space: from the watcher if it runs, else what its index says.
+
+    Without a server its alarms are looked for, too, by a process of their own, because its storage may hang.
+    """
     told = found.spaces.get(record.hex)
     if told is not None and found.watcher_runs:
         return {"alias": record.alias, **told}
     answer: dict[str, Any] = {"id": record.id, "name": record.name, "alias": record.alias, "state": "unknown"}
     try:
+        return answer | guarded.within(timeout, lambda: _asked(registry, record, alone=not found.jobs))
+    except guarded.Hung as error:
+        text = f"Space {record.name}: its storage hangs: {error}."
+        return {**answer, "why": text, "alarms": {"storage": text}}
+
+
+def _asked(registry: Registry, record: SpaceRecord, *, alone: bool) -> dict[str, Any]:
+    answer: dict[str, Any] = {}
+    try:
+        if alone:
+            answer["alarms"] = alarms.of(registry, record)
         space = registry.open(record.id)
         counts = dirty.counts(space)
         with space.index.read() as db:

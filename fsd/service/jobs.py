@@ -6,6 +6,7 @@ Each job does little at a time and may be killed at any point: what it did is do
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -20,7 +21,8 @@ from fsd.core.limbo import TOMBSTONE_S
 from fsd.core.locks import LockTable
 from fsd.core.registry import Registry
 from fsd.core.sweep import Sweep
-from fsd.service import health
+from fsd.service import alarms, health
+from fsd.service.status import replace_json
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -36,6 +38,7 @@ GRANTS_EVERY = 60.0
 EPOCH_EVERY = 60.0
 OLD_EVERY = 3600.0
 ROOT_EVERY = 2.0
+ALARMS_EVERY = 5.0
 OPS_RETRY = 10.0
 
 
@@ -78,7 +81,7 @@ class Jobs:
         self._settings = settings
         self._registry = Registry(settings.state)
         self._ops: ThreadingHTTPServer | None = None
-        self._ops_due = 0.0
+        self._ops_due = self._alarms_due = 0.0
         self._jobs = [
             Job("replay", REPLAY_EVERY, self._replay),
             Job("locks", LOCKS_EVERY, lambda space: LockTable(space).expire()),
@@ -90,16 +93,23 @@ class Jobs:
         ]
         self._verify = Job("verify", 0.0, self._verify_restored)
         self._restored: dict[str, Space] = {}
+        self._alarms: dict[str, dict[str, str]] = {}
+        self._at_work: tuple[str, str, float] | None = None
+        """(job, space, since), for whoever asks whether its storage hangs."""
         self._said: set[tuple[str, str, str]] = set()
 
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop."""
+        told = threading.Thread(target=self._tell, args=(stop,), name="status", daemon=True)
+        told.start()
         try:
             while not stop.is_set():
                 self._serve_operations()
                 self.turn(time.monotonic(), stop)
+                self._look_for_alarms(time.monotonic(), stop)
                 stop.wait(1.0)
         finally:
+            told.join(2.0)
             if self._ops is not None:
                 self._ops.shutdown()
                 self._ops.server_close()
@@ -117,6 +127,36 @@ class Jobs:
         for space in list(self._restored.values()):
             self._do(self._verify, space)
 
+    def _look_for_alarms(self, now: float, stop: threading.Event) -> None:
+        if now < self._alarms_due:
+            return
+        self._alarms_due = now + ALARMS_EVERY
+        records = [record for record in self._registry.spaces() if record.state == "active"]
+        for record in records:
+            if stop.is_set():
+                return
+            self._at_work = ("alarms", record.name, time.time())
+            try:
+                self._alarms = {**self._alarms, record.hex: alarms.of(self._registry, record)}
+            except OSError as error:
+                log.info("space %s: its alarms could not be looked for: %s", record.id, error)
+            finally:
+                self._at_work = None
+        known = {record.hex for record in records}
+        self._alarms = {key: found for key, found in self._alarms.items() if key in known}
+
+    def _tell(self, stop: threading.Event) -> None:
+        """Once a second, whatever the jobs are doing: storage that hangs must be seen."""
+        while True:
+            over = stop.wait(1.0)
+            told = {
+                "pid": os.getpid(), "running": not over, "written": time.time(),
+                "alarms": self._alarms, "at_work": self._at_work,
+            }  # fmt: skip
+            replace_json(self._settings.state / "run" / "jobs.json", told)
+            if over:
+                return
+
     def _spaces(self) -> Iterator[Space]:
         for record in self._registry.spaces():
             if record.state == "active" and not record.read_only:
@@ -128,6 +168,7 @@ class Jobs:
     def _do(self, job: Job, space: Space) -> None:
         """One space's failure keeps no other from its turn, and is said once until it changes."""
         said = (job.name, space.record.id, "")
+        self._at_work = (job.name, space.record.name, time.time())
         try:
             job.work(space)
         except StorageUnavailable:
@@ -137,6 +178,8 @@ class Jobs:
             if said not in self._said:
                 known = isinstance(error, OSError)
                 log.error("job %s of space %s failed: %s", *said, exc_info=None if known else error)
+        finally:
+            self._at_work = None
         self._said = {each for each in self._said if each[:2] != said[:2]} | ({said} if said[2] else set())
 
     def _replay(self, space: Space) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsd.service import status
+from fsd.service.alarms import KINDS
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -98,6 +99,7 @@ class Exporter:
         found = status.read(self._run_dir)
         yield from _processes(found)
         yield from _watching(found)
+        yield from _alarms(found)
         if board is not None:
             yield from _requests(board.totals())
 
@@ -177,6 +179,17 @@ def _watching(found: status.Status) -> Iterator[Metric]:
         sweep: dict[str, Any] = space.get("sweep") or {}
         left.add_metric(ident, float(max(0, sweep.get("total", 0) - sweep.get("done", 0))))
     yield from (available, overflows, passes, errors, watch_errors, source, polled, verified, left)
+
+
+def _alarms(found: status.Status) -> Iterator[Metric]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    gauge = GaugeMetricFamily("fsd_space_alarm", "1 while a space needs somebody", labels=["space", "kind"])
+    for key, alarms in found.alarms.items():
+        ident = found.spaces.get(key, {}).get("id", key)
+        for kind in KINDS:
+            gauge.add_metric([ident, kind], float(kind in alarms))
+    yield gauge
 
 
 def _requests(cells: list[int]) -> Iterator[Metric]:

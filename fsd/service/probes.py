@@ -11,53 +11,21 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from fsd.core import hosts
 from fsd.core.registry import Registry
 from fsd.core.roots import takes_xattrs
 from fsd.core.space import Space, SpaceRecord
 from fsd.core.syscalls import file_handle, open_beneath
+from fsd.service import permissions
+from fsd.service.advice import Advice, ok, problem, warning
+from fsd.service.capabilities import CAPABILITIES, has_capability
 from fsd.service.config import Settings
 
-Level = Literal["ok", "warning", "problem"]
-_CAPABILITIES = {
-    "CAP_DAC_READ_SEARCH": 2,
-    "CAP_DAC_OVERRIDE": 1,
-    "CAP_CHOWN": 0,
-    "CAP_FOWNER": 3,
-    "CAP_SYS_ADMIN": 21,
-}
 _WATCHES_WISHED = 524_288
 _QUEUE_WISHED = 131_072
 _SKEW_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """What a probe found; `todo` is empty when there is nothing to do."""
-
-    probe: str
-    level: Level
-    found: str
-    todo: str = ""
-
-
-def ok(probe: str, found: str) -> Advice:
-    """Nothing to do."""
-    return Advice(probe, "ok", found)
-
-
-def warning(probe: str, found: str, todo: str) -> Advice:
-    """It works, but something is lost."""
-    return Advice(probe, "warning", found, todo)
-
-
-def problem(probe: str, found: str, todo: str) -> Advice:
-    """A promise can't be kept."""
-    return Advice(probe, "problem", found, todo)
 
 
 def host(settings: Settings) -> Iterator[Advice]:
@@ -147,18 +115,8 @@ def _inotify_instances(_: Settings) -> Advice:
     return ok("inotify instances", found)
 
 
-def _effective() -> int:
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(found[1], 16) if found else 0
-
-
-def has_capability(name: str) -> bool:
-    """Whether this process has an effective capability."""
-    return bool(_effective() >> _CAPABILITIES[name] & 1)
-
-
 def _capabilities(_: Settings) -> Advice:
-    missing = [name for name in _CAPABILITIES if not has_capability(name)]
+    missing = [name for name in CAPABILITIES if not has_capability(name)]
     if not missing:
         return ok("capabilities", "all that are used")
     lost = {
@@ -166,6 +124,7 @@ def _capabilities(_: Settings) -> Advice:
         "CAP_DAC_OVERRIDE": "directories of others can't be written",
         "CAP_CHOWN": "new files can't be given to a space's uid",
         "CAP_FOWNER": "files of others can't be labelled",
+        "CAP_LEASE": "who has files of others open isn't seen: they are ready after 35 s",
         "CAP_SYS_ADMIN": "no fanotify, only inotify",
     }
     found = "; ".join(f"no {name}: {lost[name]}" for name in missing)
@@ -247,33 +206,28 @@ def space(
         yield problem(
             name, str(error.strerror or error), "mount its storage, or adopt it again with --replace"
         )
+        opened.close()
         return
+    assert len(secret) == 32
+    try:
+        found = registry.grants.verify(record)
+        if found is not None:
+            yield problem(f"{name}, grants", found, "'fsd check --repair' writes the good ones again")
+        if not record.read_only:
+            yield from _writing(name, os.fsencode(opened.internal_path))
+        yield from permissions.probe(opened)
     finally:
         opened.close()
-    assert len(secret) == 32
-    found = registry.grants.verify(record)
-    if found is not None:
-        yield problem(f"{name}, grants", found, "'fsd check --repair' writes the good ones again")
-    internals = os.fsencode(opened.internal_path)
-    if not record.read_only:
-        yield from _writing(name, record, internals)
     yield _hearing(name, record, polled)
     yield disk(f"{name}, disk", record.path, reserve)
 
 
-def _writing(name: str, record: SpaceRecord, internals: bytes) -> Iterator[Advice]:
-    if not os.access(record.path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
-        yield problem(
-            f"{name}, permissions", "the service may not write", "chown or chmod it, or run as root"
-        )
+def _writing(name: str, internals: bytes) -> Iterator[Advice]:
     if not takes_xattrs(internals):
         yield warning(
             f"{name}, attributes", "no user.* attributes", "use ext4, xfs, btrfs: ids survive moves then"
         )
     yield _skew(name, internals)
-    if not has_capability("CAP_DAC_READ_SEARCH") and not _has_default_acl(record.path):
-        todo = f"setfacl -d -m u:{os.geteuid()}:rwX {os.fsdecode(record.path)}"
-        yield warning(f"{name}, default ACL", "what others make in it may be unreadable to the service", todo)
 
 
 def _hearing(name: str, record: SpaceRecord, polled: Collection[str]) -> Advice:
@@ -285,13 +239,6 @@ def _hearing(name: str, record: SpaceRecord, polled: Collection[str]) -> Advice:
         todo = "'fsd space set --source inotify' if only this host writes there"
         return warning(f"{name}, source", f"{fstype} tells nothing of what others change: it is polled", todo)
     return ok(f"{name}, source", f"changes on {fstype} can be heard; 'fsd status' says by what")
-
-
-def _has_default_acl(path: bytes) -> bool:
-    try:
-        return bool(os.getxattr(path, "system.posix_acl_default"))
-    except OSError:
-        return False
 
 
 def _skew(name: str, internals: bytes) -> Advice:

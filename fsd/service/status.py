@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,14 @@ class Status:
     """It runs and has written within the last seconds."""
     age: float | None
     """Seconds since the watcher wrote."""
+    jobs: dict[str, Any] = field(default_factory=dict)
+    """The jobs process's file: alarms of spaces, and what it is at work on; empty unless it runs."""
+
+    @property
+    def alarms(self) -> dict[str, dict[str, str]]:
+        """Per space (hex) a sentence for each kind of alarm."""
+        found = self.jobs.get("alarms")
+        return found if isinstance(found, dict) else {}
 
     @property
     def spaces(self) -> dict[str, dict[str, Any]]:
@@ -85,6 +93,15 @@ class Status:
             found.append(f"The watcher has not come round for {self.watcher['turned']:.0f} s.")
         for space in self.spaces.values():
             found += space_problems(space)
+        for key, alarms in self.alarms.items():
+            told = self.spaces.get(key, {}) if self.watcher_runs else {}
+            heard = {"storage": told.get("state") == "unavailable", "displaced": bool(told.get("displaced"))}
+            found += [text for kind, text in alarms.items() if not heard.get(kind)]
+        work = self.jobs.get("at_work")
+        if work and time.time() - work[2] > WAITS_LONG:
+            found.append(
+                f"Space {work[1]}: job {work[0]} got no answer for {time.time() - work[2]:.0f} s; its storage hangs?"
+            )
         return found
 
     def up_to_date(self) -> bool:
@@ -138,6 +155,8 @@ def read(run_dir: Path) -> Status:
     """Read all status files and look whether their writers live."""
     supervisor = read_json(run_dir / "supervisor.json")
     watcher = read_json(run_dir / "watcher.json")
+    jobs = read_json(run_dir / "jobs.json")
+    fresh = jobs.get("running") and time.time() - float(jobs.get("written", 0)) <= FRESH
     age = max(0.0, time.time() - float(watcher.get("written", 0))) if watcher else None
     return Status(
         supervisor,
@@ -148,4 +167,5 @@ def read(run_dir: Path) -> Status:
         and age <= FRESH
         and process_runs(int(watcher.get("pid", 0))),
         age,
+        jobs if fresh and process_runs(int(jobs.get("pid", 0))) else {},
     )

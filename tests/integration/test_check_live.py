@@ -71,3 +71,24 @@ def test_check_beside_a_server_that_is_busy(shared_server: Server) -> None:
     assert done.returncode == 0 and all(each["repaired"] for each in json.loads(done.stdout))
     assert server.run("check").returncode == 0
     settled(os.fsencode(root), dav, wait=agree)
+
+
+def test_an_alarm_is_seen_and_ends_when_it_is_mended(shared_server: Server) -> None:
+    server = shared_server
+    server.allow_log("grants")
+    record = server.json("space", "create", "alarmed")
+
+    def problems() -> str:
+        return " ".join(json.loads(server.run("status", "--json").stdout)["problems"])
+
+    def metric() -> float:
+        lines = server.ops("/metrics")[1].decode().splitlines()
+        wanted = f'fsd_space_alarm{{kind="grants",space="{record["id"]}"}}'
+        return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(wanted)), -1.0)
+
+    wait_for(lambda: metric() == 0.0, what="the metric of a sound space")
+    (Path(record["path"]) / ".fsd/acl.json").unlink()
+    wait_for(lambda: "grants of 'alarmed' are missing" in problems() and metric() == 1.0, what="the alarm")
+    assert b"grants of 'alarmed'" in server.ops("/healthz")[1]
+    server.fsd("check", "alarmed", "--repair")
+    wait_for(lambda: "alarmed" not in problems() and metric() == 0.0, what="the end of the alarm")

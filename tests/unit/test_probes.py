@@ -9,7 +9,7 @@ import pytest
 
 from fsd.core.installation import Installation
 from fsd.core.registry import Registry
-from fsd.service import config, probes
+from fsd.service import capabilities, config, probes
 from fsd.service.config import Settings
 
 
@@ -44,7 +44,7 @@ def test_small_limits(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_missing_capabilities_are_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "_effective", lambda: 0)
+    monkeypatch.setattr(capabilities, "effective", lambda: 0)
     found = by_probe(list(probes.host(settings)))["capabilities"]
     assert found.level == "warning" and "CAP_DAC_READ_SEARCH" in found.found
 
@@ -84,11 +84,9 @@ def test_spaces_in_trouble(settings: Settings, monkeypatch: pytest.MonkeyPatch) 
     registry.grants.mend(record)
     with monkeypatch.context() as patch:
         patch.setattr(probes, "takes_xattrs", lambda _: False)
-        patch.setattr(probes, "has_capability", lambda _: False)
         patch.setattr(probes.time, "time", lambda: 1_800_000_000.0 - 500_000_000)
         found = by_probe(list(probes.space(registry, record, 0)))
     assert found["space 'x', attributes"].level == "warning"
-    assert "setfacl" in found["space 'x', default ACL"].todo
     assert found["space 'x', clock"].level == "problem"
     (home / ".fsd").rename(home / "displaced")
     (advice,) = probes.space(registry, record, 0)
