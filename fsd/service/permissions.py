@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fsd.core import index, posixacl
-from fsd.core.names import join
-from fsd.core.space import INTERNAL
+from fsd.core.names import INTERNAL, join
 from fsd.service.advice import Advice, Level, ok, problem, warning
 from fsd.service.capabilities import has_capability
 
