@@ -20,11 +20,11 @@ from dav.http.failures import Malformed
 from dav.http.target import request_path
 from dav.routes import Place, Router
 from dav.ui import pages
+from dav.uploads import chunks, tus
 from dav.view import View, Views
 from dav.webdav import trashbin
-from dav.webdav.call import Call, Reply, error_reply
+from dav.webdav.call import Body, Call, Reply, error_reply
 from dav.webdav.provider import Provider, Requests, refused
-from dav.webdav.put import Incoming
 from fsd.core.accounts import User
 from fsd.core.names import to_text
 from fsd.core.registry import Registry
@@ -45,6 +45,14 @@ class Options:
     max_body: int | None = None
     public_url: str = ""
     fast: bool = True
+
+
+_Beside = Callable[[dict[str, Any], User, View], Reply | tuple[Call, Body]]
+_BESIDE: tuple[tuple[Callable[[str], bool], _Beside], ...] = (
+    (trashbin.is_here, trashbin.answer),
+    (chunks.is_here, chunks.answer),
+    (tus.is_here, tus.answer),
+)
 
 
 class App:
@@ -100,7 +108,7 @@ class App:
         metrics.observe_request(environ["REQUEST_METHOD"], reply.status, time.perf_counter() - began)
         return reply
 
-    def _answer(self, environ: dict[str, Any]) -> Reply | tuple[Call, Incoming]:
+    def _answer(self, environ: dict[str, Any]) -> Reply | tuple[Call, Body]:
         try:
             if environ["REQUEST_URI"] == "*":
                 return Reply(200, [("DAV", "1, 2, 3"), ("MS-Author-Via", "DAV"), ("Content-Length", "0")])
@@ -117,18 +125,20 @@ class App:
         if call.method not in _QUICK:
             _may_block(environ)
         found = self._requests.reply(call)
-        if isinstance(found, Incoming):
+        if not isinstance(found, Reply):
             return call, found
         return self.settled(call, found)
 
     @staticmethod
-    def _beside_the_tree(environ: dict[str, Any]) -> Callable[[dict[str, Any], User, View], Reply] | None:
+    def _beside_the_tree(environ: dict[str, Any]) -> _Beside | None:
         """What answers addresses that are not places in a space."""
-        if trashbin.is_here(request_path(environ["REQUEST_URI"])):
-            return trashbin.answer
+        path = request_path(environ["REQUEST_URI"])
+        for is_here, answer in _BESIDE:
+            if is_here(path):
+                return answer
         return endpoints.private(environ)
 
-    def finish(self, call: Call, incoming: Incoming) -> Reply:
+    def finish(self, call: Call, incoming: Body) -> Reply:
         """All bytes of an upload are here."""
         return self.settled(call, self._requests.finish(incoming))
 
@@ -153,7 +163,7 @@ class App:
 class Receiving:
     """An upload on its way through the application: request id, answer, audit and count belong to it."""
 
-    def __init__(self, app: App, call: Call, incoming: Incoming, ident: str, began: float) -> None:
+    def __init__(self, app: App, call: Call, incoming: Body, ident: str, began: float) -> None:
         self._app = app
         self._call = call
         self._incoming = incoming

@@ -21,6 +21,13 @@ PRODUCT = "fsd"
 _PROTOCOL = (10, 11, 0)
 """The version of the ownCloud protocol: clients refuse servers that say less than 10."""
 _POLL_MS = 30_000
+_TUS = {
+    "version": "1.0.0",
+    "resumable": "1.0.0",
+    "extension": "creation,creation-with-upload",
+    "max_chunk_size": 0,
+    "http_method_override": "",
+}
 _NEARING, _CRITICAL = 0.75, 0.9
 
 
@@ -40,8 +47,9 @@ def status() -> Document:
     }
 
 
-def capabilities() -> Document:
-    """The OCS capabilities: uploads in one PUT, checksums verified on the way in, spaces."""
+def capabilities(agent: str) -> Document:
+    """The OCS capabilities, for a client by its User-Agent: ownCloud's version 2 takes TUS for every file if it is
+    offered, and can't resume it; all others take the one way of resumable uploads that they know."""
     major, minor, micro = _PROTOCOL
     return {
         "version": {
@@ -65,10 +73,17 @@ def capabilities() -> Document:
                 "supportedTypes": ["SHA1", "MD5", "ADLER32", "SHA256"],
                 "preferredUploadType": "SHA1",
             },
-            "dav": {"trashbin": "1.0", "reports": [], "invalidFilenameRegex": ""},
+            "dav": {
+                "chunking": "1.0",
+                "trashbin": "1.0",
+                "reports": [],
+                "invalidFilenameRegex": "",
+                "httpErrorCodesThatResetFailingChunkedUploads": [404],
+            },
             "files": {
+                **({} if "mirall/2." in agent else {"tus_support": _TUS}),
                 "privateLinks": False,
-                "bigfilechunking": False,
+                "bigfilechunking": True,
                 "undelete": True,
                 "versioning": False,
                 "favorites": False,

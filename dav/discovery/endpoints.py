@@ -152,7 +152,7 @@ _PRIVATE: dict[str, Private] = {
 }
 for _version in _OCS:
     _PRIVATE[f"{_version}cloud/capabilities"] = _read(
-        lambda environ, user, view: _ocs(environ, documents.capabilities())
+        lambda environ, user, view: _ocs(environ, documents.capabilities(environ.get("HTTP_USER_AGENT", "")))
     )
     _PRIVATE[f"{_version}cloud/user"] = _read(
         lambda environ, user, view: _ocs(environ, documents.ocs_user(user, view))

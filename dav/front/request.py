@@ -4,13 +4,13 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from email.utils import formatdate
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from dav.front.body import Body, ChunkedBody, FixedBody
 from dav.front.outgoing import Outgoing
 from dav.http import limits
+from dav.http.errors import status_line
 from dav.http.failures import WouldBlock
 from dav.http.parser import BadRequest, Head
 
@@ -59,7 +59,7 @@ def _start(status: int) -> bytes:
         _date = (now, b"Date: " + formatdate(now, usegmt=True).encode() + b"\r\n")
     line = _status_lines.get(status)
     if line is None:
-        line = _status_lines[status] = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
+        line = _status_lines[status] = f"HTTP/1.1 {status_line(status)}\r\n".encode()
     return line + _date[1]
 
 

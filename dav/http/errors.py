@@ -84,6 +84,8 @@ _ERRNOS = {
     errno.ENOTCONN: 503,
     errno.EHOSTDOWN: 503,
 }
+_PHRASES = {460: "Checksum Mismatch"}
+"""Of statuses that are no standard's: TUS has one."""
 _SENTENCES = {
     403: "This is not allowed here.",
     404: "There is nothing here.",
@@ -118,7 +120,7 @@ def from_os_error(error: OSError) -> HttpError:
 
 def status_line(status: int) -> str:
     """``404 Not Found``."""
-    return f"{status} {HTTPStatus(status).phrase}"
+    return f"{status} {_PHRASES.get(status) or HTTPStatus(status).phrase}"
 
 
 def error_body(error: HttpError) -> bytes:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from dav.http import ifheader
 from dav.http.conditions import evaluate as evaluate_conditions
@@ -31,6 +31,19 @@ class Reply:
         return status_line(self.status)
 
 
+class Body(Protocol):
+    """A request body that was agreed to: ``feed`` its bytes, then ``finish``; ``abort`` when the client is gone."""
+
+    def feed(self, view: memoryview, /) -> None:
+        """The next bytes.  HttpError, OSError: then ``abort``."""
+
+    def finish(self) -> Reply:
+        """All bytes were fed.  HttpError, OSError."""
+
+    def abort(self) -> None:
+        """Leave nothing behind but what the protocol keeps; harmless after ``finish``."""
+
+
 def error_reply(error: HttpError) -> Reply:
     """The answer for an error, in the form that clients show to people."""
     body = error_body(error)
@@ -41,7 +54,7 @@ class Call:
     """A request on a resolved target.  ``place`` refuses virtual targets.  ``target``: if it is not in the tree."""
 
     def __init__(
-        self, environ: dict[str, Any], user: User, router: Router, target: Virtual | None = None
+        self, environ: dict[str, Any], user: User, router: Router, target: Place | Virtual | None = None
     ) -> None:
         self.environ = environ
         self.user = user

@@ -14,8 +14,9 @@ from dav.http.dates import NANO
 from dav.http.errors import HttpError, from_os_error
 from dav.routes import Place, Virtual
 from dav.ui import pages
+from dav.uploads import tus
 from dav.webdav import changes, get, locks, propfind, proppatch, put
-from dav.webdav.call import Call, Reply, error_reply
+from dav.webdav.call import Body, Call, Reply, error_reply
 from dav.webdav.properties import DIRECTORY_TYPE, content_type
 from fsd.core import tree
 from fsd.core.errors import NotYetKnown
@@ -25,8 +26,8 @@ _COLLECTION = "OPTIONS, GET, HEAD, PROPFIND, PROPPATCH, DELETE, COPY, MOVE, LOCK
 _FILE = "OPTIONS, GET, HEAD, PUT, PROPFIND, PROPPATCH, DELETE, COPY, MOVE, LOCK, UNLOCK"
 _UNMAPPED = "OPTIONS, PUT, MKCOL, LOCK"
 _TRIES = 3
-Method = Callable[[Call], Reply | put.Incoming]
-_CREATING = frozenset({"PUT", "MKCOL", "LOCK"})
+Method = Callable[[Call], Reply | Body]
+_CREATING = frozenset({"PUT", "MKCOL", "LOCK", "POST"})
 """These do not need their resource: what they miss is a parent (409), or something of the server's own."""
 _VIRTUAL = "OPTIONS, GET, HEAD, PROPFIND"
 
@@ -82,7 +83,7 @@ class Folder(DAVCollection):  # type: ignore[misc]
         return [child.name.decode("utf-8", "surrogateescape") for child in children]
 
 
-def _without_doubt(handler: Method, call: Call) -> Reply | put.Incoming:
+def _without_doubt(handler: Method, call: Call) -> Reply | Body:
     """Call the method; its FileNotFoundError leaves here only when the resource itself is proven absent.
 
     Something that is deleted and made again meanwhile is asked for again: a method that fails has changed nothing.
@@ -157,11 +158,12 @@ class Requests(RequestServer):  # type: ignore[misc]
             "DELETE": changes.delete,
             "COPY": changes.copy,
             "MOVE": changes.move,
+            "POST": self._post,
             "LOCK": locks.lock,
             "UNLOCK": locks.unlock,
         }
 
-    def reply(self, call: Call) -> Reply | put.Incoming:
+    def reply(self, call: Call) -> Reply | Body:
         """The answer of the method, or an upload it agreed to; errors become their status."""
         try:
             handler = self._methods.get(call.method)
@@ -173,7 +175,7 @@ class Requests(RequestServer):  # type: ignore[misc]
         except (HttpError, OSError) as error:
             return refused(error)
 
-    def finish(self, incoming: put.Incoming) -> Reply:
+    def finish(self, incoming: Body) -> Reply:
         """The answer to an upload of which every byte was fed."""
         try:
             return incoming.finish()
@@ -202,9 +204,16 @@ class Requests(RequestServer):  # type: ignore[misc]
             ("DAV", "1, 2, 3"),
             ("MS-Author-Via", "DAV"),
             ("Accept-Ranges", "bytes"),
+            *tus.headers_of_server(),
             ("Content-Length", "0"),
         ]
         return Reply(200, headers)
+
+    def _post(self, call: Call) -> Reply | Body:
+        """Only as TUS means it: the creation of an upload."""
+        if "HTTP_TUS_RESUMABLE" not in call.environ:
+            raise HttpError(405, "POST is not available here.", headers=(("Allow", self._allow(call)),))
+        return tus.create(call)
 
     def _get(self, call: Call) -> Reply:
         if isinstance(call.target, Virtual):

@@ -81,11 +81,13 @@ class Upload:
         must_not_exist: bool = False,
         checksum: tuple[str, str] | None = None,
         durability: bool = True,
+        reserved: int = 0,
     ) -> None:
         """Check quota, parent, kind of the target and preconditions now (they are checked again at the end).
 
         `length` in bytes, None if it isn't known; `if_match` unquoted etags, `{"*"}` for any; `checksum` (algorithm,
-        hex). Raises ParentMissing, IsADirectoryError, Forbidden, PreconditionFailed, QuotaExceeded, NameRefused.
+        hex); `reserved`: bytes that count as taken for this very upload. Raises ParentMissing,
+        IsADirectoryError, Forbidden, PreconditionFailed, QuotaExceeded, NameRefused.
         """
         require_writable(space)
         self._space = space
@@ -96,6 +98,7 @@ class Upload:
         self._expected = checksum[1].strip().lower() if checksum else None
         self._hash = new_hash(checksum[0]) if checksum else None
         self._durability = durability
+        self._reserved = reserved
         self._written = 0
         self._look_at_disk = _DISK_EVERY if length is not None else 0
         self._attributes: dict[str, bytes] | None = None
@@ -106,7 +109,7 @@ class Upload:
         with ExitStack() as stack:
             self._place = stack.enter_context(closing(open_destination(space, path)))
             self._old = old = self._look()
-            before = old.entry.size if old else 0
+            before = (old.entry.size if old else 0) + reserved
             if length is not None:
                 quota.check(space, length - before)
             room = quota.available(space)
@@ -231,7 +234,7 @@ class Upload:
         # What was seen first serves: both ways of publishing notice when it is no longer so.
         old = self._old
         for _ in range(_TRIES):
-            quota.check_limit(self._space, self._written - (old.entry.size if old else 0))
+            quota.check_limit(self._space, self._written - self._reserved - (old.entry.size if old else 0))
             try:
                 return (self._publish_new(), True) if old is None else (self._publish_over(old), False)
             except Changed:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsd.core.errors import QuotaExceeded
+from fsd.core.partials import reserved
 from fsd.core.tree import usage
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def available(space: Space, limit: Limit | None = None) -> int | None:
     allowed = (limit or _limit)(space)
     if allowed is None:
         return None
-    return max(0, min(allowed - usage(space), free_on_disk(space)))
+    return max(0, min(allowed - usage(space) - reserved(space), free_on_disk(space)))
 
 
 def check(space: Space, extra_bytes: int) -> None:
@@ -74,6 +75,6 @@ def check_limit(space: Space, extra_bytes: int) -> None:
     allowed = _limit(space)
     if allowed is None:
         return
-    room = max(0, allowed - usage(space))
+    room = max(0, allowed - usage(space) - reserved(space))
     if extra_bytes > room:
         raise QuotaExceeded(f"The space has room for {room} more bytes, not {extra_bytes}.")

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from fsd.core import intents, locks, writers
+from fsd.core import intents, locks, partials, writers
 from fsd.core.store import Database
 
 BLOCK = 100_000
@@ -51,7 +51,7 @@ class State(Database):
     """The state database of one space."""
 
     def __init__(self, path: Path, lock: Path) -> None:
-        schema = ";".join((SCHEMA, intents.SCHEMA, locks.SCHEMA, writers.SCHEMA))
+        schema = ";".join((SCHEMA, intents.SCHEMA, locks.SCHEMA, writers.SCHEMA, partials.SCHEMA))
         super().__init__(path, schema, synchronous="FULL", lock=lock)
 
     def created(self, db: sqlite3.Connection) -> None:
@@ -61,6 +61,7 @@ class State(Database):
     def opened(self, db: sqlite3.Connection) -> None:
         """Tables that came after the first release."""
         db.execute(writers.SCHEMA)
+        db.execute(partials.SCHEMA)
 
     def reserve(self, at_least: int, *, apart: bool = False) -> tuple[int, int]:
         """Reserve a block of journal numbers: (first, first one behind it), durable when this returns.

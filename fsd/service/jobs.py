@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
-from fsd.core import journal, replay, restoring, returning, trash, writers
+from fsd.core import journal, partials, replay, restoring, returning, trash, writers
 from fsd.core.errors import FsdError, StorageUnavailable
 from fsd.core.limbo import TOMBSTONE_S
 from fsd.core.locks import LockTable
@@ -36,6 +36,7 @@ LOCKS_EVERY = 60.0
 TRASH_EVERY = 600.0
 GRANTS_EVERY = 60.0
 EPOCH_EVERY = 60.0
+UPLOADS_EVERY = 600.0
 OLD_EVERY = 3600.0
 ROOT_EVERY = 2.0
 ALARMS_EVERY = 5.0
@@ -89,6 +90,7 @@ class Jobs:
             Job("epoch", EPOCH_EVERY, self._epoch),
             Job("root", ROOT_EVERY, self._root),
             Job("trash", TRASH_EVERY, self._trash, due=time.monotonic() + 30.0),
+            Job("uploads", UPLOADS_EVERY, partials.expire, due=time.monotonic() + 45.0),
             Job("old rows", OLD_EVERY, forget_old, due=time.monotonic() + 60.0),
         ]
         self._verify = Job("verify", 0.0, self._verify_restored)

@@ -87,11 +87,25 @@ def test_nothing_is_advertised_that_is_not_there(ask):
     _, document = ask("/ocs/v2.php/cloud/capabilities?format=json")
     found = document["ocs"]["data"]["capabilities"]
     assert found["files_sharing"]["api_enabled"] is False
-    assert "tus_support" not in found["files"] and "chunking" not in found["dav"]
-    assert not any(found["files"][name] for name in ("bigfilechunking", "versioning", "favorites"))
+    assert not any(found["files"][name] for name in ("versioning", "favorites"))
     for name in found["checksums"]["supportedTypes"]:
         answer, _ = ask("/dav/files/alice/sum", method="PUT", **{"OC-Checksum": f"{name}:00"})
         assert answer.status == 400 and b"checksum" in answer.body.lower()
+
+
+@pytest.mark.parametrize(
+    ("agent", "tus"),
+    [
+        ("Mozilla/5.0 (Linux) mirall/2.11.0 (build 8300)", False),
+        ("Mozilla/5.0 (Linux) mirall/5.3.1 (ownCloud)", True),
+        ("OpenCloud-android/1.0", True),
+        ("", True),
+    ],
+)
+def test_each_client_is_offered_the_uploads_it_does_well(ask, agent, tus):
+    _, document = ask("/ocs/v2.php/cloud/capabilities?format=json", **{"User-Agent": agent})
+    found = document["ocs"]["data"]["capabilities"]
+    assert found["dav"]["chunking"] == "1.0" and ("tus_support" in found["files"]) is tus
 
 
 def test_who_am_i(ask):

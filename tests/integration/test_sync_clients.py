@@ -11,13 +11,12 @@ from tests.support.serving import ADMIN, Server
 from tests.support.syncclient import CLIENTS, SyncClient, tree
 
 
-@pytest.fixture(scope="module", params=CLIENTS)
-def client(request, tmp_path_factory):
+@pytest.fixture(params=CLIENTS)
+def client(request, tmp_path):
     if shutil.which(request.param) is None:
         pytest.fail(f"{request.param} is not installed; scripts/test installs it")
-    base = tmp_path_factory.mktemp(request.param)
-    server = Server(base).start()
-    yield SyncClient(request.param, server, base)
+    server = Server(tmp_path, workers=1).start()
+    yield SyncClient(request.param, server, tmp_path)
     server.close()
     assert not server.complaints()
 
@@ -35,7 +34,7 @@ def both(client, remote):
     return here
 
 
-def test_first_sync_in_both_directions(client, remote):
+def first_sync_in_both_directions(client, remote):
     (remote / "deep/er").mkdir(parents=True)
     for name in ("plain", "ü b+%#&.txt", "semi;colon?", "empty", "a'quote\"d"):
         (remote / "deep/er" / name).write_bytes(b"" if name == "empty" else name.encode())
@@ -49,13 +48,13 @@ def test_first_sync_in_both_directions(client, remote):
     assert client.sync() == []
 
 
-def test_a_change_deep_in_the_tree_is_found(client, remote):
+def a_change_deep_in_the_tree_is_found(client, remote):
     (remote / "deep/er/plain").write_bytes(b"written straight to disk")
     assert client.sync() == [("GET", "deep/er/plain")]
     both(client, remote)
 
 
-def test_other_content_of_the_same_size_and_time_is_found(client, remote):
+def other_content_of_the_same_size_and_time_is_found(client, remote):
     path = remote / "deep/er/plain"
     before = path.stat()
     path.write_bytes(b"WRITTEN STRAIGHT TO DISK")
@@ -64,7 +63,7 @@ def test_other_content_of_the_same_size_and_time_is_found(client, remote):
     both(client, remote)
 
 
-def test_renames_move_no_bytes(client, remote):
+def renames_move_no_bytes(client, remote):
     os.rename(client.local / "mine/große Datei", client.local / "mine/umbenannt")
     assert [method for method, _ in client.sync()] == ["MOVE"]
     both(client, remote)
@@ -73,14 +72,14 @@ def test_renames_move_no_bytes(client, remote):
     assert "moved/er/plain" in both(client, remote)
 
 
-def test_a_file_replaced_by_rename_is_the_same_file(client, remote):
+def a_file_replaced_by_rename_is_the_same_file(client, remote):
     (remote / "moved/er/.plain.swp").write_bytes(b"saved by an editor")
     os.rename(remote / "moved/er/.plain.swp", remote / "moved/er/plain")
     assert client.sync() == [("GET", "moved/er/plain")]
     both(client, remote)
 
 
-def test_what_is_deleted_goes_on_both_sides(client, remote):
+def what_is_deleted_goes_on_both_sides(client, remote):
     os.unlink(remote / "moved/er/empty")
     shutil.rmtree(client.local / "mine")
     assert client.sync() == [("DELETE", "mine")]
@@ -88,7 +87,7 @@ def test_what_is_deleted_goes_on_both_sides(client, remote):
     assert "moved/er/empty" not in found and "mine" not in found
 
 
-def test_a_conflict_keeps_both(client, remote):
+def a_conflict_keeps_both(client, remote):
     (client.local / "moved/er/plain").write_bytes(b"the local one")
     (remote / "moved/er/plain").write_bytes(b"the one on the server")
     client.sync()
@@ -99,7 +98,7 @@ def test_a_conflict_keeps_both(client, remote):
     both(client, remote)
 
 
-def test_after_a_restart_nothing_is_transferred(client, remote):
+def after_a_restart_nothing_is_transferred(client, remote):
     (remote / "kept").write_bytes(b"kept")
     client.sync()
     client.server.stop()
@@ -108,3 +107,34 @@ def test_after_a_restart_nothing_is_transferred(client, remote):
     assert client.sync() == [("GET", "while down")]
     both(client, remote)
     assert client.sync() == []
+
+
+def test_a_history(client, remote):
+    """One after the other: a client remembers what it did."""
+    for step in (
+        first_sync_in_both_directions,
+        a_change_deep_in_the_tree_is_found,
+        other_content_of_the_same_size_and_time_is_found,
+        renames_move_no_bytes,
+        a_file_replaced_by_rename_is_the_same_file,
+        what_is_deleted_goes_on_both_sides,
+        a_conflict_keeps_both,
+        after_a_restart_nothing_is_transferred,
+    ):
+        step(client, remote)
+
+
+def test_a_big_file_goes_up_in_chunks(client, remote):
+    content = os.urandom(25_000_000)
+    (client.local / "big").write_bytes(content)
+    trail = client.sync()
+    assert (
+        trail[-1] == ("PUT", "big") and len(trail) >= 3 and all("/uploads/" in path for _, path in trail[:-1])
+    )
+    assert (remote / "big").read_bytes() == content
+    both(client, remote)
+    with open(client.local / "big", "ab") as file:
+        file.write(b"grown")
+    client.sync()
+    assert (remote / "big").read_bytes() == content + b"grown"
+    assert client.sync() == [] and os.listdir(remote / ".fsd/uploads") == []

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fsd.core.replay import Peers
     from fsd.core.space import Space
 
-_KNOWN = {b"space.json", b"acl.json", b"epoch", b"trash", b"staging", b"meta", b"versions"}
+_KNOWN = {b"space.json", b"acl.json", b"epoch", b"trash", b"staging", b"meta", b"versions", b"uploads"}
 _PASSING = re.compile(rb"\.?(space\.json|acl\.json|epoch)\.new")
 """Temporary names of files that are written aside; a crash leaves at most one of each."""
 _META = re.compile(rb"[0-9a-f]{32}\.json(\.new)?")

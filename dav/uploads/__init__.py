@@ -1,0 +1,1 @@
+"""Uploads in several requests: chunks that are put and then moved into place, and TUS."""

@@ -1,0 +1,263 @@
+"""Chunked uploads as the ownCloud and Nextcloud clients do them: MKCOL a folder, PUT chunks, MOVE `.file` into place.
+
+``/dav/uploads/USER/NAME/CHUNK``, also below ``/remote.php``. Chunks are joined in the byte-wise order of their names,
+whatever these are. They lie in the user's personal space; the file may go into any space of theirs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import escape
+
+from dav.http import digests
+from dav.http.dates import http_date, parse_mtime
+from dav.http.errors import HttpError
+from dav.http.target import request_path, segments
+from dav.routes import Router, Virtual
+from dav.uploads import finishing
+from dav.view import View
+from dav.webdav.call import Body, Call, Reply, lookup_or_none
+from dav.webdav.propfind import depth_of, make_plan, wants_minimal
+from dav.webdav.xml import DAV, MULTISTATUS, OC, XML_TYPE, element, read_body
+from fsd.core import partials, uploads
+from fsd.core.accounts import User
+from fsd.core.names import check_new_name
+from fsd.core.partials import Part, Partial, Terms
+from fsd.core.space import Space
+
+_PREFIXES = ((b"dav", b"uploads"), (b"remote.php", b"dav", b"uploads"))
+_WHOLE = b".file"
+_ALLOW = ("Allow", "OPTIONS, PROPFIND, MKCOL, PUT, MOVE, DELETE")
+
+
+def is_here(path: str) -> bool:
+    """Whether a URL path (still encoded) is one of chunked uploads."""
+    return "/uploads/" in path and _used(tuple(segments(path))) is not None
+
+
+def _used(names: tuple[bytes, ...]) -> int | None:
+    for prefix in _PREFIXES:
+        if names[: len(prefix)] == prefix and len(names) > len(prefix):
+            return len(prefix) + 1
+    return None
+
+
+@dataclass(slots=True)
+class _Request:
+    """One request: ``name`` the client's own name of the upload, ``part`` the chunk."""
+
+    call: Call
+    space: Space
+    href: str
+    name: str
+    part: bytes | None
+
+    @property
+    def environ(self) -> dict[str, Any]:
+        return self.call.environ
+
+    def partial(self) -> Partial:
+        try:
+            return partials.get(self.space, self.call.user.id, name=self.name)
+        except FileNotFoundError:
+            raise HttpError(404, "There is no such upload (any more).") from None
+
+
+def answer(environ: dict[str, Any], user: User, view: View) -> Reply | tuple[Call, Body]:
+    """The reply, or the chunk that was agreed to. HttpError, OSError."""
+    request = _resolve(environ, user, view)
+    handler = _METHODS.get(environ["REQUEST_METHOD"])
+    if handler is None:
+        raise HttpError(405, "Chunks are put here, and moved into place together.", headers=(_ALLOW,))
+    return handler(request)
+
+
+def _resolve(environ: dict[str, Any], user: User, view: View) -> _Request:
+    raw = request_path(environ["REQUEST_URI"])
+    names = tuple(segments(raw))
+    used = _used(names)
+    assert used is not None
+    owner = view.user(names[used - 1].decode("utf-8", "replace"))
+    record = view.personal(user)
+    if owner is None or owner.id != user.id or record is None or not used < len(names) <= used + 2:
+        raise HttpError(404, "There is nothing here.")
+    href = "/" + "/".join([part for part in raw.split("/") if part][: used + 1])
+    check_new_name(names[used])
+    call = Call(environ, user, Router(view), Virtual(names, href, raw.endswith("/"), []))
+    part = names[used + 1] if len(names) > used + 1 else None
+    return _Request(call, view.space(record), href, names[used].decode(), part)
+
+
+def _options(_: _Request) -> Reply:
+    return Reply(200, [_ALLOW, ("DAV", "1"), ("Content-Length", "0")])
+
+
+def _mkcol(request: _Request) -> Reply:
+    """201, and the announced bytes are reserved; 405 if there is one of that name; 507."""
+    if request.part is not None:
+        raise HttpError(409, "An upload has no folders in it.")
+    if request.call.has_body():
+        raise HttpError(415, "MKCOL does not take a body.")
+    replaces = 0
+    if "HTTP_DESTINATION" in request.environ:
+        target = finishing.target_call(request.call, request.call.destination())
+        entry = lookup_or_none(target.place)
+        replaces = (
+            entry.size if entry is not None and target.place.record.id == request.space.record.id else 0
+        )
+    total = _total(request)
+    try:
+        uploads.begin(request.space, request.call.user.id, name=request.name, length=total, replaces=replaces)
+    except FileExistsError:
+        raise HttpError(405, "There is an upload of that name already.") from None
+    return Reply(201, [("Content-Length", "0")])
+
+
+def _total(request: _Request) -> int | None:
+    text = request.environ.get("HTTP_OC_TOTAL_LENGTH")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise HttpError(400, "OC-Total-Length is not a number of bytes.")
+    limit = request.environ.get("fsd.max_body")
+    if limit is not None and int(text) > limit:
+        raise HttpError(413, f"At most {limit} bytes can be uploaded.")
+    return int(text)
+
+
+class _Chunk:
+    """A chunk on its way."""
+
+    def __init__(self, request: _Request, partial: Partial, part: Part) -> None:
+        self._request, self._partial, self._part = request, partial, part
+        self.feed = part.write
+
+    def finish(self) -> Reply:
+        new = self._part.close()
+        partials.touch(self._request.space, self._partial)
+        return Reply(201 if new else 204, [("Content-Length", "0")])
+
+    def abort(self) -> None:
+        self._part.abort()
+
+
+def _put(request: _Request) -> tuple[Call, Body]:
+    if request.part is None:
+        raise HttpError(405, "Chunks are put into the upload.", headers=(_ALLOW,))
+    partial = request.partial()
+    with partials.opened(request.space, partial) as directory:
+        partials.check_room_for_part(directory)
+        return request.call, _Chunk(request, partial, Part(directory, request.part))
+
+
+def _propfind(request: _Request) -> Reply:
+    """What has arrived, so that a client goes on where it was."""
+    depth = depth_of(request.environ)
+    plan, minimal = make_plan(read_body(request.environ)), wants_minimal(request.environ)
+    partial = request.partial()
+    with partials.opened(request.space, partial) as directory:
+        found = partials.parts(directory)
+    if request.part is not None:
+        found = [each for each in found if each[0] == request.part]
+        if not found:
+            raise HttpError(404, "There is no such chunk.")
+    own = {f"{DAV}resourcetype": "<d:collection/>", **_common(partial, b"", sum(size for _, size in found))}
+    listed = [(f"{request.href}/", own)] if request.part is None else []
+    if depth == "1" or request.part is not None:
+        for name, size in found:
+            values = {
+                f"{DAV}resourcetype": "",
+                f"{DAV}getcontentlength": str(size),
+                **_common(partial, name, size),
+            }
+            listed.append((f"{request.href}/{quote(name)}", values))
+    pieces = [_response(href, values, plan.asked(values), minimal) for href, values in listed]
+    body = b"".join((MULTISTATUS, *pieces, b"</d:multistatus>"))
+    return Reply(207, [XML_TYPE, ("DAV", "1"), ("Content-Length", str(len(body)))], [body])
+
+
+def _common(partial: Partial, name: bytes, size: int) -> dict[str, str]:
+    ident = hashlib.blake2b(partial.id.encode() + b"/" + name, digest_size=16).hexdigest()
+    etag = hashlib.blake2b(f"{ident}.{size}".encode(), digest_size=16).hexdigest()
+    return {
+        f"{DAV}getetag": f'"{etag}"',
+        f"{DAV}getlastmodified": http_date(int(partial.created)),
+        f"{OC}id": ident,
+        f"{OC}fileid": ident,
+        f"{OC}permissions": "",
+        f"{OC}size": str(size),
+    }
+
+
+def _response(href: str, values: dict[str, str], asked: list[str], minimal: bool) -> bytes:
+    found = "".join(element(name, values[name]) for name in asked if name in values)
+    missing = "".join(element(name, None) for name in asked if name not in values)
+    text = f"<d:propstat><d:prop>{found}</d:prop><d:status>HTTP/1.1 200 OK</d:status></d:propstat>"
+    if missing and not minimal:
+        text += (
+            f"<d:propstat><d:prop>{missing}</d:prop><d:status>HTTP/1.1 404 Not Found</d:status></d:propstat>"
+        )
+    return f"<d:response><d:href>{escape(href)}</d:href>{text}</d:response>".encode()
+
+
+def _move(request: _Request) -> Reply:
+    """Join the chunks and publish the file: 201 or 204, as a PUT of the whole would."""
+    if request.part != _WHOLE:
+        raise HttpError(403, "Only '.file', the whole of the chunks, is moved.")
+    partial = request.partial()
+    target = finishing.target_call(request.call, request.call.destination())
+    entry = lookup_or_none(target.place)
+    target.check_conditions(entry)
+    if not request.call.overwrite() and entry is not None:
+        raise HttpError(412, "Something is at the Destination, and Overwrite is F.")
+    total = _total(request)
+    if total is not None and total != uploads.size(request.space, partial):
+        raise HttpError(400, "The chunks are not as many bytes as announced; nothing was changed.")
+    conditional = target.if_header is not None or "HTTP_IF_MATCH" in request.environ
+    terms = Terms(
+        mtime_ns=_mtime(request.environ),
+        checksum=_checksum(request.environ),
+        if_match=(entry.etag,) if entry is not None and conditional else None,
+        must_not_exist=not request.call.overwrite(),
+    )
+    created, headers = finishing.publish(target, request.space, partial, terms)
+    return Reply(201 if created else 204, headers)
+
+
+def _mtime(environ: dict[str, Any]) -> int | None:
+    text = environ.get("HTTP_X_OC_MTIME")
+    mtime_ns = parse_mtime(text) if text is not None else None
+    if text is not None and mtime_ns is None:
+        raise HttpError(400, "X-OC-Mtime is not a time.")
+    return mtime_ns
+
+
+def _checksum(environ: dict[str, Any]) -> tuple[str, str] | None:
+    try:
+        return digests.parse(environ.get("HTTP_OC_CHECKSUM", ""))
+    except ValueError as error:
+        raise HttpError(400, str(error)) from None
+
+
+def _delete(request: _Request) -> Reply:
+    partial = request.partial()
+    if request.part is None:
+        partials.drop(request.space, partial)
+        return Reply(204)
+    with partials.opened(request.space, partial) as directory:
+        partials.drop_part(directory, request.part)
+    return Reply(204)
+
+
+_METHODS: dict[str, Callable[[_Request], Reply | tuple[Call, Body]]] = {
+    "OPTIONS": _options,
+    "MKCOL": _mkcol,
+    "PUT": _put,
+    "PROPFIND": _propfind,
+    "MOVE": _move,
+    "DELETE": _delete,
+}
