@@ -11,7 +11,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import claims, dirty, ids, index, journal
+from fsd.core import claims, dirty, heirs, ids, index, journal
 from fsd.core.classify import Donor, Facts, Verdict, content_rev, identify
 from fsd.core.index import CLAIMING, DIRECTORY, FILE, LABELLED, READY, SYMLINK, WRITING, DirRow, Head, NodeRow
 from fsd.core.journal import Change
@@ -22,8 +22,7 @@ from fsd.core.totals import Deltas
 if TYPE_CHECKING:
     from fsd.core.space import Space
 
-MEMORY_S = 10.0
-"""How long a vanished name or node is remembered: limbo, save-by-rename. Seconds."""
+MEMORY_S = heirs.MEMORY_S
 QUIET_S = 35.0
 """A node whose ctime is older counts as closed and quiet without asking (leases tell earlier). Seconds."""
 SETTLE_S = 5.0
@@ -69,7 +68,7 @@ class Commit:
         now: float, *, explicit: bool, sweep: bool, first_look: bool, defer_labels: bool,
     ) -> None:  # fmt: skip
         self.space, self.db, self.n, self.path, self.now = space, db, row.n, path, now
-        self._explicit, self.sweep, self.first_look = explicit, sweep, first_look
+        self.explicit, self.sweep, self.first_look = explicit, sweep, first_look
         self._defer_labels = defer_labels
         self.id, self.mount, self.seq = row.id, mount, parts.seq
         self.head = head
@@ -129,7 +128,7 @@ class Commit:
             else:
                 known.append(other)
         remembered = None
-        if not known and not (self._explicit and seen.label and seen.label.proven) and self.bindings_exist:
+        if not known and not (self.explicit and seen.label and seen.label.proven) and self.bindings_exist:
             remembered = self.space.state.bound(seen.binding, place_key(self.id, seen.name))
             if remembered and index.by_id(self.db, remembered[0]):
                 remembered = None
@@ -140,35 +139,13 @@ class Commit:
             else:
                 claim = claims.judge(self, seen)
         alive = owner is not None and owner.parent is not None and self._alive(owner)
-        donor = self._donor(row, seen, known) if seen.kind == FILE and not linked else None
-        return Facts(seen, self._explicit, known, linked, remembered, owner, alive, claim, donor)
+        donor = heirs.donor(self, row, seen, known) if seen.kind == FILE and not linked else None
+        return Facts(seen, self.explicit, known, linked, remembered, owner, alive, claim, donor)
 
     def _alive(self, row: NodeRow, *, unknown: bool = True) -> bool:
         """Whether a row's node is still at its place. Below a directory in limbo it can't be told: `unknown`."""
         path = index.path_of(self.db, row.n)
         return unknown if path is None else still_at(self.space, path, row.binding)
-
-    def _donor(self, row: NodeRow | None, seen: Seen, known: list[NodeRow]) -> Donor | None:
-        if row is not None:
-            return Donor(row, "place") if row.kind == FILE else None
-        temporary = bool(known) and not known[0].flags & READY
-        if self._explicit or (seen.label is not None and seen.label.proven and not temporary):
-            return None  # it has an identity of its own
-        oldest = self.now - MEMORY_S
-        place = (self.n, seen.name, oldest)
-        found = self.db.execute(
-            "SELECT n FROM limbo WHERE parent=? AND name=? AND since>=? ORDER BY since DESC", place
-        ).fetchone()
-        source = "limbo"
-        if found is None:
-            found = self.db.execute(
-                "SELECT n FROM recent WHERE parent=? AND name=? AND since>=?", place
-            ).fetchone()
-            source = "recent"
-        donor = index.node(self.db, found[0]) if found else None
-        if donor is None or donor.binding == seen.binding:
-            return None
-        return Donor(donor, "limbo" if source == "limbo" else "recent")
 
     # -- carrying out a verdict -------------------------------------------------------------------------------
 
@@ -225,10 +202,7 @@ class Commit:
         if row is not None and row.n != donor.row.n:
             self.remove(row)
         if moved is not None:
-            if moved.parent is not None:
-                self.deltas.add(moved.parent, -moved.size, -moved.size)
-            for table in ("limbo", "pending", "node"):
-                self.db.execute(f"DELETE FROM {table} WHERE n=?", (moved.n,))
+            heirs.leave(self, moved)
         # An id that is established stays so for its heir: the next save may come before the heir has its label.
         self._insert(seen, heir_id, rev, urgent=True, kind="changed", ready=donor.row.flags & READY)
 
@@ -285,7 +259,7 @@ class Commit:
         else:
             self.deltas.add(row.parent, -row.size, -total)
             remembered = row.parent == self.n and row.kind == FILE and row.flags & READY and not rebound
-            if remembered and not self._explicit and row.name != seen.name:
+            if remembered and not self.explicit and row.name != seen.name:
                 old = (self.n, row.name, row.n, self.now)
                 self.db.execute("INSERT OR REPLACE INTO recent VALUES (?, ?, ?, ?)", old)
         flags = self.flags(seen, row.id, rev, row, rebound=rebound)
@@ -432,7 +406,7 @@ class Commit:
             seen.binding, seen.size, seen.mtime_ns, rev,
         ):  # fmt: skip
             return flags | old.flags & WRITING
-        whole = self._explicit and flags & LABELLED  # before it got its name and its label
+        whole = self.explicit and flags & LABELLED  # before it got its name and its label
         return flags if quiet or whole else flags | WRITING
 
     def note_label(self, n: int, seen: Seen, flags: int, urgent: bool) -> None:

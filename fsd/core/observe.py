@@ -117,3 +117,19 @@ def still_at(space: Space, path: bytes, binding: bytes) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def is_taken(space: Space, path: bytes) -> bool:
+    """Whether anything stands at `path`; what can't be told counts as no."""
+    parent, _, name = path.rpartition(b"/")
+    try:
+        fd = space.open_dir(parent)
+    except OSError:
+        return False
+    try:
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from fsd.core.errors import NotYetKnown
 from fsd.core.stamp import Answers
+from fsd.core.syscalls import write_in_place
 
 _log = logging.getLogger(__name__)
 
@@ -220,6 +221,7 @@ class Database:
             # A log without its database belongs to the deleted one and must not be replayed into the new one.
             for suffix in ("-wal", "-shm"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        self._make_shared_memory()
         db = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA cache_size=-2000")
@@ -238,6 +240,19 @@ class Database:
             db.close()
             raise
         return db
+
+    def _make_shared_memory(self) -> None:
+        """SQLite's shared memory is a mapped file. On a btrfs that is full a store into it would be a SIGBUS, as its
+        blocks are copied on write: this one is written in place."""
+        path = self.path.with_name(self.path.name + "-shm")
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except OSError:
+            return  # it is there already; or SQLite says what is wrong
+        try:
+            write_in_place(fd)
+        finally:
+            os.close(fd)
 
     def _open_other(self, version: int) -> sqlite3.Connection:
         """A file that another release wrote: what can be rebuilt is, what can't is left alone."""

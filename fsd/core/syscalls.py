@@ -30,6 +30,9 @@ _MAX_HANDLE: Final = 128
 _STATX_WANTED: Final = 0x7FF | 0x800 | 0x1000  # basic stats, birth time, mount id
 _STATX_BTIME: Final = 0x800
 _STATX_MNT_ID: Final = 0x1000
+_GETFLAGS: Final = 0x80086601
+_SETFLAGS: Final = 0x40086602
+_NOCOW: Final = 0x00800000
 _BTRFS_FS_INFO: Final = 0x8400941F
 
 O_TMPFILE: Final = os.O_TMPFILE
@@ -201,6 +204,15 @@ def fs_type(fd: int) -> int:
         raise _fail()
     (magic,) = struct.unpack_from("=q", buffer)
     return int(magic) & 0xFFFFFFFF
+
+
+def write_in_place(fd: int) -> None:
+    """Have an empty file overwritten in place where the filesystem copies on write (ioctl_iflags(2), FS_NOCOW_FL)."""
+    try:
+        (flags,) = struct.unpack("=q", fcntl.ioctl(fd, _GETFLAGS, bytes(8)))
+        fcntl.ioctl(fd, _SETFLAGS, struct.pack("=q", flags | _NOCOW))
+    except OSError:
+        pass  # a filesystem without the flag has no need of it
 
 
 def filesystem_id(fd: int) -> str:

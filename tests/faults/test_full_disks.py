@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fsd.core.content import Upload
 from fsd.core.space import Space
 from tests.faults.disks import fill_up, loop_disk, may_mount, small_disk
 from tests.faults.world import TREE, contents, fill
+from tests.support.mounts import disk
 from tests.support.worlds import differences, make_space, sweep
 
 pytestmark = pytest.mark.skipif(not may_mount(), reason="needs the right to mount")
@@ -74,8 +76,8 @@ DATA = [
 def test_a_full_data_disk(name: str, kind: str, tmp_path: Path, allow_log) -> None:
     allow_log(".")
     base = tmp_path / "world"
-    disk = small_disk(base, "3m") if kind == "tmpfs" else loop_disk(tmp_path / "image", base, 12)
-    with disk:
+    small = small_disk(base, "3m") if kind == "tmpfs" else loop_disk(tmp_path / "image", base, 12)
+    with small:
         # The state lives elsewhere, as it should.
         made = make_space_on(base, tmp_path / "state")
         try:
@@ -142,3 +144,31 @@ def undo_change(space: Space, name: str) -> None:
             path = os.path.join(space.root, entry)
             shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
     fill(space.root, TREE)
+
+
+def test_a_full_disk_that_copies_on_write_kills_nobody(tmp_path: Path) -> None:
+    """SQLite maps a file of its own; on a btrfs without room a store into it would end the process by SIGBUS."""
+    with disk(tmp_path, "volume", megabytes=120, kind="btrfs") as volume:
+        made = make_space(volume.place / "world")
+        fill(made.root, TREE)
+        sweep(made)
+        tree.listing(made, b"")
+        os.sync()  # what has reached the disk is what would be copied
+        filler = volume.fill()
+        os.sync()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                other = Space(made.record, made.state_dir)
+                for number in range(200):
+                    try:
+                        os.chmod(os.path.join(made.root, b"file"), number)
+                        tree.listing(other, b"")
+                    except (OSError, sqlite3.Error):
+                        continue
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        filler.unlink()
+        made.close()
+        assert status == 0, f"killed by {os.WTERMSIG(status)}"

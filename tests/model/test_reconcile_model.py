@@ -1,7 +1,8 @@
-"""Random histories against reconcile alone: hints repeated, reordered and dropped; a sweep heals what was
-lost.
+"""Random histories against reconcile alone: whatever people and programs do to a tree, hints repeated, reordered and
+dropped, failing calls, full disks, killed processes, clocks that are set, indexes that are lost. A sweep heals it.
 
-No server and no threads, so that a seed plays the same history again. The oracle is a walk of the disk.
+No server and no threads, so that a seed plays the same history again; `--seed`, `--seconds` and `--big` make it another
+or longer. The oracles are a walk of the disk and a ledger of identities, neither of which knows fsd.
 """
 
 from __future__ import annotations
@@ -9,136 +10,27 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import stat as stat_
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from fsd.core import dirty
+from fsd.core import dirty, limbo, relabel, tree
 from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
+from tests.model.trouble import Trouble
+from tests.support.ledger import Ledger, Said
+from tests.support.mounts import KINDS, Disk, disk
 from tests.support.oracle import walk
+from tests.support.shell import Shell
 from tests.support.worlds import Hint, differences, drain, grow_quiet, make_space, moved_ids, rows, sweep
 
 FIRST_SEED = 1
 """A run without `--seed` or `--big` plays the same histories each time, as many as the time allows."""
-NAMES = [b"a", b"b", b"c", b"d", b"e\xff", b"f~", b"f"]
-
-
-class Shell:
-    """Changes the tree and says what inotify would have said: (directory, name); name None is the whole
-    directory."""
-
-    def __init__(self, root: bytes, chance: random.Random) -> None:
-        self.root, self.random = root, chance
-        self.heard: list[Hint] = []
-        self.done: list[str] = []
-
-    def path(self, depth: int = 4) -> bytes:
-        return b"/".join(self.random.choice(NAMES) for _ in range(self.random.randint(1, depth)))
-
-    def existing(self) -> bytes:
-        """Some path that is there."""
-        paths = sorted(path for path in walk(self.root) if path)
-        return self.random.choice(paths) if paths else self.path(1)
-
-    def at(self, path: bytes) -> bytes:
-        return self.root + b"/" + path
-
-    def hear(self, *paths: bytes) -> None:
-        for path in paths:
-            parent, _, name = path.rpartition(b"/")
-            self.heard.append((parent, name))
-            if os.path.isdir(self.at(path)) and not os.path.islink(self.at(path)):
-                # A new directory is listed by whoever begins to watch it, and so is all below it.
-                below = (directory for directory, _, _ in os.walk(self.at(path)))
-                self.heard += [(directory[len(self.root) + 1 :], None) for directory in below]
-
-    def step(self) -> None:
-        operation = self.random.choice(
-            [self.write, self.write, self.edit, self.edit, self.mkdir, self.mkdir, self.move, self.move]
-            + [self.remove, self.replace, self.backup, self.link, self.copy, self.symlink, self.chmod]
-        )
-        try:
-            operation()
-            self.done.append(operation.__name__)
-        except OSError:
-            pass
-
-    def _file(self, path: bytes, mode: str = "wb") -> None:
-        if os.path.lexists(self.at(path)) and not stat_.S_ISREG(os.lstat(self.at(path)).st_mode):
-            return
-        with open(self.at(path), mode) as file:
-            file.write(b"x" * self.random.randrange(2000))
-
-    def write(self) -> None:
-        path = self.path()
-        self._file(path)
-        self.hear(path)
-
-    def edit(self) -> None:
-        path = self.existing()
-        self._file(path, self.random.choice(["ab", "r+b"]))
-        self.hear(path)
-
-    def mkdir(self) -> None:
-        path = self.path()
-        os.makedirs(self.at(path))
-        first = path.split(b"/")
-        self.hear(*(b"/".join(first[: depth + 1]) for depth in range(len(first))))
-
-    def move(self) -> None:
-        source, target = self.existing(), self.path()
-        os.rename(self.at(source), self.at(target))
-        self.hear(source, target)
-
-    def remove(self) -> None:
-        path = self.existing()
-        if os.path.isdir(self.at(path)) and not os.path.islink(self.at(path)):
-            shutil.rmtree(self.at(path))
-        else:
-            os.unlink(self.at(path))
-        self.hear(path)
-
-    def replace(self) -> None:
-        path = self.existing()
-        if stat_.S_ISREG(os.lstat(self.at(path)).st_mode):
-            self._file(path + b".tmp")
-            self.hear(path + b".tmp")
-            os.replace(self.at(path + b".tmp"), self.at(path))
-            self.hear(path + b".tmp", path)
-
-    def backup(self) -> None:
-        path = self.existing()
-        if stat_.S_ISREG(os.lstat(self.at(path)).st_mode):
-            os.replace(self.at(path), self.at(path + b"~"))
-            self.hear(path, path + b"~")
-            self._file(path)
-            self.hear(path)
-
-    def link(self) -> None:
-        source, target = self.existing(), self.path()
-        os.link(self.at(source), self.at(target), follow_symlinks=False)
-        self.hear(source, target)
-
-    def copy(self) -> None:
-        """With its attributes, as `cp -a`."""
-        source, target = self.existing(), self.path()
-        if not os.path.lexists(self.at(target)) and stat_.S_ISREG(os.lstat(self.at(source)).st_mode):
-            shutil.copy2(self.at(source), self.at(target))
-            self.hear(target)
-
-    def symlink(self) -> None:
-        path = self.path()
-        os.symlink(b"nowhere", self.at(path))
-        self.hear(path)
-
-    def chmod(self) -> None:
-        path = self.existing()
-        if not os.path.islink(self.at(path)):
-            os.chmod(self.at(path), self.random.choice([0o644, 0o755]))
-            self.hear(path)
+SECONDS = 2.5
 
 
 class Telephone:
@@ -173,58 +65,154 @@ class Telephone:
         if self.random.random() < 0.3:
             drain(self.space)
 
+    def overflow(self) -> None:
+        """The queue was full: what waits is lost, and that is known."""
+        self._waiting.clear()
+        dirty.mark_tree(self.space)
 
-def _seeds(request: pytest.FixtureRequest) -> tuple[int | None, float]:
-    big = request.config.getoption("--big")
-    return request.config.getoption("--seed"), request.config.getoption("--seconds") or (
-        120.0 if big else 10.0
+
+def said(space: Space, paths: object) -> dict[bytes, Said]:
+    """Ids and etags as a reader gets them."""
+    found = {}
+    for path in paths:  # type: ignore[attr-defined]
+        entry = tree.lookup(space, path)
+        found[path] = Said(entry.id, entry.etag)
+    return found
+
+
+class World:
+    """A space, somebody at a shell, and what is known of both."""
+
+    def __init__(self, base: Path, seed: int, label: str) -> None:
+        self.random = random.Random(seed)
+        self.space = make_space(base, label=label)
+        outside = base / "outside"
+        outside.mkdir()
+        self.shell = Shell(self.space.root, self.random, os.fsencode(outside))
+        self.ledger = Ledger(self.space.root)
+        sweep(self.space)
+
+    def heard(self) -> list[Hint]:
+        hints, self.shell.heard = self.shell.heard, []
+        return hints
+
+    def agree(self, what: object) -> None:
+        """Rows and disk say the same."""
+        wrong = differences(self.space)
+        assert not wrong, (what, wrong[:8], self.shell.done[-30:])
+
+    def learn(self, what: object) -> None:
+        """The ledger finds nothing wrong."""
+        disk_now = walk(self.space.root)
+        wrong = self.ledger.learn(disk_now, said(self.space, disk_now))
+        assert not wrong, (what, wrong[:8], self.shell.done[-30:])
+
+    def housekeeping(self) -> None:
+        """What the watcher does once a second, at some moment."""
+        self.random.choice([relabel.label_due, relabel.publish_trees, limbo.settle, grow_quiet])(self.space)
+        drain(self.space)
+
+    def close(self) -> None:
+        self.space.close()
+
+
+def _play(world: World, mode: str, trouble: Trouble) -> None:
+    shell, chance = world.shell, world.random
+    lossy = mode == "lossy"
+    telephone = Telephone(
+        world.space,
+        chance,
+        lose=0.3 if lossy else 0.0,
+        repeat=0.3,
+        shuffle=lossy and chance.random() < 0.5,
     )
+    for _ in range(4):
+        before, known, touched = walk(world.space.root), rows(world.space), set[bytes]()
+        for _ in range(30):
+            operation = shell.step()
+            hints = world.heard()
+            touched |= {d + b"/" + name if d else name for d, name in hints if name is not None}
+            if mode == "attentive":
+                dirty.mark(world.space, [(d, None if name is None else [name]) for d, name in hints])
+                drain(world.space)
+                if chance.random() < 0.1:
+                    world.housekeeping()
+                world.agree(operation)
+                world.learn(operation)
+                continue
+            if lossy and chance.random() < 0.02:
+                telephone.overflow()
+            trouble.during(lambda hints=hints: telephone.say(hints))
+        trouble.end()
+        telephone.deliver()
+        drain(world.space)
+        grow_quiet(world.space)
+        if lossy:
+            sweep(world.space)
+        world.agree(mode)
+        wrong = moved_ids(before, known, walk(world.space.root), rows(world.space), touched)
+        assert lossy or trouble.kinds or not wrong, (mode, wrong[:8], shell.done)
 
 
-def _history(base: Path, seed: int, *, bad: bool, label: str) -> None:
-    chance = random.Random(seed)
-    space = make_space(base, label=label)
-    try:
-        sweep(space)
-        shell = Shell(space.root, chance)
-        telephone = Telephone(
-            space, chance, lose=0.3 if bad else 0.0, repeat=0.3, shuffle=bad and chance.random() < 0.5
-        )
-        for _ in range(4):
-            before, known, touched = walk(space.root), rows(space), set[bytes]()
-            for _ in range(30):
-                shell.step()
-                said, shell.heard = shell.heard, []
-                touched |= {d + b"/" + name if d else name for d, name in said if name is not None}
-                telephone.say(said)
-            telephone.deliver()
-            drain(space)
-            grow_quiet(space)
-            if bad:
-                sweep(space)
-            wrong = differences(space)
-            assert not wrong, (seed, wrong[:8], shell.done)
-            wrong = moved_ids(before, known, walk(space.root), rows(space), touched)
-            assert not wrong, (seed, wrong[:8], shell.done)
-    except Exception as error:
-        error.add_note(f"--seed {seed}")
-        raise
-    finally:
-        space.close()
-        shutil.rmtree(base)
+def _history(base: Path, seed: int, mode: str, label: str, volume: Disk | None) -> Counter[str]:
+    with ExitStack() as stack:
+        world = World(base, seed, label)
+        trouble = Trouble(world, volume if mode == "lossy" else None, troubled=mode == "lossy")
+        try:
+            _play(world, mode, trouble)
+            return Counter(world.shell.done) + Counter(trouble.done)
+        except BaseException as error:
+            error.add_note(f"--seed {seed}")
+            raise
+        finally:
+            trouble.end()
+            world.close()
+            stack.callback(shutil.rmtree, base)
 
 
-@pytest.mark.timeout(3600)
+def _seeds(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The seeds to play, until the time is up; one of them at least."""
+    given, big = request.config.getoption("--seed"), request.config.getoption("--big")
+    if given is not None:
+        yield given
+        return
+    until = time.monotonic() + (request.config.getoption("--seconds") or (120.0 if big else SECONDS))
+    seed = random.SystemRandom().randrange(10**9) if big else FIRST_SEED
+    while True:
+        yield seed
+        seed += 1
+        if time.monotonic() > until:
+            return
+
+
+def _run(
+    base: Path, request: pytest.FixtureRequest, mode: str, label: str, volume: Disk | None = None
+) -> None:
+    done: Counter[str] = Counter()
+    seeds = []
+    for seed in _seeds(request):
+        done += _history(base / str(seed), seed, mode, label, volume)
+        seeds.append(seed)
+    print(f"seeds {seeds[0]} to {seeds[-1]}: {done.total()} operations: {dict(done)}")
+
+
+MODES = ["attentive", "every-hint", "lossy"]
+
+
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("label", ["now", "lazy", "none"])
-@pytest.mark.parametrize("bad", [False, True], ids=["every-hint", "hints-lost-and-reordered"])
-def test_rows_equal_the_disk(tmp_path: Path, request: pytest.FixtureRequest, bad: bool, label: str) -> None:
-    given, seconds = _seeds(request)
-    started, count = time.monotonic(), 0
-    seed = given if given is not None else FIRST_SEED
-    if given is None and request.config.getoption("--big"):
-        seed = random.SystemRandom().randrange(10**9)
-    first = seed
-    while count == 0 or (given is None and time.monotonic() - started < seconds / 2):
-        _history(tmp_path / str(count), seed, bad=bad, label=label)
-        seed, count = seed + 1, count + 1
-    print(f"seeds {first} to {seed - 1}")
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_equal_the_disk(tmp_path: Path, request: pytest.FixtureRequest, mode: str, label: str) -> None:
+    _run(tmp_path, request, mode, label)
+
+
+@pytest.mark.root
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["attentive", "lossy"])
+def test_on_a_filesystem_of_its_own(
+    tmp_path: Path, request: pytest.FixtureRequest, mode: str, kind: str
+) -> None:
+    """ext4, xfs and btrfs, which number, time and label their nodes each in its own way; and which can be full."""
+    with disk(tmp_path, "volume", megabytes=48, kind=kind) as volume:
+        _run(volume.place, request, mode, "now", volume)
