@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from scripts.benchmarks import dav, dav_puts, disk, main
+from scripts.benchmarks import dav, dav_puts, disk, main, watcher
 from scripts.benchmarks.table import Row, render
 
 GROUPS = {
@@ -23,6 +23,13 @@ GROUPS = {
         main.memory,
         disk.index_and_blocks,
         dav_puts.syncs_per_put,
+    ],
+    "watcher": [
+        watcher.reader_cost,
+        watcher.hint_to_reconciled,
+        watcher.busy_directory,
+        watcher.first_sweep_write,
+        watcher.storms,
     ],
     "dav": [dav.dav_requests, dav_puts.syncs_per_put],
     "dav-parts": [dav.dav_reads, dav.dav_puts, dav.dav_large],
