@@ -14,12 +14,14 @@ class Node:
     """A watched directory. One that hangs nowhere (below no Root) still tells whose count it is in, by
     `Loose`."""
 
-    __slots__ = ("kids", "name", "parent", "wd")
+    __slots__ = ("binding", "kids", "name", "parent", "wd")
 
     def __init__(self, parent: Node | None, name: bytes, wd: int) -> None:
         self.parent = parent
         self.name = name
         self.wd = wd
+        self.binding = b""
+        """Of the directory that is watched (see `fsd.core.ids`), once something was heard of it."""
         self.kids: dict[bytes, Node] | None = None
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 FACTOR = 10.0
 MAX_WAIT = 5.0
+MAX_WAIT_NAMES = 0.015
 SOFT_FIRST = 0.004
 """A store is usually followed by the close, which says more."""
 SOFT_AGAIN = 0.03
@@ -56,10 +57,10 @@ class Pacer:
     def done(self, path: bytes, now: float, cost: float, *, whole: bool) -> None:
         """A pass ended well after `cost` seconds."""
         past = self._recall(path)
-        wait = min(MAX_WAIT, FACTOR * cost)
         if whole:
-            past.whole_until = now + wait
+            past.whole_until = now + min(MAX_WAIT, FACTOR * cost)
         else:
+            wait = min(MAX_WAIT_NAMES, FACTOR * cost)
             past.names_until = now + wait
             past.soft_until = now + max(wait, SOFT_AGAIN)
         past.failures = 0

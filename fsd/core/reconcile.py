@@ -14,7 +14,7 @@ import errno
 import os
 import time
 from collections.abc import Collection, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import dirty, ids, index, relabel, totals
@@ -115,8 +115,13 @@ def _attempt(
     try:
         place = _locate(space, path, fd)
         if place is None:
-            _make_known(space, path)
+            with suppress(FileNotFoundError, NotADirectoryError):
+                _make_known(space, path)  # else it is gone again: the next turn says so
             return None
+        if item is not None and place.row.n != item.n:
+            # Another directory took its name. The way down is known by now, so the dirty row has another path, or waits
+            # in limbo; it must not be deleted for what was found here.
+            return Outcome(False, True, [], None, {})
         scan = (
             scan_names(space, fd, place.row.n, names, place.generation)
             if names is not None

@@ -173,9 +173,7 @@ def hint_to_reconciled(base: Path) -> list[Row]:
     space.close()
     registry.installation.close()
     best = max(rates)
-    return [
-        Row("hint to reconciled, new files a second of CPU", "≥ 10,000", f"{best:,.0f}", best >= 10_000)
-    ]
+    return [Row("hint to reconciled, new files a second of CPU", "≥ 10,000", f"{best:,.0f}", best >= 10_000)]
 
 
 def _latencies(root: Root, directory: Path, rounds: int, *, pause: float = 0.05) -> list[float]:
@@ -184,7 +182,9 @@ def _latencies(root: Root, directory: Path, rounds: int, *, pause: float = 0.05)
     times = []
     for number in range(rounds):
         time.sleep(pause)
-        size = (number + 1) << 32  # sparse: far above what all others write, so the sum tells this write from theirs
+        size = (
+            number + 1
+        ) << 32  # sparse: far above what all others write, so the sum tells this write from theirs
         started = time.perf_counter()
         os.truncate(directory / "probe", size)
         while root.size() >> 32 != number + 1:
@@ -254,7 +254,9 @@ def first_sweep_write(base: Path) -> list[Row]:
         took = time.perf_counter() - started
     worst = max(times) * 1000
     measured = f"worst {worst:.0f} ms, p50 {percentile(times, 0.5) * 1000:.0f} ms (30 writes in {took:.0f} s)"
-    return [Row("direct write during the first sweep of 100,000 entries → root", "< 1 s", measured, worst < 1000)]
+    return [
+        Row("direct write during the first sweep of 100,000 entries → root", "< 1 s", measured, worst < 1000)
+    ]
 
 
 def storms(base: Path) -> list[Row]:

@@ -34,6 +34,8 @@ def busy(root: Path) -> Iterator[None]:
                 os.replace(where / os.listdir(where)[0], root / f"moved{dice.randrange(9)}")
             if turn % 31 == 0:
                 shutil.rmtree(where)
+            elif turn % 17 == 0:
+                where.rename(root / f"e{turn}")
             if turn % 101 == 0 and (root / "d7").exists():
                 shutil.copytree(root / "d7", root / f"copy{turn}", dirs_exist_ok=True)
             over.wait(0.002)

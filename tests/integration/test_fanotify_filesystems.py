@@ -92,7 +92,11 @@ def test_btrfs_mounted_by_a_subvolume(tmp_path: Path):
                 (storage.place / "@data/a/g").write_bytes(b"x")
                 hints = heard(ear, b"a", b"g")
                 assert not any(hint.dir == b"" and b"f" in hint.names for hint in hints)
-                assert not [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "fsd-top" in line]
+                assert not [
+                    line
+                    for line in Path("/proc/self/mountinfo").read_text().splitlines()
+                    if "fsd-top" in line
+                ]
             finally:
                 ear.source.close()
         finally:
@@ -237,7 +241,9 @@ def test_too_many_renames_at_once_are_a_gap(root: Path, monkeypatch: pytest.Monk
         ear.source.close()
 
 
-def test_a_broken_handle_is_no_silence(ear: Listener, allow_log: Callable[[str], None], monkeypatch: pytest.MonkeyPatch):
+def test_a_broken_handle_is_no_silence(
+    ear: Listener, allow_log: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+):
     """A directory that cannot be told for another reason than being gone: everything is looked at."""
     allow_log("cannot be told by its handle")
 

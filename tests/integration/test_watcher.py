@@ -138,6 +138,21 @@ def test_direct_writes(any_rig: Rig):
     rig.right()
 
 
+def test_a_directory_whose_name_is_taken_again_at_once_loses_nothing(any_rig: Rig):
+    """What was written into it belongs to it, wherever it is when that is read."""
+    rig = any_rig
+    rig.start()
+    for turn in range(150):
+        where = rig.root / f"d{turn % 5}"
+        where.mkdir(exist_ok=True)
+        write(where / f"f{turn % 7}", turn + 1)
+        if turn % 3 == 0:
+            where.rename(rig.root / f"e{turn}")
+            where.mkdir()
+            write(where / "g", 1)
+    rig.right()
+
+
 def test_bulk_copy_and_removal(any_rig: Rig, tmp_path: Path):
     rig = any_rig
     rig.start()

@@ -22,7 +22,9 @@ def test_our_own_writes_cost_no_reconcile(server: Server):
     path, key = Path(record["path"]), record["id"].partition("$")[2]
 
     def told() -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((server.state / "run/watcher.json").read_text())["spaces"].get(key, {})
+        found: dict[str, Any] = json.loads((server.state / "run/watcher.json").read_text())["spaces"].get(
+            key, {}
+        )
         return found
 
     def passes() -> int:

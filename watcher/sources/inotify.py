@@ -43,6 +43,8 @@ _OVERFLOW = int(flags.Q_OVERFLOW)
 
 RETRY_EVERY = 30.0
 """Seconds between attempts to watch what could not be watched."""
+LATE = 1.0
+"""Seconds to wait for the events that say where a directory went."""
 POLL_EVERY = 5.0
 """Seconds between looks at what cannot be watched; each directory's own cost paces it further."""
 
@@ -70,6 +72,9 @@ class InotifySource:
         self._meta: dict[Node, set[bytes]] = {}
         self._hints: list[Hint] = []
         self._leaving: dict[int, tuple[Node, Root, bytes]] = {}
+        self._whole: list[Node] = []
+        self._late: dict[Node, float] = {}
+        """Since when something was heard in directories that are not where the forest has them."""
         self._next_retry = self._next_poll = 0.0
         self._heard = 0.0
 
@@ -284,20 +289,51 @@ class InotifySource:
             (self._meta, False, True),
             (self._soft, True, False),
         ):
+            late: dict[Node, set[bytes]] = {}
             for node, names in into.items():
                 spot = place(node)
-                if spot is not None:
-                    path = in_space(*spot)
-                    self._hints.append(
-                        Hint(
-                            spot[0].space, Kind.ENTRIES, path, frozenset(names), b"", soft, self._heard, meta
-                        )
-                    )
+                if spot is None:
+                    continue
+                if not node.binding and not self._bind(node, absolute(*spot)):
+                    late[node] = names
+                    continue
+                hint = Hint(
+                    spot[0].space, Kind.ENTRIES, in_space(*spot), frozenset(names), b"", soft, self._heard, meta,
+                    node.binding,
+                )  # fmt: skip
+                self._hints.append(hint)
             into.clear()
+            into.update(late)
+
+    def _tell_whole(self) -> None:
+        """Directories that are newly watched: what was made in them before is told by nothing else."""
+        late = []
+        for node in self._whole:
+            spot = place(node)
+            if spot is None:
+                continue
+            if node.binding or self._bind(node, absolute(*spot)):
+                hint = Hint(
+                    spot[0].space, Kind.DIRECTORY, in_space(*spot), heard=self._heard, binding=node.binding
+                )
+                self._hints.append(hint)
+            else:
+                late.append(node)
+        self._whole = late
+        if not (late or self._hard or self._soft or self._meta):
+            self._late.clear()
+
+    def _bind(self, node: Node, full: bytes) -> bool:
+        """Make sure which directory is meant: the path that the forest has may be that of another one already. False:
+        ask again when more events were read, as those of the rename are on their way."""
+        if self.walker.bind(node, full):
+            return True
+        since = self._late.setdefault(node, self._heard)
+        return self._heard - since > LATE
 
     def _walk(self, deadline: float) -> None:
-        for root, path in self.walker.step(deadline, self.queue.held):
-            self._say(root, Kind.DIRECTORY, path)
+        self._whole += self.walker.step(deadline, self.queue.held)
+        self._tell_whole()
         if (self.walker.young or self._leaving) and not self.walker.busy() and self.queue.idle():
             self.walker.young = False
             self._drop_left()

@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from inotify_simple import INotify, flags
 
+from fsd.core import ids
 from fsd.core.names import join
+from fsd.core.syscalls import statx
 from watcher.nodes import Node, Root, absolute, below, hang, is_above, owner, place, unhang
 
 log = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class Walker:
         ahead of the events still queued, or have missed what moved away before it was looked for."""
         self._soon: deque[_Job] = deque()
         self._later: deque[_Job] = deque()
-        self._news: list[tuple[Root, bytes]] = []
+        self._news: list[Node] = []
 
     # -- roots
 
@@ -139,6 +141,22 @@ class Walker:
             return False
         return wd == node.wd
 
+    def bind(self, node: Node, full: bytes) -> bool:
+        """Find out which directory a node watches: whatever its place is called later, this stays. False if it is not
+        at this absolute path, or not any more."""
+        try:
+            fd = os.open(full, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            if self.is_at(node, b"/proc/self/fd/%d/." % fd):
+                node.binding = ids.node_binding(fd, b"", statx(fd, b""))
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return bool(node.binding)
+
     def queue(self, node: Node, *, deep: bool) -> None:
         """List a watched directory (again) and announce what is found new; `deep`: with all that is below
         it."""
@@ -186,7 +204,7 @@ class Walker:
         """True if something is still to be listed."""
         return bool(self._soon or self._later)
 
-    def step(self, deadline: float, events_waiting: Callable[[], int]) -> list[tuple[Root, bytes]]:
+    def step(self, deadline: float, events_waiting: Callable[[], int]) -> list[Node]:
         """List until the deadline; what events announced first, the rest only while no events wait.
 
         Answers the directories that are newly watched and whose entries nobody has been told of.
@@ -257,9 +275,7 @@ class Walker:
                 return
             hang(node, parent, name)
             if tell:
-                spot = place(node)
-                if spot is not None:
-                    self._news.append(spot)
+                self._news.append(node)
         elif deep:
             node = kid
         else:

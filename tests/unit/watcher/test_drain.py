@@ -96,9 +96,9 @@ def test_a_directory_under_fire_waits_and_a_quiet_one_does_not(space: Space):
         Path(space.root.decode(), name.decode()).mkdir()
     verify(space)
     drain = Drain(space, clock=clock, work=slow)
-    hear(drain, b"fire", b"a")
+    hear(drain, b"fire", kind=Kind.DIRECTORY)
     drain.run(1.0)
-    hear(drain, b"fire", b"b")
+    hear(drain, b"fire", kind=Kind.DIRECTORY)
     hear(drain, b"quiet", b"a")
     drain.run(1.0)
     assert passes == [b"fire", b"quiet"]
@@ -279,6 +279,27 @@ def test_a_directory_is_marked_by_what_it_is_not_by_where_it_was(space: Space):
     drain.run(1.0)
     drain.refill(drain._clock(), force=True)
     drain.run(1.0)
+    assert usage(space) == 5
+
+
+def test_a_directory_whose_name_was_taken_is_served_where_it_is(space: Space):
+    """The dirty row of the one that was renamed must outlive a pass over the one that has its name now."""
+    root = Path(space.root.decode())
+    (root / "d").mkdir()
+    verify(space)
+    drain = Drain(space)
+    write(space, b"d/f", b"12345")
+    hear(drain, b"d", b"f")
+    (root / "d").rename(root / "e")
+    (root / "d").mkdir()
+    (item,) = dirty.pending(space, 10, sweep=False)
+    reconcile(space, b"d", item.names, item=item)
+    reconcile(space, b"", [b"d", b"e"])
+    waiting = {each.path: each.names for each in dirty.pending(space, 10, sweep=False)}
+    assert waiting[b"e"] == {b"f"}
+    while drain.waiting() or dirty.counts(space).hinted:
+        drain.run(0.1)
+        drain.refill(drain._clock(), force=True)
     assert usage(space) == 5
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from watcher.pace import MAX_FAILURE, MAX_WAIT, SOFT_AGAIN, SOFT_FIRST, Pacer, failure_wait
+from watcher.pace import MAX_FAILURE, MAX_WAIT, MAX_WAIT_NAMES, SOFT_AGAIN, SOFT_FIRST, Pacer, failure_wait
 
 
 def due(pacer: Pacer, now: float, *, whole: bool = False, soft: bool = False) -> float:
@@ -19,9 +19,13 @@ def test_a_quiet_directory_is_due_at_once():
 
 def test_under_fire_it_waits_ten_times_its_own_cost():
     pacer = Pacer()
-    pacer.done(b"d", 100.0, 0.02, whole=False)
-    assert due(pacer, 100.0) == pytest.approx(100.2)
+    pacer.done(b"d", 100.0, 0.001, whole=False)
+    assert due(pacer, 100.0) == pytest.approx(100.01)
     assert due(pacer, 101.0) == 101.0
+    pacer.done(b"d", 100.0, 0.02, whole=False)
+    assert due(pacer, 100.0) == pytest.approx(100.0 + MAX_WAIT_NAMES), (
+        "names are work that is owed in any case"
+    )
     assert pacer.due(b"other", 100.0, whole=False, soft=False) == 100.0
 
 
