@@ -1,4 +1,5 @@
-"""Figures of the watcher: the price of an event and of a hint, latency beside a busy writer and a sweep, storms."""
+"""Figures of the watcher: the price of an event and of a hint, latency beside a busy writer and a sweep,
+storms."""
 
 from __future__ import annotations
 
@@ -141,7 +142,8 @@ def reader_cost(base: Path) -> list[Row]:
 
 
 def hint_to_reconciled(base: Path) -> list[Row]:
-    """From hints (by name, 100 directories) to committed rows, sums and counters, in one process; no source."""
+    """From hints (by name, 100 directories) to committed rows, sums and counters, in one process; no
+    source."""
     Installation.initialise(base / "state", base / "data")
     registry = Registry(base / "state")
     space = registry.open(registry.create("p").id)
@@ -177,8 +179,8 @@ def hint_to_reconciled(base: Path) -> list[Row]:
 
 
 def _latencies(root: Root, directory: Path, rounds: int, *, pause: float = 0.05) -> list[float]:
-    """Seconds from each of `rounds` writes until a size that only this write makes is in the root's sum, and its etag
-    moved."""
+    """Seconds from each of `rounds` writes until a size that only this write makes is in the root's sum, and
+    its etag moved."""
     times = []
     for number in range(rounds):
         time.sleep(pause)
@@ -260,8 +262,8 @@ def first_sweep_write(base: Path) -> list[Row]:
 
 
 def storms(base: Path) -> list[Row]:
-    """Renames of directories, a million events in one directory, 100,000 new directories a minute: memory of the watcher,
-    answers meanwhile, and how long until all is right."""
+    """Renames of directories, a million events in one directory, 100,000 new directories a minute: memory of
+    the watcher, answers meanwhile, and how long until all is right."""
     tree = base / "tree"
     (tree / "calm").mkdir(parents=True)
     (tree / "calm/f").write_bytes(b"x")

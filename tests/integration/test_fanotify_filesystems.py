@@ -104,7 +104,8 @@ def test_btrfs_mounted_by_a_subvolume(tmp_path: Path):
 
 
 def test_changes_through_a_bind_mount_and_what_is_bound_into_a_space(tmp_path: Path):
-    """Wherever a change is made, it is told at its place in the space; a directory from outside, bound into it, as well."""
+    """Wherever a change is made, it is told at its place in the space; a directory from outside, bound into
+    it, as well."""
     with disk(tmp_path, "disk", megabytes=32) as storage:
         root, outside, elsewhere = (storage.place / name for name in ("space", "outside", "elsewhere"))
         for place in (root / "d/in", outside / "deep", elsewhere):
