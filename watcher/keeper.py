@@ -129,11 +129,14 @@ class Keeper:
         known = verified(self.space)
         self.verified_at = known.at
         self.progress = self._sweep.progress()
-        first = not known.complete and not self.progress.finished
+        unfinished = not known.current and self.progress.done_dirs > 0
         long = self.sweeping and time.monotonic() - self.sweep_began > LONG
-        if first or long:
-            # Brought to its end before another one begins: else gap after gap would keep it from ever ending.
+        if not known.complete or long or (unfinished and not self.sweeping):
+            # Brought to its end before another one begins: else gap after gap, or restart after restart, would keep
+            # it from ever ending. Directories are looked at again at once; what was edited in place where the sweep
+            # had been, the next one finds.
             self._again = self.progress.done_dirs > 0
+            self._sweep.resume()
         else:
             self._again = False
             self._sweep.begin()

@@ -50,7 +50,12 @@ def told(keeper: Keeper, ear: Ear | None, sources: Sequence[SourceStatus], now: 
         "bytes": keeper.usage,
     }
     if keeper.sweeping and keeper.progress is not None:
-        answer["sweep"] = {"done": keeper.progress.done_dirs, "total": keeper.progress.total_dirs}
+        answer["sweep"] = {
+            "phase": keeper.progress.phase,
+            "looked": keeper.progress.looked,
+            "done": keeper.progress.done_dirs,
+            "total": keeper.progress.total_dirs,
+        }
     return answer
 
 

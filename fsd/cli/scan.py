@@ -72,8 +72,10 @@ def scan(space: Space, args: argparse.Namespace) -> dict[str, Any]:
         resumed = not progress.finished and progress.done_dirs > 0 and not args.restart
         if not resumed:
             sweep.begin()
-        elif not args.json:
-            say(f"{name}: an earlier scan goes on ({progress.done_dirs} directories are done)")
+        else:
+            sweep.resume()
+            if not args.json:
+                say(f"{name}: an earlier scan goes on ({progress.done_dirs} directories are done)")
         with _shown(name, args.progress) as meter:
             while meter.untouched or not (progress.finished and verified(space).current):
                 serve_hints(space)
@@ -137,7 +139,13 @@ class _Lines(_Silent):
         self.untouched = False
         if progress.finished or time.monotonic() >= self._next:
             self._next = time.monotonic() + _LINE_EVERY
-            print(f"{self._name}: {progress.done_dirs} of {progress.total_dirs} directories", flush=True)
+            if progress.phase == "directories":
+                print(
+                    f"{self._name}: looked at {progress.looked} of {progress.total_dirs} directories",
+                    flush=True,
+                )
+            else:
+                print(f"{self._name}: {progress.done_dirs} of {progress.total_dirs} directories", flush=True)
 
 
 class _Bar(_Silent):
@@ -149,6 +157,8 @@ class _Bar(_Silent):
     def show(self, progress: Progress) -> None:
         self.untouched = False
         self.bar.total = progress.total_dirs
+        looking = progress.phase == "directories"
+        self.bar.set_postfix_str(f"looked at {progress.looked}" if looking else "", refresh=False)
         self.bar.update(progress.done_dirs - self.bar.n)
 
 

@@ -155,6 +155,8 @@ def _row(space: dict[str, Any]) -> tuple[str, ...]:
     state = space["state"]
     if sweep := space.get("sweep"):
         state = f"sweeping {100 * sweep['done'] // max(1, sweep['total'])} %"
+        if sweep["phase"] == "directories":
+            state += f" (looking {100 * sweep['looked'] // max(1, sweep['total'])} %)"
     verified = space.get("verified_at")
     size = space.get("bytes")
     return (

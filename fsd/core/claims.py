@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fsd.core import dirty, index
-from fsd.core.index import CLAIMING, DIRECTORY, FILE, LABELLED, READY, NodeRow
+from fsd.core.index import CLAIMING, DIRECTORY, FILE, GIVEN, LABELLED, READY, NodeRow
 from fsd.core.observe import Seen, still_at
 
 if TYPE_CHECKING:
@@ -92,16 +92,14 @@ def adopt(work: Commit, row: NodeRow, claim: Claim, node_id: bytes) -> NodeRow:
     """Give a row the id it claims; the row of the old owner goes. Its label is due."""
     if claim.owner is not None:
         work.drop(claim.owner)
-    work.db.execute(
-        "UPDATE node SET id=?, rev=?, flags=flags & ~? WHERE n=?",
-        (node_id, claim.rev, LABELLED | CLAIMING, row.n),
-    )
+    flags = row.flags & ~(LABELLED | CLAIMING | GIVEN) | index.given(work.space.key, node_id, row.binding)
+    work.db.execute("UPDATE node SET id=?, rev=?, flags=? WHERE n=?", (node_id, claim.rev, flags, row.n))
     work.deltas.add(work.n, visible=True)
     if row.kind == DIRECTORY:
         dirty.mark_row(
             work.db, row.n, None, work.now
         )  # what claims to be from within it may be at its place now
-    return row._replace(id=node_id, rev=claim.rev, flags=row.flags & ~(LABELLED | CLAIMING))
+    return row._replace(id=node_id, rev=claim.rev, flags=flags)
 
 
 def _has_children(work: Commit, row: NodeRow) -> bool:

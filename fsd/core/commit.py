@@ -120,7 +120,7 @@ class Commit:
     def _facts(self, row: NodeRow | None, seen: Seen) -> Facts:
         known: list[NodeRow] = []
         linked = False
-        for other in index.by_binding(self.db, seen.binding):
+        for other in index.by_binding(self.db, self.space.key, seen.binding):
             hard = seen.nlink > 1 and seen.kind != DIRECTORY
             # The root hangs nowhere and is not in limbo: mounted inside itself it is a second appearance.
             if other.n == index.ROOT or (other.parent is not None and self._alive(other, unknown=hard)):
@@ -190,9 +190,10 @@ class Commit:
             while index.by_id(self.db, spare) is not None:
                 spare = ids.spare_id(self.space.key, donor.row.binding, turn)
                 turn += 1
-            self.db.execute(
-                "UPDATE node SET id=?, flags=flags & ~? WHERE n=?", (spare, LABELLED, donor.row.n)
+            flags = donor.row.flags & ~(LABELLED | index.GIVEN) | index.given(
+                self.space.key, spare, donor.row.binding
             )
+            self.db.execute("UPDATE node SET id=?, flags=? WHERE n=?", (spare, flags, donor.row.n))
             self.db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (donor.row.n, self.now))
             if donor.row.parent == self.n:
                 self.result.to_label.append(ToLabel(donor.row.n, donor.row.name, True))
@@ -359,7 +360,9 @@ class Commit:
         """Remember which name of a hard-linked node has which id: the one label on the inode can't tell."""
         rows: list[tuple[bytes, bytes, bytes, int]] = []
         for binding, ctime_ns in self._linked.items():
-            names = [row for row in index.by_binding(self.db, binding) if row.parent is not None]
+            names = [
+                row for row in index.by_binding(self.db, self.space.key, binding) if row.parent is not None
+            ]
             for row in names:
                 parent = index.node(self.db, row.parent) if row.parent is not None else None
                 if parent is not None and row.ctime_ns != ctime_ns:
@@ -388,7 +391,7 @@ class Commit:
     def flags(
         self, seen: Seen, node_id: bytes, rev: int, old: NodeRow | None = None, *, rebound: bool = False
     ) -> int:
-        """READY, LABELLED and WRITING as far as a look tells; `old`: what the row said, of another node if `rebound`.
+        """What a look tells; `old`: what the row said, of another node if `rebound`.
 
         Of a node that is new to the index a label says that it was ready once. A known one may have been labelled
         while it was being written, because its rev rose: what it is then renamed over still leaves it its id.
@@ -397,7 +400,7 @@ class Commit:
         quiet = self.now - seen.ctime_ns / 1e9 > QUIET_S
         ours = label is not None and label.proven and label.id == node_id
         ready = ours if old is None or rebound else bool(old.flags & READY)
-        flags = READY if ready or quiet else 0
+        flags = index.given(self.space.key, node_id, seen.binding) | (READY if ready or quiet else 0)
         if ours and label is not None and label.rev == rev:
             flags |= LABELLED
         if seen.kind != FILE:

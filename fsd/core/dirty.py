@@ -86,7 +86,7 @@ def mark(
     ]
     with space.index.write() as db:
         for hint in bound:
-            n, rest = _resolve(db, hint.path, hint.binding)
+            n, rest = _resolve(db, space.key, hint.path, hint.binding)
             mark_row(db, n, [rest] if rest is not None else hint.names, now, sweep=sweep)
 
 
@@ -149,15 +149,17 @@ def _nearest(db: sqlite3.Connection, path: bytes) -> tuple[int, bytes | None]:
     return n, None
 
 
-def _resolve(db: sqlite3.Connection, path: bytes, binding: bytes) -> tuple[int, bytes | None]:
+def _resolve(
+    db: sqlite3.Connection, space_key: bytes, path: bytes, binding: bytes
+) -> tuple[int, bytes | None]:
     """The row of the directory with a binding, wherever the index has it; else the nearest known one on its path.
 
     The index may still hold another directory at the path, one that was replaced: a hint is never for that one.
     """
     if binding:
-        row = db.execute("SELECT n FROM node WHERE binding=? AND kind=1", (binding,)).fetchone()
-        if row is not None:
-            return row[0], None
+        for row in index.by_binding(db, space_key, binding):
+            if row.kind == index.DIRECTORY:
+                return row.n, None
     n, rest = _nearest(db, path)
     if binding and rest is None and path:
         parent, name = split(path)

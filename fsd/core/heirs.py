@@ -49,7 +49,8 @@ def leave(work: Commit, moved: NodeRow) -> None:
     path = index.path_of(work.db, moved.n)
     if moved.parent is not None and path is not None and is_taken(work.space, path):
         nobody = blake2b(moved.binding, digest_size=16, person=b"gone").digest()
-        work.db.execute("UPDATE node SET parent=NULL, binding=? WHERE n=?", (nobody, moved.n))
+        query = "UPDATE node SET parent=NULL, binding=?, flags=flags|? WHERE n=?"
+        work.db.execute(query, (nobody, index.GIVEN, moved.n))
         vanished = (moved.n, moved.parent, moved.name, work.now)
         work.db.execute("INSERT OR REPLACE INTO limbo VALUES (?, ?, ?, ?)", vanished)
         return

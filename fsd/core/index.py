@@ -30,6 +30,9 @@ READY = 1
 """Flag: the node was seen closed and quiet, or fsd wrote it; a save-by-rename no longer gives it another's id."""
 LABELLED = 2
 """Flag: `user.fsd.id` on disk says what the row says."""
+GIVEN = 8
+"""Flag: the id is not the one that derives from the binding. Only these rows have a key on the binding: the others
+are found by their id, and a key of random bytes is what a sweep would spend most of its time on."""
 WRITING = 16
 """Flag: the content was not yet seen closed and quiet since it changed (ready.py)."""
 CLAIMING = 32
@@ -53,7 +56,7 @@ CREATE TABLE node (
     flags INTEGER NOT NULL, xattrs INTEGER NOT NULL);
 CREATE UNIQUE INDEX node_place ON node (parent, name);
 CREATE UNIQUE INDEX node_id ON node (id);
-CREATE INDEX node_binding ON node (binding);
+CREATE INDEX node_binding ON node (binding) WHERE flags & 8;
 CREATE INDEX node_writing ON node (n) WHERE flags & 16;
 CREATE TABLE dir (
     n INTEGER PRIMARY KEY, own INTEGER NOT NULL, total INTEGER NOT NULL, assumed INTEGER NOT NULL,
@@ -80,10 +83,14 @@ CREATE TABLE journal (
 CREATE TABLE cursor (source TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID
 """
 
-VERSION = 5
+VERSION = 6
 _MAX_PATHS = 20_000
 _DEEPEST = 4096
 """Directories above each other: a path of more could not be opened (PATH_MAX)."""
+_OF_NODE = (
+    "SELECT * FROM node WHERE id=? AND binding=? AND NOT flags & 8"
+    " UNION ALL SELECT * FROM node WHERE flags & 8 AND binding=?"
+)
 
 
 class NodeRow(NamedTuple):
@@ -156,7 +163,7 @@ class Index(Database):
         binding = ids.node_binding(fd, b"", found)
         assumed = published_size(fd, space.secret, binding)
         row = (ROOT, space.key, None, b"", DIRECTORY, binding, found.ino, 0, found.mtime_ns, found.ctime_ns, found.mode,
-               found.uid, found.gid, found.nlink, 0, READY, 0)  # fmt: skip
+               found.uid, found.gid, found.nlink, 0, READY | GIVEN, 0)  # fmt: skip
         db.execute(f"INSERT INTO node VALUES ({'?,' * 16}?)", row)
         db.execute(
             "INSERT INTO dir VALUES (?,0,?,?,?,0,?,?,?,0,0,0)",
@@ -192,11 +199,10 @@ def by_id(db: sqlite3.Connection, node_id: bytes) -> NodeRow | None:
     return NodeRow._make(row) if row else None
 
 
-def by_binding(db: sqlite3.Connection, binding: bytes) -> list[NodeRow]:
+def by_binding(db: sqlite3.Connection, space_key: bytes, binding: bytes) -> list[NodeRow]:
     """All rows of one node on disk, those in limbo included."""
-    return [
-        NodeRow._make(row) for row in db.execute("SELECT * FROM node WHERE binding=? ORDER BY n", (binding,))
-    ]
+    rows = db.execute(_OF_NODE, (ids.derived_id(space_key, binding), binding, binding)).fetchall()
+    return sorted(map(NodeRow._make, rows))
 
 
 def children(db: sqlite3.Connection, parent: int, names: Sequence[bytes] | None = None) -> Iterator[NodeRow]:
@@ -208,6 +214,11 @@ def children(db: sqlite3.Connection, parent: int, names: Sequence[bytes] | None 
         row = db.execute("SELECT * FROM node WHERE parent=? AND name=?", (parent, name)).fetchone()
         if row:
             yield NodeRow._make(row)
+
+
+def given(space_key: bytes, node_id: bytes, binding: bytes) -> int:
+    """GIVEN if an id does not derive from the binding, else 0."""
+    return 0 if node_id == ids.derived_id(space_key, binding) else GIVEN
 
 
 def directory(db: sqlite3.Connection, n: int) -> DirRow | None:
@@ -234,6 +245,15 @@ _WHOLE = (
     "SELECT node.*, dir.*, head.epoch, head.moves FROM node JOIN dir ON dir.n=node.n, head WHERE node.n=?"
 )
 _NODE, _DIR = len(NodeRow._fields), len(DirRow._fields)
+
+
+def directory_row(db: sqlite3.Connection, n: int) -> tuple[NodeRow, DirRow, Generation] | None:
+    """Both parts of a directory's row, and the generation, read at once."""
+    found = db.execute(_WHOLE, (n,)).fetchone()
+    if found is None:
+        return None
+    parts = DirRow._make(found[_NODE : _NODE + _DIR])
+    return NodeRow._make(found[:_NODE]), parts, Generation(parts.seq, *found[-2:])
 
 
 def directory_at(

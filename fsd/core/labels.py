@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import errno
 import os
+from binascii import hexlify
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import ids
+from fsd.core import ids, xattrs
 from fsd.core.syscalls import statx
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 ID_ATTRIBUTE = "user.fsd.id"
 TREE_ATTRIBUTE = "user.fsd.tree"
+_ID = ID_ATTRIBUTE.encode()
 PROPERTY_PREFIX = "user.fsd.p."
 _NO_XATTRS = (
     errno.EOPNOTSUPP,
@@ -75,7 +77,7 @@ def parse(raw: bytes, secret: bytes, binding: bytes) -> Label | None:
 
 def encode(secret: bytes, node_id: bytes, binding: bytes, rev: int) -> bytes:
     """The value of `user.fsd.id`."""
-    return b"1:%b:%b:%d" % (node_id.hex().encode(), ids.proof(secret, node_id, binding).hex().encode(), rev)
+    return b"1:%b:%b:%d" % (hexlify(node_id), hexlify(ids.proof(secret, node_id, binding)), rev)
 
 
 def encode_tree(secret: bytes, binding: bytes, size: int, counter: int) -> bytes:
@@ -120,6 +122,17 @@ def write_label(space: Space, fd: int, node_id: str, rev: int, binding: bytes | 
     if binding is None:
         binding = ids.node_binding(fd, b"", statx(fd, b""))
     return set_xattr(fd, ID_ATTRIBUTE, encode(space.secret, bytes.fromhex(node_id), binding, rev))
+
+
+def set_on_entry(dir_fd: int, name: bytes, value: bytes) -> bool:
+    """Write `user.fsd.id` on an entry of an open directory; False where it can't be kept, other errors are raised."""
+    try:
+        xattrs.put(dir_fd, name, _ID, value)
+    except OSError as error:
+        if error.errno not in _NO_XATTRS:
+            raise
+        return False
+    return True
 
 
 def set_xattr(target: int | bytes, name: str, value: bytes) -> bool:

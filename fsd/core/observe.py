@@ -8,13 +8,16 @@ import stat
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import ids, labels
+from fsd.core import ids, labels, xattrs
 from fsd.core.index import DIRECTORY, FILE, OTHER, SYMLINK
 from fsd.core.labels import Label
 from fsd.core.syscalls import statx
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
+
+
+_ID, _TREE = labels.ID_ATTRIBUTE.encode(), labels.TREE_ATTRIBUTE.encode()
 
 
 class Seen(NamedTuple):
@@ -38,61 +41,61 @@ class Seen(NamedTuple):
     assumed: int
 
 
+_new = tuple.__new__  # a named tuple's own constructor takes twice as long
+_KINDS = {stat.S_IFREG: FILE, stat.S_IFDIR: DIRECTORY, stat.S_IFLNK: SYMLINK}
+
+
 def kind_of(mode: int) -> int:
     """FILE, DIRECTORY, SYMLINK or OTHER."""
-    form = stat.S_IFMT(mode)
-    if form == stat.S_IFREG:
-        return FILE
-    if form == stat.S_IFDIR:
-        return DIRECTORY
-    return SYMLINK if form == stat.S_IFLNK else OTHER
+    return _KINDS.get(mode & 0o170000, OTHER)
 
 
 def look(space: Space, dir_fd: int, name: bytes) -> Seen:
     """Look at `name` in an open directory; links are not followed. Raises OSError, ENOENT if it is gone."""
     found = statx(dir_fd, name)
-    kind = kind_of(found.mode)
+    mode, ino, size, mtime_ns, ctime_ns, _, nlink, uid, gid, dev, mount = found
+    kind = _KINDS.get(mode & 0o170000, OTHER)
     binding = ids.node_binding(dir_fd, name, found)
     foreign, label, assumed = 0, None, 0
     if kind in (FILE, DIRECTORY):
-        foreign, label, assumed = _attributes(space.secret, b"/proc/self/fd/%d/%b" % (dir_fd, name), binding)
-    size = found.size if kind == FILE else 0
-    return Seen(
-        name, kind, binding, found.ino, size, found.mtime_ns, found.ctime_ns, found.mode, found.uid, found.gid,
-        found.nlink, found.dev, found.mnt_id, foreign, label, assumed,
-    )  # fmt: skip
+        try:
+            attributes = xattrs.list_names(dir_fd, name)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EIO, errno.EINTR):
+                raise
+            attributes = []
+        if attributes:
+            foreign, label, assumed = _attributes(space.secret, dir_fd, name, binding, attributes)
+    return _new(Seen, (name, kind, binding, ino, size if kind == FILE else 0, mtime_ns, ctime_ns, mode, uid, gid,
+                       nlink, dev, mount, foreign, label, assumed))  # fmt: skip
 
 
-def _attributes(secret: bytes, path: bytes, binding: bytes) -> tuple[int, Label | None, int]:
+def _attributes(
+    secret: bytes, dir_fd: int, name: bytes, binding: bytes, attributes: list[bytes]
+) -> tuple[int, Label | None, int]:
     """(hash of the attributes that aren't ours, the label, the published tree size)."""
-    try:
-        names = os.listxattr(path, follow_symlinks=False)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.EIO, errno.EINTR):
-            raise
-        return 0, None, 0
     label: Label | None = None
     assumed = 0
     foreign = []
-    for name in names:
-        raw = _value(path, name)
+    for attribute in attributes:
+        raw = _value(dir_fd, name, attribute)
         if raw is None:
             continue
-        if name == labels.ID_ATTRIBUTE:
+        if attribute == _ID:
             label = labels.parse(raw, secret, binding)
-        elif name == labels.TREE_ATTRIBUTE:
+        elif attribute == _TREE:
             assumed = labels.parse_tree(raw, secret, binding) or 0
         else:
-            foreign.append(os.fsencode(name) + b"\0" + raw)
+            foreign.append(attribute + b"\0" + raw)
     if not foreign:
         return 0, label, assumed
     digest = blake2b(b"\0\0".join(sorted(foreign)), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1, label, assumed
 
 
-def _value(path: bytes, name: str) -> bytes | None:
+def _value(dir_fd: int, name: bytes, attribute: bytes) -> bytes | None:
     try:
-        return os.getxattr(path, name, follow_symlinks=False)
+        return xattrs.get(dir_fd, name, attribute)
     except OSError as error:
         # Only ENODATA means "not there any more"; what may not be read is skipped like what is not there.
         if error.errno in (errno.ENODATA, errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.ENOENT):

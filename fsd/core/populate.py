@@ -11,138 +11,191 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import ids, labels
-from fsd.core.index import DIRECTORY, FILE, LABELLED, READY
+from fsd.core.commit import QUIET_S
+from fsd.core.index import DIRECTORY, FILE, GIVEN, LABELLED, READY, WRITING
 from fsd.core.journal import Change
 from fsd.core.names import join
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from fsd.core.commit import Commit
     from fsd.core.observe import Seen
+    from fsd.core.space import Space
 
+_FEW = 100
+_new = tuple.__new__  # a named tuple's own constructor takes twice as long
 _NODE = f"INSERT INTO node VALUES ({'?,' * 16}?)"
 _DIR = "INSERT INTO dir VALUES (?,0,?,?,?,0,?,?,?,?,0,0)"
 _DIRTY = "INSERT INTO dirty VALUES (?, NULL, 1, ?, ?)"
 
 
+class Plain(NamedTuple):
+    """An entry whose identity is plain, with the flags and the ctime that its row will have."""
+
+    seen: Seen
+    id: bytes
+    flags: int
+    ctime_ns: int
+
+
 def populate(work: Commit, fd: int, entries: Sequence[Seen], *, label: bool) -> list[Seen]:
     """Insert the plain ones of `entries`; returns the others. `label`: write labels too."""
-    if work.bindings_exist:
-        return list(entries)
-    plain, others = _sort_out(work, entries)
+    space, db = work.space, work.db
+    remembered = names_remembered(db, work.n, entries, new=not work.seq)
+    taken = spoken_for(space, db, entries)
+    plain, others = sort_out(space, entries, work.now, taken, remembered, explicit=work.explicit)
+    if label and writes_labels(space):
+        plain = write_labels(space, fd, plain)
+    insert(work, plain)
+    return others
+
+
+def sort_out(
+    space: Space,
+    entries: Iterable[Seen],
+    now: float,
+    taken: set[bytes],
+    remembered: set[bytes],
+    *,
+    explicit: bool,
+) -> tuple[list[Plain], list[Seen]]:
+    """(plain ones, others). `taken`: as `spoken_for` says; what the plain ones take is added. `remembered`: names.
+    `explicit`: fsd made the change itself. The flags are those of `Commit.flags` for a row that is new."""
+    quiet_ns = int((now - QUIET_S) * 1e9)
+    key = space.key
+    plain: list[Plain] = []
+    others: list[Seen] = []
+    for seen in entries:
+        own_id, label = ids.derived_id(key, seen.binding), seen.label
+        node_id, flags = own_id, 0
+        if label is not None:
+            node_id, flags = label.id, READY | LABELLED
+        elif seen.ctime_ns < quiet_ns:
+            flags = READY
+        if seen.kind == FILE and seen.ctime_ns >= quiet_ns and not (explicit and flags & LABELLED):
+            flags |= WRITING
+        if (
+            own_id in taken
+            or seen.binding in taken
+            or seen.name in remembered
+            or (label is not None and (node_id in taken or not label.proven))
+            or (seen.nlink > 1 and seen.kind != DIRECTORY)
+        ):
+            others.append(seen)
+            continue
+        taken.add(own_id)
+        if node_id != own_id:
+            taken.add(node_id)
+            flags |= GIVEN
+        plain.append(_new(Plain, (seen, node_id, flags, seen.ctime_ns)))
+    return plain, others
+
+
+def spoken_for(space: Space, db: sqlite3.Connection, entries: Sequence[Seen]) -> set[bytes]:
+    """Ids that these derive or carry and that have rows, and bindings of theirs that another id is known for."""
+    bindings = [seen.binding for seen in entries]
+    wanted = [ids.derived_id(space.key, binding) for binding in bindings]
+    wanted += [seen.label.id for seen in entries if seen.label is not None]
+    return _present(db, "id", wanted) | bindings_known(space, db, bindings)
+
+
+def bindings_known(space: Space, db: sqlite3.Connection, bindings: list[bytes]) -> set[bytes]:
+    """Bindings that an id is known for which doesn't derive from them: all those, or those of `bindings`."""
+    known = {row[0] for row in db.execute("SELECT binding FROM node WHERE flags & 8 LIMIT ?", (_FEW,))}
+    if len(known) == _FEW:
+        known = _present(db, "binding", bindings, "flags & 8 AND ")
+    return known | space.state.remembered(bindings)
+
+
+def names_remembered(db: sqlite3.Connection, n: int, entries: Sequence[Seen], *, new: bool) -> set[bytes]:
+    """Names among these that have, or lately had, a row in directory `n`. `new`: it has no rows."""
+    found: set[bytes] = set()
+    for table in ("limbo", "recent") if new else ("limbo", "recent", "node"):
+        if db.execute(f"SELECT 1 FROM {table} WHERE parent=? LIMIT 1", (n,)).fetchone():
+            found |= _present(db, "name", [seen.name for seen in entries], f"parent={n} AND ", table)
+    return found
+
+
+def writes_labels(space: Space) -> bool:
+    """Whether nodes of this space are labelled as soon as they are seen quiet."""
+    return space.record.label == "now" and not space.record.read_only
+
+
+def write_labels(space: Space, fd: int, plain: Sequence[Plain]) -> list[Plain]:
+    """Label those that are quiet and have none. One that can't be labelled, or is not what was seen any more, stays
+    as it is."""
+    secret, encode, put, lstat = space.secret, labels.encode, labels.set_on_entry, os.stat
+    done = []
+    for each in plain:
+        seen, node_id, flags, _ = each
+        name, kind = seen[0], seen[1]
+        if flags & (READY | LABELLED) == READY and kind <= DIRECTORY:
+            try:
+                if put(fd, name, encode(secret, node_id, seen[2], 0)):
+                    after = lstat(name, dir_fd=fd, follow_symlinks=False)
+                    same = after.st_ino == seen[3] and after.st_mtime_ns == seen[5]
+                    if same and (kind == DIRECTORY or after.st_size == seen[4]):
+                        each = _new(Plain, (seen, node_id, flags | LABELLED, after.st_ctime_ns))
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EIO, errno.ESTALE):
+                    raise
+        done.append(each)
+    return done
+
+
+def insert(work: Commit, plain: Sequence[Plain]) -> None:
+    """Insert rows, with their sums, etags and labels that are due."""
+    if not plain:
+        return
     first = work.head.rows(len(plain))
-    label = label and work.space.record.label == "now" and not work.space.record.read_only
+    parent = work.n
     nodes: list[tuple[object, ...]] = []
-    dirs: list[tuple[Seen, int]] = []
-    for n, (seen, node_id) in enumerate(plain, first):
-        ours = seen.label
-        rev = ours.rev if ours is not None else 0
-        flags = work.flags(seen, node_id, rev)
-        ctime_ns = seen.ctime_ns
-        if flags == READY and label and seen.kind in (FILE, DIRECTORY):
-            after = _write(work, fd, seen, node_id, rev)
-            if after:
-                flags, ctime_ns = READY | LABELLED, after
-        if seen.kind == DIRECTORY:
-            dirs.append((seen._replace(ctime_ns=ctime_ns), n))
-        nodes.append((n, node_id, work.n, seen.name, seen.kind, seen.binding, seen.ino, seen.size, seen.mtime_ns,
-                      ctime_ns, seen.mode, seen.uid, seen.gid, seen.nlink, rev, flags, seen.xattrs))  # fmt: skip
+    dirs: list[tuple[Seen, int, int]] = []
+    for n, (seen, node_id, flags, ctime_ns) in enumerate(plain, first):
+        name, kind, binding, ino, size, mtime_ns, _, mode, uid, gid, nlink, _, _, xattrs, label, _ = seen
+        if kind == DIRECTORY:
+            dirs.append((seen, n, ctime_ns))
+        nodes.append((n, node_id, parent, name, kind, binding, ino, size, mtime_ns, ctime_ns, mode, uid, gid, nlink,
+                      label.rev if label is not None else 0, flags, xattrs))  # fmt: skip
         if not flags & LABELLED:
             work.note_label(n, seen, flags, urgent=False)
     work.db.executemany(_NODE, nodes)
     if dirs:
         _insert_dirs(work, dirs)
-    if plain:
-        _account(work, plain)
-    return others
+    _account(work, plain)
 
 
-def _sort_out(work: Commit, entries: Sequence[Seen]) -> tuple[list[tuple[Seen, bytes]], list[Seen]]:
-    """(plain ones with their ids, others)."""
-    db, key = work.db, work.space.key
-    known = _present(work, "binding", [seen.binding for seen in entries])
-    names = [seen.name for seen in entries]
-    rows = _present(work, "name", names, f"parent={work.n} AND ") if work.seq else set()
-    query = "SELECT name FROM limbo WHERE parent=? UNION SELECT name FROM recent WHERE parent=?"
-    remembered = {name for (name,) in db.execute(query, (work.n, work.n))}
-    wanted: list[tuple[Seen, bytes]] = []
-    others: list[Seen] = []
-    for seen in entries:
-        ours = seen.label
-        unclear = (
-            seen.binding in known
-            or seen.name in remembered
-            or seen.name in rows
-            or (ours is not None and not ours.proven)
-        )
-        if unclear or (seen.nlink > 1 and seen.kind != DIRECTORY):
-            others.append(seen)
-        else:
-            wanted.append((seen, ours.id if ours is not None else ids.derived_id(key, seen.binding)))
-    taken = _present(work, "id", [node_id for _, node_id in wanted])
-    plain: list[tuple[Seen, bytes]] = []
-    for seen, node_id in wanted:
-        if node_id in taken:
-            others.append(seen)
-        else:
-            taken.add(node_id)
-            plain.append((seen, node_id))
-    return plain, others
-
-
-def _account(work: Commit, plain: list[tuple[Seen, bytes]]) -> None:
+def _account(work: Commit, plain: Sequence[Plain]) -> None:
     """Sums, etags and journal. At a first look the sums are taken at its end, and entries older than the index are not
     news: whoever read the etag of this directory has seen them."""
     if work.first_look:
-        work.deltas.add(work.n, visible=any(seen.ctime_ns > work.head.born_ns for seen, _ in plain))
+        work.deltas.add(work.n, visible=any(each.seen.ctime_ns > work.head.born_ns for each in plain))
         return
-    own = sum(seen.size for seen, _ in plain)
-    work.deltas.add(work.n, own, own + sum(seen.assumed for seen, _ in plain))
-    work.changes += [Change("created", node_id, seen.kind, work.id, seen.name) for seen, node_id in plain]
+    own = sum(each.seen.size for each in plain)
+    work.deltas.add(work.n, own, own + sum(each.seen.assumed for each in plain))
+    work.changes += [
+        Change("created", node_id, seen.kind, work.id, seen.name) for seen, node_id, _, _ in plain
+    ]
 
 
-def _present(work: Commit, column: str, values: list[bytes], also: str = "") -> set[bytes]:
+def _present(
+    db: sqlite3.Connection, column: str, values: list[bytes], also: str = "", table: str = "node"
+) -> set[bytes]:
     marks = ",".join("?" * len(values))
-    query = f"SELECT {column} FROM node WHERE {also}{column} IN ({marks})"
-    return {value for (value,) in work.db.execute(query, values)}
+    query = f"SELECT {column} FROM {table} WHERE {also}{column} IN ({marks})"
+    return {value for (value,) in db.execute(query, values)}
 
 
-def _write(work: Commit, fd: int, seen: Seen, node_id: bytes, rev: int) -> int:
-    """Label one node; its ctime afterwards, 0 if it could not be labelled or is not what was seen."""
-    value = labels.encode(work.space.secret, node_id, seen.binding, rev)
-    try:
-        if not labels.set_xattr(b"/proc/self/fd/%d/%b" % (fd, seen.name), labels.ID_ATTRIBUTE, value):
-            return 0
-        after = os.stat(seen.name, dir_fd=fd, follow_symlinks=False)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.EIO, errno.ESTALE):
-            return 0
-        raise
-    if (after.st_ino, after.st_mtime_ns) != (seen.ino, seen.mtime_ns) or (
-        seen.kind == FILE and after.st_size != seen.size
-    ):
-        return 0
-    return after.st_ctime_ns
-
-
-def _insert_dirs(work: Commit, dirs: Iterable[tuple[Seen, int]]) -> None:
-    dirs = list(dirs)
+def _insert_dirs(work: Commit, dirs: Sequence[tuple[Seen, int, int]]) -> None:
     counter = work.head.numbers(len(dirs))
     rows = [
-        (
-            n,
-            seen.assumed,
-            seen.assumed,
-            counter + turn,
-            seen.mtime_ns,
-            seen.ctime_ns,
-            seen.dev,
-            seen.mount != work.mount,
-        )
-        for turn, (seen, n) in enumerate(dirs)
+        (n, seen.assumed, seen.assumed, number, seen.mtime_ns, ctime_ns, seen.dev, seen.mount != work.mount)
+        for number, (seen, n, ctime_ns) in enumerate(dirs, counter)
     ]
     work.db.executemany(_DIR, rows)
-    work.db.executemany(_DIRTY, ((n, work.now, int(work.sweep)) for _, n in dirs))
-    work.result.new_dirs += [join(work.path, seen.name) for seen, _ in dirs]
+    work.db.executemany(_DIRTY, ((n, work.now, int(work.sweep)) for _, n, _ in dirs))
+    work.result.new_dirs += [join(work.path, seen.name) for seen, _, _ in dirs]

@@ -131,7 +131,7 @@ def _attempt(
             if item is not None:
                 dirty.done(space, [item])
             return Outcome(False, False, [], place.ident, scan.rows)
-        seen = _look_closer(space, fd, scan.candidates)
+        seen = look_closer(space, fd, scan.candidates)
         if seen is None:
             return None
         result = _commit(space, path, place, scan, seen, explicit, item, full=names is None)
@@ -213,7 +213,8 @@ def _nothing(place: _Place, scan: Scan, names: frozenset[bytes] | None) -> bool:
     )
 
 
-def _look_closer(space: Space, fd: int, names: Iterable[bytes]) -> list[Seen] | None:
+def look_closer(space: Space, fd: int, names: Iterable[bytes]) -> list[Seen] | None:
+    """Look at the named entries; None if one is gone meanwhile. One that can't be read is left out."""
     seen = []
     for name in names:
         try:
@@ -278,7 +279,7 @@ def _commit(
                     dirty.mark_row(db, n, None, now, sweep=sweep)
             result = work.finish()
             if last and full:
-                _close_full(space, db, place.row.n, scan, result, path)
+                close_full(space, db, place.row.n, scan, result, path)
             if last and item is not None and scan.steady:
                 db.execute("DELETE FROM dirty WHERE n=? AND stamp=?", (item.n, item.stamp))
             if not last:
@@ -310,9 +311,7 @@ def _untouched(
     return kept
 
 
-def _close_full(
-    space: Space, db: sqlite3.Connection, n: int, scan: Scan, result: Result, path: bytes
-) -> None:
+def close_full(space: Space, db: sqlite3.Connection, n: int, scan: Scan, result: Result, path: bytes) -> None:
     """After a full look the sums are absolute; a difference (first look, or drift) is carried up."""
     old = index.directory(db, n)
     assert old is not None and scan.found is not None

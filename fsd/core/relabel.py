@@ -53,13 +53,12 @@ def write_labels(space: Space, fd: int, due: Iterable[ToLabel]) -> None:
 
 def _label_one(space: Space, fd: int, row: NodeRow) -> _Update | None:
     """Write one label; None if the node is not as its row says, or can't be labelled."""
-    path = b"/proc/self/fd/%d/%b" % (fd, row.name)
     try:
         before = os.stat(row.name, dir_fd=fd, follow_symlinks=False)
         if before.st_ino != row.ino or (row.kind == FILE and before.st_ctime_ns != row.ctime_ns):
             return None
         value = labels.encode(space.secret, row.id, row.binding, row.rev)
-        if not labels.set_xattr(path, labels.ID_ATTRIBUTE, value):
+        if not labels.set_on_entry(fd, row.name, value):
             return None
         after = os.stat(row.name, dir_fd=fd, follow_symlinks=False)
     except OSError as error:

@@ -45,11 +45,10 @@ class Scan(NamedTuple):
 
 
 _ROWS = (
-    "SELECT node.*, dir.mtime_ns, dir.ctime_ns, dir.epoch FROM node LEFT JOIN dir ON dir.n = node.n"
-    " WHERE node.parent=?"
+    "SELECT node.*, dir.mtime_ns, dir.ctime_ns FROM node LEFT JOIN dir ON dir.n = node.n WHERE node.parent=?"
 )
 _INO, _SIZE, _MTIME, _CTIME, _FLAGS = 6, 7, 8, 9, 15
-_KIND, _DIR_MTIME, _DIR_CTIME, _DIR_EPOCH = 4, 17, 18, 19
+_KIND, _DIR_MTIME, _DIR_CTIME = 4, 17, 18
 
 
 def scan_names(
@@ -124,7 +123,7 @@ def _compare(
     candidates: list[bytes] = []
     stale: list[int] = []
     to_label: list[ToLabel] = []
-    own, epoch = 0, generation.epoch
+    own = 0
     labelling = space.record.label == "now"
     hidden_ino = space.fsd_ident[1]
     with os.scandir(fd) as entries:
@@ -157,8 +156,6 @@ def _compare(
                     candidates.append(name)
                 elif (row[_DIR_MTIME], row[_DIR_CTIME]) != (st.st_mtime_ns, st.st_ctime_ns):
                     candidates.append(name)
-                    stale.append(row[0])
-                elif row[_DIR_EPOCH] != epoch:
                     stale.append(row[0])
             elif _differs(row, st):
                 candidates.append(name)

@@ -53,7 +53,7 @@ def follow(place: Place) -> None:
     here = ids.node_binding(place.fd, b"", statx(place.fd, b""))
     for _ in range(_MOVES):
         with place.space.index.read() as db:
-            rows = index.by_binding(db, here)
+            rows = index.by_binding(db, place.space.key, here)
             path = index.path_of(db, rows[0].n) if rows else None
         if path is None or (path == place.parent and place.is_at(path)):
             return  # where it was; or out of the tree, and its rows with it

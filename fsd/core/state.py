@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,6 +104,15 @@ class State(Database):
         """Write tombstones, durably, before the rows of the gone nodes are deleted."""
         with self.write() as db:
             db.executemany("INSERT OR REPLACE INTO tombstone VALUES (?, ?, ?, ?, ?, ?)", gone)
+
+    def remembered(self, bindings: Sequence[bytes]) -> set[bytes]:
+        """Those of the bindings that an id is remembered for."""
+        marks = ",".join("?" * len(bindings))
+        with self.read() as db:
+            if db.execute("SELECT 1 FROM binding LIMIT 1").fetchone() is None:
+                return set()
+            rows = db.execute(f"SELECT binding FROM binding WHERE binding IN ({marks})", bindings)
+            return {binding for (binding,) in rows}
 
     def tombstone(self, node_id: bytes) -> Tombstone | None:
         """What is remembered of a gone node."""

@@ -15,6 +15,7 @@ import fcntl
 import logging
 import os
 import sqlite3
+import struct
 import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,32 @@ _ERRNO = {
     _SQLITE_READONLY: errno.EROFS,
     _SQLITE_BUSY: errno.EAGAIN,
 }
+
+
+# struct flock: type, whence, start, length, pid. An open-file-description lock beside the flock(2) on the same file.
+_FLOCK = struct.Struct("hhqqi4x")
+_TURN = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+_NO_TURN = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0)
+
+
+def _take_turn(fd: int) -> None:
+    """Take the writers' lock. Who has to wait for it holds the first byte meanwhile: so bulk work sees that somebody
+    waits, and the next one queues behind."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError:
+        pass
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _TURN)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    finally:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _NO_TURN)
+
+
+def _turn_taken(fd: int) -> bool:
+    held: int = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _TURN))[0]
+    return held != fcntl.F_UNLCK
 
 
 _MAX_IDLE = 8
@@ -122,6 +149,8 @@ class Database:
     def _reset(self) -> None:
         self.local = threading.local()
         self._mutex = threading.RLock()
+        self._gate = threading.Lock()
+        """Held by the thread that is the next to get the mutex."""
         self._depth = 0
         self._lock_fd = -1
         self.idle: list[_Open] = []
@@ -163,11 +192,14 @@ class Database:
     def exclusive(self) -> Iterator[None]:
         """Hold the writers' lock; re-entrant within a thread. A killed holder releases it (flock(2))."""
         self.check_fork()
-        with self._mutex:
+        if not self._mutex.acquire(blocking=False):
+            with self._gate:
+                self._mutex.acquire()
+        try:
             if self._depth == 0:
                 if self._lock_fd < 0:
                     self._lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+                _take_turn(self._lock_fd)
             self._depth += 1
             try:
                 yield
@@ -175,6 +207,20 @@ class Database:
                 self._depth -= 1
                 if self._depth == 0:
                     fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+        finally:
+            self._mutex.release()
+
+    def wanted(self) -> bool:
+        """Whether anybody waits for the writers' lock: who holds it for bulk work lets it go then."""
+        return self._gate.locked() or (self._lock_fd >= 0 and _turn_taken(self._lock_fd))
+
+    def give_way(self) -> None:
+        """Let whoever waits for the writers' lock have it first. Called without the lock."""
+        with self._gate:
+            pass
+        if self._lock_fd >= 0 and _turn_taken(self._lock_fd):
+            fcntl.fcntl(self._lock_fd, fcntl.F_OFD_SETLKW, _TURN)
+            fcntl.fcntl(self._lock_fd, fcntl.F_OFD_SETLK, _NO_TURN)
 
     def close(self) -> None:
         """Close every connection of this process; the next use opens again."""

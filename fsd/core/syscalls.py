@@ -115,43 +115,50 @@ class Statx(NamedTuple):
     """Of the mount; of the device where the kernel doesn't tell (before 5.8)."""
 
 
-_STATX = struct.Struct("=IIQIIIHHQQQQ" + "qIi" * 4 + "IIIIQ")
-_local = threading.local()
-_statx = getattr(_libc, "statx", None)
+_unpack_statx = struct.Struct("=I12xIIIH2xQQ32x" + "qI4x" * 3 + "8xIIQ").unpack_from
+_STATX_HOW: Final = _AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH
+_makedev = os.makedev
+_new = tuple.__new__  # a named tuple's own constructor takes twice as long
+_statx = _libc.statx
+_name_to_handle_at = _libc.name_to_handle_at
 
 
-def _buffer(name: str, size: int) -> ctypes.Array[ctypes.c_char]:
-    buffer: ctypes.Array[ctypes.c_char] | None = getattr(_local, name, None)
-    if buffer is None:
-        buffer = ctypes.create_string_buffer(size)
-        setattr(_local, name, buffer)
-    return buffer
+class _Buffers(threading.local):
+    """What the calls of one thread pass to the kernel, made once."""
+
+    def __init__(self) -> None:
+        self.statx: ctypes.Array[ctypes.c_char] = ctypes.create_string_buffer(256)
+        self.handle = ctypes.create_string_buffer(8 + _MAX_HANDLE)
+        self.handle_size = ctypes.c_uint32.from_buffer(self.handle)
+        self.mount = ctypes.byref(ctypes.c_int())
+
+
+_buffers = _Buffers()
 
 
 def statx(dirfd: int, name: bytes) -> Statx:
     """Attributes of `name` in `dirfd`, or of `dirfd` itself for `b""`; links are not followed."""
-    buffer = _buffer("statx", 256)
-    if _libc.statx(dirfd, name, _AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH, _STATX_WANTED, buffer):
+    buffer = _buffers.statx
+    if _statx(dirfd, name, _STATX_HOW, _STATX_WANTED, buffer):
         raise _fail(name)
-    (mask, _, _, nlink, uid, gid, mode, _, ino, size, _, _, _, _, _, b_s, b_ns, _, c_s, c_ns, _, m_s, m_ns, _,
-     _, _, dev_major, dev_minor, mnt_id) = _STATX.unpack_from(buffer)  # fmt: skip
-    return Statx(
+    (mask, nlink, uid, gid, mode, ino, size, b_s, b_ns, c_s, c_ns, m_s, m_ns,
+     dev_major, dev_minor, mnt_id) = _unpack_statx(buffer)  # fmt: skip
+    return _new(Statx, (
         mode, ino, size, m_s * 1_000_000_000 + m_ns, c_s * 1_000_000_000 + c_ns,
         b_s * 1_000_000_000 + b_ns if mask & _STATX_BTIME else 0, nlink, uid, gid,
-        dev := os.makedev(dev_major, dev_minor), mnt_id if mask & _STATX_MNT_ID else dev,
-    )  # fmt: skip
+        dev := _makedev(dev_major, dev_minor), mnt_id if mask & _STATX_MNT_ID else dev,
+    ))  # fmt: skip
 
 
 def file_handle(dirfd: int, name: bytes) -> bytes:
     """The kernel's handle of a node: type (4 bytes, little-endian) and handle bytes. Stable over renames; a reused
     inode number gets another one. EOPNOTSUPP where the filesystem has none; links are not followed."""
-    buffer = _buffer("handle", 8 + _MAX_HANDLE)
-    struct.pack_into("=I", buffer, 0, _MAX_HANDLE)
-    mount = ctypes.c_int()
-    if _libc.name_to_handle_at(dirfd, name, buffer, ctypes.byref(mount), _AT_EMPTY_PATH):
+    buffers = _buffers
+    buffers.handle_size.value = _MAX_HANDLE
+    if _name_to_handle_at(dirfd, name, buffers.handle, buffers.mount, _AT_EMPTY_PATH):
         raise _fail(name)
-    (length,) = struct.unpack_from("=I", buffer)
-    return bytes(buffer.raw[4 : 8 + length])
+    handle: bytes = buffers.handle[4 : 8 + buffers.handle_size.value]  # type: ignore[assignment]
+    return handle
 
 
 def _renameat2(sfd: int, sname: bytes, dfd: int, dname: bytes, flags: int) -> None:
@@ -199,7 +206,7 @@ def read_lease(fd: int) -> bool | None:
 
 def fs_type(fd: int) -> int:
     """The filesystem's magic number (statfs(2), f_type), as an unsigned 32-bit value."""
-    buffer = _buffer("statfs", 256)
+    buffer = _buffers.statx
     if _libc.fstatfs(fd, buffer):
         raise _fail()
     (magic,) = struct.unpack_from("=q", buffer)

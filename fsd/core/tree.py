@@ -343,7 +343,7 @@ def _known_as(space: Space, seen: Seen) -> tuple[Child, bytes]:
     rows: list[NodeRow] = []
     parts: DirRow | None = None
     with space.index.read() as db:
-        rows = index.by_binding(db, seen.binding)
+        rows = index.by_binding(db, space.key, seen.binding)
         parts = index.directory(db, rows[0].n) if rows else None
         incarnation = _incarnation(db)
     label = seen.label if seen.label is not None and seen.label.proven else None

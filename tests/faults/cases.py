@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fsd.core import operations, properties, tree
+from fsd.core import commit, operations, populate, properties, tree
 from fsd.core.content import Upload
 from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
+from fsd.core.sweep import Sweep
 from tests.faults.world import BIG, TREE, Files, below, changed
 
 NEW = b"the new content, longer than the old one"
@@ -79,6 +80,22 @@ def change_on_disk(root: bytes) -> None:
     os.rename(os.path.join(here, b"one.tmp"), os.path.join(here, b"one"))
     os.rename(os.path.join(here, b"sub"), os.path.join(here, b"moved"))
     os.unlink(os.path.join(here, b"moved/two"))
+
+
+def first_sweep(spaces: list[Space]) -> None:
+    """Of a tree whose nodes have lain there for long, so that they are labelled at sight."""
+    populate.QUIET_S = commit.QUIET_S = -1.0  # in this process only, which is about to be killed
+    spaces[0].index.close()
+    spaces[0].index.path.unlink()
+    run_sweep(spaces[0])
+
+
+def run_sweep(space: Space) -> None:
+    """A whole one, in steps as small as can be."""
+    sweep = Sweep(space)
+    sweep.begin()
+    while not sweep.step(0.0).finished:
+        pass
 
 
 CHANGED = changed(
@@ -160,6 +177,15 @@ ONE = (
     ),
     Case(
         "reconcile full", lambda s: reconcile(s[0], b"dir"), (CHANGED,), old=(CHANGED,), before=change_on_disk
+    ),
+    Case("first sweep", first_sweep, (TREE,), long=True),
+    Case(
+        "sweep after downtime",
+        lambda s: run_sweep(s[0]),
+        (CHANGED,),
+        old=(CHANGED,),
+        before=change_on_disk,
+        long=True,
     ),
     Case("replay", lambda s: operations.replay(s[0]), (TREE,), before=leave_rubbish),
 )

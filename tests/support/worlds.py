@@ -11,6 +11,7 @@ from pathlib import Path
 from fsd.core import dirty, index, relabel
 from fsd.core.reconcile import reconcile_item
 from fsd.core.space import Space, SpaceRecord, initialise_root
+from fsd.core.sweep import Sweep
 from tests.support.oracle import OnDisk, walk
 
 Hint = tuple[bytes, bytes | None]
@@ -74,8 +75,12 @@ def grow_quiet(space: Space) -> None:
 
 def sweep(space: Space) -> None:
     """Verify the whole tree once."""
-    dirty.mark_tree(space)
-    drain(space, sweep=True)
+    verifying = Sweep(space)
+    verifying.begin()
+    while not verifying.step(60).finished:
+        pass
+    while drain(space, sweep=True):
+        verifying.step(60)
 
 
 def rows(space: Space) -> dict[bytes, tuple[str, str, int]]:
