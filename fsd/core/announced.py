@@ -327,7 +327,7 @@ def _other_names(space: Space, directory: bytes, names: set[bytes]) -> Names:
             if row.nlink > 1 and row.kind == index.FILE
         }
         for binding in bindings:
-            for row in index.by_binding(db, self._space.key, binding):
+            for row in index.by_binding(db, space.key, binding):
                 place = None if row.parent is None else index.path_of(db, row.parent)
                 if place is not None and not (place == directory and row.name in names):
                     found.setdefault(place, set()).add(row.name)

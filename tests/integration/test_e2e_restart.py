@@ -50,26 +50,14 @@ def test_everything_that_can_happen_in_downtime(
     (server.stop if end == "stopped" else server.kill)()
 
     here, there = trees
-    (here / "new/deep/deeper").mkdir(parents=True)
-    (here / "new/deep/deeper/f").write_text("created")
-    (here / "untouched/created").write_text("created too")
-    edited = here / "edited/in/place/f"
-    status = edited.stat()
-    edited.write_text("CONTENT OF edited/in/place")
-    os.utime(edited, ns=(status.st_atime_ns, status.st_mtime_ns))
-    (here / "renamed/from").rename(here / "renamed/to")
-    (here / "moved/here").rename(here / "untouched/deep/moved")
-    (here / "leaving/it").rename(there / "arrived")
-    (here / "gone/soon/f").unlink()
-    (here / "gone/soon").rmdir()
-
+    _happen(here, there)
     server.start()
     for path in ("", "new/deep/deeper", "untouched", "untouched/deep", "untouched/deep/moved", "renamed", "moved",
                  "renamed/to", "leaving", "gone", "edited/in/place"):  # fmt: skip
         assert _names(one, path) == set(os.listdir(here / path)) - {".fsd"}, path
     assert _names(two, "arrived") == {"f"}
     assert one.stat(b"edited/in/place/f").etag != before[b"edited/in/place/f"].etag
-    assert one.get(b"edited/in/place/f") == edited.read_bytes()
+    assert one.get(b"edited/in/place/f") == b"CONTENT OF edited/in/place"
 
     after = settled(os.fsencode(here), one, wait=agree).served
     elsewhere = settled(os.fsencode(there), two, wait=agree).served
@@ -94,3 +82,18 @@ def test_everything_that_can_happen_in_downtime(
 def _names(dav: Dav, path: str) -> set[str]:
     found: list[Resource] = dav.propfind(os.fsencode(path), 1)
     return {os.fsdecode(each.path.rpartition(b"/")[2]) for each in found} - {os.path.basename(path)}
+
+
+def _happen(here: Path, there: Path) -> None:
+    (here / "new/deep/deeper").mkdir(parents=True)
+    (here / "new/deep/deeper/f").write_text("created")
+    (here / "untouched/created").write_text("created too")
+    edited = here / "edited/in/place/f"
+    status = edited.stat()
+    edited.write_text("CONTENT OF edited/in/place")
+    os.utime(edited, ns=(status.st_atime_ns, status.st_mtime_ns))
+    (here / "renamed/from").rename(here / "renamed/to")
+    (here / "moved/here").rename(here / "untouched/deep/moved")
+    (here / "leaving/it").rename(there / "arrived")
+    (here / "gone/soon/f").unlink()
+    (here / "gone/soon").rmdir()
