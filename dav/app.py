@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from dav import events
 from dav.auth.basic import BasicAuth
 from dav.auth.forwarded import TrustedProxies
 from dav.discovery import endpoints
@@ -40,11 +41,12 @@ _AUDITED = frozenset({"GET", "PUT", "DELETE", "MKCOL", "COPY", "MOVE", "PROPPATC
 @dataclass(frozen=True, slots=True)
 class Options:
     """``max_body``: largest upload in bytes; ``public_url``: how clients address this server, if otherwise;
-    ``fast``: whether what was made once may be used again."""
+    ``fast``: whether what was made once may be used again; ``listeners``: most event streams of a user, 0: any."""
 
     max_body: int | None = None
     public_url: str = ""
     fast: bool = True
+    listeners: int = 0
 
 
 _Beside = Callable[[dict[str, Any], User, View], Reply | tuple[Call, Body]]
@@ -70,6 +72,7 @@ class App:
         }
         self.registry = registry
         self.views = Views(registry)
+        self.events = events.Hub(self.views, options.listeners)
         self._auth = auth
         self._proxies = proxies
         self._requests = Requests(Provider())
@@ -129,13 +132,14 @@ class App:
             return call, found
         return self.settled(call, found)
 
-    @staticmethod
-    def _beside_the_tree(environ: dict[str, Any]) -> _Beside | None:
+    def _beside_the_tree(self, environ: dict[str, Any]) -> _Beside | None:
         """What answers addresses that are not places in a space."""
         path = request_path(environ["REQUEST_URI"])
         for is_here, answer in _BESIDE:
             if is_here(path):
                 return answer
+        if path == events.PATH:
+            return self.events.reply
         return endpoints.private(environ)
 
     def finish(self, call: Call, incoming: Body) -> Reply:

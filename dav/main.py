@@ -5,6 +5,7 @@ import resource
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from dav.app import App, Options
@@ -37,10 +38,17 @@ def build_app(settings: Settings) -> App:
         Throttle(run / "logins", settings.auth_failures),
         settings.auth_realm,
     )
-    options = Options(settings.http_max_body, settings.http_public_url, settings.http_fast)
+    options = Options(
+        settings.http_max_body, settings.http_public_url, settings.http_fast, settings.http_listeners
+    )
     app = App(registry, auth, TrustedProxies(settings.http_trusted_proxies), options)
     quota.use(registry.state_dir, lambda space: app.views.latest.quota(space), settings.disk_reserve)
     return app
+
+
+def _near(proxies: TrustedProxies) -> Callable[[str], bool]:
+    """Addresses that stand for many people: trusted proxies, and whatever runs on this machine."""
+    return lambda address: address.startswith("127.") or address == "::1" or proxies.trusts(address)
 
 
 def build_server(
@@ -48,7 +56,8 @@ def build_server(
 ) -> Server | StockServer:
     """A server for these settings, not yet bound."""
     certificate: Path | None = settings.tls_cert
-    return make(
+    app = app or build_app(settings)
+    server = make(
         Listen(
             host=settings.listen.host,
             port=settings.listen.port,
@@ -58,10 +67,15 @@ def build_server(
             private_key=settings.tls_key if settings.tls_key is not None else certificate,
             stop_seconds=_STOP_SECONDS,
             idle_seconds=settings.http_timeout,
+            per_address=settings.http_per_address,
+            trusted=_near(TrustedProxies(settings.http_trusted_proxies)),
         ),
-        app or build_app(settings),
+        app,
         settings.http_loop,
     )
+    if isinstance(server, Server):
+        server.streams.source = app.events
+    return server
 
 
 def _raise_descriptor_limit() -> None:

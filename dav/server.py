@@ -98,7 +98,7 @@ class Server(_Hosted):
         )
         self._listen = listen
         self.requests = Crew(self, listen.threads)
-        self.streams = Streams()
+        self.streams = Streams(self)
         self.chores: list[Callable[[], None]] = []
         """Short work that is done about twice a second."""
         self.base_environ: dict[str, Any] = {}
@@ -121,6 +121,7 @@ class Server(_Hosted):
             "wsgi.multiprocess": True,
             "wsgi.run_once": False,
             "fsd.may_block": self.loop.step_down,
+            "fsd.streams": True,
         }
         self.requests.grow()
         self.requests.grow()

@@ -13,11 +13,12 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cheroot.server import HTTPConnection
 
 from dav.front.request import Request
+from dav.front.streams import Stream
 from dav.front.wire import READ, WRITE, Pace, Wire
 from dav.http import limits
 from dav.http.failures import TooSlow, Truncated, WouldBlock
@@ -94,7 +95,7 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
         self.discarding = False
         self.pace: Pace | None = None
         self.request: Request | None = None
-        self.stream: Any = None
+        self.stream: Stream | None = None
         self.remote_addr = ""
         self.remote_port = ""
         self.rfile = _Reading()
@@ -137,6 +138,9 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
             return self._receive_body()
         if state is State.HANDSHAKE:
             return self._shake_hands()
+        if state is State.STREAM:
+            assert self.stream is not None
+            return self.stream.turn()
         return self._discard()
 
     def _shake_hands(self) -> bool | None:
@@ -239,10 +243,12 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
         outgoing = request.outgoing
         assert outgoing is not None
         outgoing.close()
-        if self.stream is not None:
+        if request.begin_stream is not None:
             self.state = State.STREAM
             self.wire.wants = READ
-            return bool(self.stream.began(self))
+            self.stream = self.server.streams.begin(self)
+            request.begin_stream(self.stream)
+            return True
         if not request.keep:
             return self._linger()
         now = time.monotonic()
@@ -279,8 +285,8 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
             data = self.wire.recv(limits.HEAD_BYTES)
             if data is None:
                 return True
-            if not data or self.state is State.STREAM:
-                return False  # whoever listens has nothing to say
+            if not data:
+                return False
             took = min(len(data), self.unwanted)
             self.unwanted -= took
             if self.unwanted == 0:
@@ -385,7 +391,7 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
         self.server.forget(self)
         stream, self.stream = self.stream, None
         if stream is not None:
-            stream.ended(self)
+            self.server.streams.ended(stream)
         request, self.request = self.request, None
         if request is not None:
             request.close()

@@ -267,7 +267,8 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
                     self._paused = False
                     self._epoll.modify(self._listening, select.EPOLLIN)
             pause = _WATCH if now - active < 1.0 else _TICK
-            self._front.wait(min(pause, self.server.streams.tick(now)))
+            if self._front.wait(min(pause, self.server.streams.tick(now))):
+                self._front.clear()
 
     def _replace_stuck(self, now: float) -> bool:
         """Whether the leader had to be replaced."""
@@ -313,6 +314,10 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
             self._baton.release()
 
     # -- its end ---------------------------------------------------------------------------------
+
+    def nudge(self) -> None:
+        """The front thread has something to do."""
+        self._front.set()
 
     def stop(self) -> None:
         """Accept nothing more, and let what is under way finish for as long as the server allows."""

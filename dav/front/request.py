@@ -2,13 +2,14 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from dav.front.body import Body, ChunkedBody, FixedBody
 from dav.front.outgoing import Outgoing
+from dav.front.streams import Stream
 from dav.http import limits
 from dav.http.errors import status_line
 from dav.http.failures import WouldBlock
@@ -76,7 +77,7 @@ class Plain:
 class Request:
     """A parsed head on its way through the application.  Used by one thread at a time."""
 
-    __slots__ = ("body", "conn", "head", "keep", "outgoing", "receiving", "server")
+    __slots__ = ("begin_stream", "body", "conn", "head", "keep", "outgoing", "receiving", "server")
 
     def __init__(self, server: "Server", conn: "Connection", head: Head | None) -> None:
         self.server = server
@@ -86,6 +87,8 @@ class Request:
         self.body: Body | None = None
         self.receiving: Receiving | None = None
         self.outgoing: Outgoing | None = None
+        self.begin_stream: Callable[[Stream], None] | None = None
+        """What gets the connection when the reply is sent, for a reply that never ends."""
 
     def refuse(self, error: BadRequest) -> None:
         """Answer what could not be parsed; the connection ends."""
@@ -179,14 +182,17 @@ class Request:
         head = self.head
         body = answer.body
         status = answer.status
+        self.begin_stream = getattr(answer, "begin", None)
         lines, length, close = _header_lines(answer.headers)
         bodyless = status in (204, 304)
-        if length is None and not bodyless and isinstance(body, (list, tuple)):
+        if self.begin_stream is not None:
+            bodyless = False
+        elif length is None and not bodyless and isinstance(body, (list, tuple)):
             length = sum(map(len, body))
             lines += f"Content-Length: {length}\r\n"
         empty = bodyless or (head is not None and head.method == "HEAD")
         chunked = False
-        if length is None and not empty:
+        if length is None and not empty and self.begin_stream is None:
             if head is not None and head.version >= (1, 1):
                 chunked = True
                 lines += "Transfer-Encoding: chunked\r\n"

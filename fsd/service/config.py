@@ -91,6 +91,18 @@ class Settings:
     http_timeout: int = _option(
         "http.timeout", options.SPAN, 60, "a connection that sends nothing is closed after it"
     )
+    http_per_address: int = _option(
+        "http.per_address",
+        options.integer(0, 1_000_000),
+        1000,
+        "most connections of one address in each worker; 0: any. Not for this machine and trusted proxies",
+    )
+    http_listeners: int = _option(
+        "http.listeners",
+        options.integer(0, 1_000_000),
+        100,
+        "most event streams of one user in each worker; 0: any",
+    )
     http_public_url: str = _option(
         "http.public_url", options.TEXT, "", "the URL clients use, if it is another one"
     )
