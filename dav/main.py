@@ -3,6 +3,7 @@
 import logging
 import resource
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -52,9 +53,9 @@ def _near(proxies: TrustedProxies) -> Callable[[str], bool]:
 
 
 def build_server(
-    settings: Settings, *, reuse_port: bool = True, app: App | None = None
+    settings: Settings, *, app: App | None = None, slot: socket.socket | None = None
 ) -> Server | StockServer:
-    """A server for these settings, not yet bound."""
+    """A server for these settings, not yet listening; ``slot`` is a bound socket to listen on."""
     certificate: Path | None = settings.tls_cert
     app = app or build_app(settings)
     server = make(
@@ -62,7 +63,7 @@ def build_server(
             host=settings.listen.host,
             port=settings.listen.port,
             threads=settings.http_threads,
-            reuse_port=reuse_port,
+            inherited=slot,
             certificate=certificate,
             private_key=settings.tls_key if settings.tls_key is not None else certificate,
             stop_seconds=_STOP_SECONDS,
@@ -95,7 +96,7 @@ def _replay(registry: Registry) -> None:
             log.info("the changes under way in space %s wait: %s", record.id, error)
 
 
-def run_worker(settings: Settings, index: int) -> None:
+def run_worker(settings: Settings, index: int, slot: socket.socket) -> None:
     """Serve until SIGTERM; requests under way are finished first.  Call it in a process of its own."""
     logs.setup(f"web-{index}", settings.log_format, settings.log_level)
     ours = settings.http_loop != "stock"
@@ -105,7 +106,7 @@ def run_worker(settings: Settings, index: int) -> None:
     # Blocked in all threads and waited for in this one: a handler would run only when this thread wakes.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     app = build_app(settings)
-    server = build_server(settings, app=app)
+    server = build_server(settings, app=app, slot=slot)
     if isinstance(server, Server):
         server.chores.append(logs.flush_audit)
     server.prepare()

@@ -43,7 +43,6 @@ class Listen:
     port: int
     threads: int = 64
     backlog: int = 512
-    reuse_port: bool = False
     inherited: socket.socket | None = None
     certificate: Path | None = None
     private_key: Path | None = None
@@ -92,7 +91,6 @@ class Server(_Hosted):
             app,
             server_name="fsd",
             request_queue_size=listen.backlog,
-            reuse_port=listen.reuse_port,
             timeout=listen.idle_seconds,  # type: ignore[arg-type]
             shutdown_timeout=listen.stop_seconds,  # type: ignore[arg-type]
         )
@@ -148,7 +146,6 @@ class StockServer(_Hosted):
             max=listen.threads,
             server_name="fsd",
             request_queue_size=listen.backlog,
-            reuse_port=listen.reuse_port,
             timeout=listen.idle_seconds,  # type: ignore[arg-type]
             shutdown_timeout=listen.stop_seconds,  # type: ignore[arg-type]
         )

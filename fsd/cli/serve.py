@@ -7,6 +7,7 @@ import faulthandler
 import os
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Mapping
@@ -59,20 +60,22 @@ def run(args: argparse.Namespace) -> int:
     logs.setup("serve", settings.log_format, settings.log_level)
     password = ensure_initialised(settings)
     held = supervisor.lock(settings.state / "run")
-    sockets = []
+    sockets: list[socket.socket] = []
+    slots: dict[str, socket.socket] = {}
     try:
         if "web" in settings.only:
             sockets.append(supervisor.reserve(settings.listen.host, settings.listen.port))
             settings = replace(settings, listen=Address(settings.listen.host, sockets[0].getsockname()[1]))
+            slots = supervisor.slots(sockets[0], settings.workers)
         settings = _with_certificate(settings)
         _check_operations(settings)
         for name in settings.unknown_environment:
             note(f"The environment variable {name} is not a setting of fsd.")
         metrics.prepare(settings.workers)
-        plan = _plan(args, settings, password)
-        return supervisor.Supervisor(plan, [held], sockets).run()
+        plan = _plan(args, settings, password, slots)
+        return supervisor.Supervisor(plan, [held], sockets, slots).run()
     finally:
-        for each in sockets:
+        for each in (*sockets, *slots.values()):
             each.close()
         os.close(held)
 
@@ -173,7 +176,9 @@ def _check_operations(settings: Settings) -> None:
         supervisor.reserve(settings.ops_listen.host, settings.ops_listen.port).close()
 
 
-def _plan(args: argparse.Namespace, first: Settings, password: str | None) -> supervisor.Plan:
+def _plan(
+    args: argparse.Namespace, first: Settings, password: str | None, slots: Mapping[str, socket.socket]
+) -> supervisor.Plan:
     current = first
 
     def reload() -> None:
@@ -199,7 +204,7 @@ def _plan(args: argparse.Namespace, first: Settings, password: str | None) -> su
 
     return supervisor.Plan(
         run_dir=first.state / "run",
-        children=lambda: children(current),
+        children=lambda: children(current, slots),
         drain_seconds=_DRAIN,
         reload=reload,
         ready=ready,
@@ -208,14 +213,15 @@ def _plan(args: argparse.Namespace, first: Settings, password: str | None) -> su
     )
 
 
-def children(settings: Settings) -> Mapping[str, Callable[[], None]]:
+def children(settings: Settings, slots: Mapping[str, socket.socket]) -> Mapping[str, Callable[[], None]]:
     """What runs in each process. The modules are loaded here, before the fork, so that their memory is shared."""
     mains: dict[str, Callable[[], None]] = {}
     if "web" in settings.only:
         from dav.main import run_worker
 
         for index in range(settings.workers):
-            mains[f"web-{index}"] = partial(_web, run_worker, settings, index)
+            name = f"web-{index}"
+            mains[name] = partial(_web, run_worker, settings, index, slots[name])
     if "watcher" in settings.only:
         from watcher.main import run as watch
 
@@ -227,9 +233,14 @@ def children(settings: Settings) -> Mapping[str, Callable[[], None]]:
     return mains
 
 
-def _web(run_worker: Callable[[Settings, int], None], settings: Settings, index: int) -> None:
+def _web(
+    run_worker: Callable[[Settings, int, socket.socket], None],
+    settings: Settings,
+    index: int,
+    slot: socket.socket,
+) -> None:
     metrics.use(index)
-    _child(f"web-{index}", lambda settings: run_worker(settings, index), settings)
+    _child(f"web-{index}", lambda settings: run_worker(settings, index, slot), settings)
 
 
 def _child(name: str, main: Callable[[Settings], None], settings: Settings) -> None:

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ PULSE = 1.0
 STARTING = 0.02
 """Pause while it is not ready yet."""
 READY_WITHIN = 20.0
+_LONG_PAUSE = 0.5
+"""Seconds that connections may wait for a worker that died; for longer, the others get them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,28 @@ def reserve(host: str, port: int) -> socket.socket:
     return kept
 
 
+def slots(reserved: socket.socket, count: int) -> dict[str, socket.socket]:
+    """One bound socket for each web worker, by its name; the worker listens on it (SO_REUSEPORT spreads connections).
+
+    The supervisor keeps them all open: what waits in the queue of a worker that dies or is replaced is served by its
+    successor, so a reload loses no connection.
+    """
+    made = {}
+    for index in range(count):
+        each = socket.socket(reserved.family, socket.SOCK_STREAM, reserved.proto)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        each.bind(reserved.getsockname())
+        made[f"web-{index}"] = each
+    return made
+
+
+def _deafen(listening: socket.socket) -> None:
+    """End listening but stay bound: connections go to the others meanwhile, and who listens again hears again."""
+    with suppress(OSError):
+        listening.shutdown(socket.SHUT_RDWR)
+
+
 def _accepts(address: tuple[Any, ...], family: int) -> bool:
     host = address[0]
     if host == "0.0.0.0":
@@ -109,11 +134,19 @@ def _accepts(address: tuple[Any, ...], family: int) -> bool:
 class Supervisor:
     """One run. `run` returns the exit code; it may be called once."""
 
-    def __init__(self, plan: Plan, held: Sequence[int] = (), sockets: Sequence[socket.socket] = ()) -> None:
-        """`held`: the lock; `sockets`: the reserved addresses, on which the web workers are to listen. Children keep
-        none of them; the caller closes them after `run`."""
+    def __init__(
+        self,
+        plan: Plan,
+        held: Sequence[int] = (),
+        sockets: Sequence[socket.socket] = (),
+        slots: Mapping[str, socket.socket] | None = None,
+    ) -> None:
+        """`held`: the lock; `sockets`: the reserved addresses, on which the web workers are to listen; `slots`: the
+        socket of each worker, by its name. A child keeps its own slot only; the caller closes all of them after `run`.
+        """
         self._plan = plan
         self._sockets = list(sockets)
+        self._slots = dict(slots or {})
         self._close = [*held, *(each.fileno() for each in sockets)]
         self._children: dict[str, Child] = {}
         self._stopping_since: float | None = None
@@ -144,10 +177,13 @@ class Supervisor:
             if name in self._children:
                 self._children[name].main = main
             else:
-                self._children[name] = Child(name, main, self._close)
+                others = [each.fileno() for slot, each in self._slots.items() if slot != name]
+                self._children[name] = Child(name, main, [*self._close, *others])
         for name in self._children.keys() - mains.keys():
             self._children[name].wanted = False
             self._children[name].tell(signal.SIGTERM)
+            if name in self._slots:
+                _deafen(self._slots[name])
 
     def _step(self) -> bool:
         """One turn: start, check, wait for a signal. False when it is over."""
@@ -231,6 +267,8 @@ class Supervisor:
         log.info("stopping (%s)", number.name)
         self._plan.notify("STOPPING=1")
         self._stopping_since = monotonic()
+        for each in self._slots.values():
+            _deafen(each)
         for child in self._children.values():
             child.wanted = False
             child.tell(signal.SIGTERM)
@@ -281,6 +319,8 @@ class Supervisor:
             for child in self._children.values():
                 if child.pid == pid:
                     child.ended(status, monotonic())
+                    if child.start_at - monotonic() > _LONG_PAUSE and child.name in self._slots:
+                        _deafen(self._slots[child.name])
                 child.retired.discard(pid)
         if changed and self._stopping_since is None:
             for name in [n for n, c in self._children.items() if not (c.wanted or c.pid or c.retired)]:

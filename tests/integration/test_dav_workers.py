@@ -190,3 +190,44 @@ def test_many_clients_at_once(server: Server):
     assert not [key for key in found if key[1] >= 500], found
     assert any(key == ("PUT", 201) for key in found)
     assert server.run("check").returncode == 0
+
+
+def test_a_reload_fails_no_request(server: Server):
+    """Clients that keep their connections and clients that open new ones, through two reloads."""
+    assert server.process is not None
+    over, failures, served = threading.Event(), [], [0] * 6
+    client = server.dav(FILES)
+    client.put(b"f", b"x")
+    headers = dict(client._auth)
+
+    def work(number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        while not over.is_set():
+            try:
+                connection.request("GET", f"{FILES}/f", headers=headers)
+                answer = connection.getresponse()
+                if (answer.status, answer.read()) != (200, b"x"):
+                    failures.append(answer.status)
+            except Exception as error:  # noqa: BLE001 - each is a failed request
+                failures.append(error)
+                connection.close()
+            served[number] += 1
+            if number % 2:
+                connection.close()
+        connection.close()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(served))]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(2):
+            before = set(server.child("web"))
+            os.kill(server.process.pid, signal.SIGHUP)
+            wait_for(lambda before=before: not before & set(server.child("web")), timeout=40, what="new workers")
+            count = sum(served)
+            wait_for(lambda count=count: sum(served) > count + 100, what="requests to the new workers")
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert not failures, failures[:5]

@@ -104,7 +104,7 @@ class Served:
         self.registry.grants.grant(self.shared, "user", bob.id, bob.name, Role.VIEWER)
 
     def start(self) -> Served:
-        self.server = build_server(self._settings, reuse_port=False)
+        self.server = build_server(self._settings)
         self.server.prepare()
         self._thread = threading.Thread(target=self.server.serve, daemon=True)
         self._thread.start()
