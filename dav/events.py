@@ -9,6 +9,7 @@ import json
 import logging
 import threading
 import time
+from contextlib import suppress
 from typing import Any, Protocol
 
 from dav.http.errors import HttpError
@@ -56,6 +57,8 @@ class Listening(Reply):
         ]
         super().__init__(200, headers, [_HELLO])
         self._hub, self.user, self.only, self.last = hub, user, only, last
+        self.start: dict[str, int] = {}
+        """The newest change of each space when it was asked for: all after it are told."""
 
     def begin(self, stream: Stream) -> None:
         """From now on events go to this stream."""
@@ -63,10 +66,11 @@ class Listening(Reply):
 
 
 class _Listener:
-    __slots__ = ("last", "only", "spaces", "stream", "user")
+    __slots__ = ("last", "only", "spaces", "start", "stream", "user")
 
     def __init__(self, asked: Listening, stream: Stream) -> None:
         self.user, self.only, self.last, self.stream = asked.user, asked.only, asked.last, stream
+        self.start = asked.start
         self.spaces: frozenset[str] = frozenset()
 
 
@@ -105,7 +109,12 @@ class Hub:
         if 0 < self._per_user <= held:
             raise HttpError(429, "You listen in too many places already.", headers=(("Retry-After", "60"),))
         space = environ["QUERY_STRING"].partition("space=")[2].partition("&")[0].replace("%24", "$")
-        return Listening(self, user, space or None, _moment(environ.get("HTTP_LAST_EVENT_ID", "")))
+        asked = Listening(self, user, space or None, _moment(environ.get("HTTP_LAST_EVENT_ID", "")))
+        for record, _ in view.visible(user):
+            if asked.only in (None, record.id):
+                with suppress(OSError):  # a space that is away has no events until it is back
+                    asked.start[record.id] = journal.last(view.space(record))
+        return asked
 
     def add(self, listener: _Listener) -> None:
         with self._guard:
@@ -128,7 +137,8 @@ class Hub:
                 self._see(view, fresh)
             self._follow(view)
             for listener in fresh:
-                self._catch_up(listener)
+                if not listener.stream.ended:
+                    self._catch_up(listener)
             for told in self._told.values():
                 self._tell(told)
         except OSError as error:
@@ -182,16 +192,17 @@ class Hub:
                     each.stream.send(data)
 
     def _catch_up(self, listener: _Listener) -> None:
-        """What a client that comes back has missed."""
-        if listener.last is None:
-            return
-        since = listener.last - _OVERLAP
+        """What happened since the client asked, or, for one that comes back, since it was told the last time."""
         for ident in listener.spaces & self._told.keys():
             told = self._told[ident]
+            start = listener.start.get(ident, told.number)
+            if listener.last is not None:
+                start = min(start, max(0, told.number - 2 * _MOST))
             try:
-                found = journal.since(told.space, max(0, told.number - 2 * _MOST), 2 * _MOST)
+                found = journal.since(told.space, start, 2 * _MOST)
             except OSError:
                 continue
+            since = listener.last - _OVERLAP if listener.last is not None else 0.0
             missed = [each for each in found if each.at >= since and each.number <= told.number]
             data = _many(told.space, time.time()) if len(missed) > _MOST else _events(told.space, missed)
             if data:

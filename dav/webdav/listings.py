@@ -11,12 +11,10 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from dav.routes import Place
-from fsd.core import snapshot, tree
+from fsd.core import longlisting, snapshot, tree
 from fsd.core.snapshot import Snapshot
 from fsd.core.tree import Entry
 
-LARGEST = 2000
-"""Entries of a directory that is kept."""
 _MOST = 12_000
 """Entries of all directories that are kept: about 20 MiB."""
 
@@ -37,8 +35,9 @@ class Listings:
 
     def elements(
         self, place: Place, key: Hashable, make: Callable[[Entry], bytes]
-    ) -> tuple[Entry, list[bytes]]:
-        """The directory's own entry, and one element for each of its entries, sorted by name.
+    ) -> tuple[Entry, list[bytes]] | None:
+        """The directory's own entry, and one element for each of its entries, sorted by name; None for a large
+        directory, which is not kept.
 
         ``make`` depends on the entry, the place and ``key`` alone.  Errors as ``tree.listing``.
         """
@@ -51,10 +50,13 @@ class Listings:
             if own.kind == "d" and kept.snapshot.holds(space):
                 self._touch(key)
                 return own, kept.elements
+        if longlisting.is_large(space, path):
+            self._drop(key)
+            return None
         own, entries, taken = snapshot.take(space, path)
         known = dict(zip(kept.snapshot.entries, kept.elements, strict=True)) if kept is not None else {}
         elements = [known.get(entry) or make(entry) for entry in entries]
-        if taken is not None and len(entries) <= LARGEST:
+        if taken is not None and len(entries) <= longlisting.LARGE:
             self._keep(key, _Kept(taken, elements))
         else:
             self._drop(key)

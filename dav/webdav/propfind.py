@@ -4,7 +4,7 @@ Bodies are interned, since clients send three or four different ones; nothing is
 XML nodes is built for the reply.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,14 +18,13 @@ from dav.webdav.call import Call, Reply
 from dav.webdav.listings import Listings
 from dav.webdav.properties import ABSENT, ALLPROP, LIVE, Getter, Scope
 from dav.webdav.xml import DAV, MULTISTATUS, OC, XML_TYPE, element, elements, open_tag, parse, read_body
-from fsd.core import tree
+from fsd.core import longlisting, tree
 from fsd.core.names import quote_path
 from fsd.core.tree import Entry
 
 _OK = "<d:status>HTTP/1.1 200 OK</d:status></d:propstat>"
 _MISSING = "<d:status>HTTP/1.1 404 Not Found</d:status></d:propstat>"
 _END = b"</d:multistatus>"
-_STREAM_ABOVE = 2000
 _STREAM_BLOCK = 500
 
 
@@ -128,23 +127,26 @@ def handle(call: Call) -> Reply:
 
 
 def _body(call: Call, place: Place, plan: Plan, minimal: bool, *, children: bool) -> bytes | Iterator[bytes]:
-    """The document, whole; in pieces for a large directory."""
+    """The document, whole, or for a large directory in pieces: one that can't be finished is cut off, never closed."""
     scope = Scope(place)
     if not children:
         entry = tree.lookup(place.space, place.path)
         call.check_conditions(entry)
         return b"".join((MULTISTATUS, *_responses(place.href, entry, [], scope, plan, minimal), _END))
     if call.environ["fsd.fast"] and plan.steady and not (plan.locks and scope.locked()):
-        return _kept(call, place, scope, plan, minimal)
-    entry, entries = _listing(place)
-    call.check_conditions(entry)
-    pieces = _responses(place.href, entry, entries, scope, plan, minimal)
-    if len(entries) > _STREAM_ABOVE:
-        return _stream(pieces)
-    return b"".join((MULTISTATUS, *pieces, _END))
+        kept = _kept(call, place, scope, plan, minimal)
+        if kept is not None:
+            return kept
+    elif not longlisting.is_large(place.space, place.path):
+        entry, entries = _listing(place)
+        call.check_conditions(entry)
+        return b"".join((MULTISTATUS, *_responses(place.href, entry, entries, scope, plan, minimal), _END))
+    long = longlisting.read(place.space, place.path)
+    call.check_conditions(long.own)
+    return _stream(_responses(place.href, long.own, long, scope, plan, minimal))
 
 
-def _kept(call: Call, place: Place, scope: Scope, plan: Plan, minimal: bool) -> bytes:
+def _kept(call: Call, place: Place, scope: Scope, plan: Plan, minimal: bool) -> bytes | None:
     base = escape(place.href)
 
     def make(entry: Entry) -> bytes:
@@ -152,9 +154,12 @@ def _kept(call: Call, place: Place, scope: Scope, plan: Plan, minimal: bool) -> 
         return response(f"{base}/{name}", entry, scope, plan, minimal)
 
     try:
-        own, elements = _listings.elements(place, (plan, minimal, place.writable), make)
+        found = _listings.elements(place, (plan, minimal, place.writable), make)
     except NotADirectoryError:
-        own, elements = tree.lookup(place.space, place.path), []
+        found = tree.lookup(place.space, place.path), []
+    if found is None:
+        return None
+    own, elements = found
     call.check_conditions(own)
     return b"".join((MULTISTATUS, response(base, own, scope, plan, minimal), *elements, _END))
 
@@ -170,7 +175,7 @@ def _listing(place: Place) -> tuple[Entry, list[Entry]]:
 
 
 def _responses(
-    base: str, entry: Entry, children: list[Entry], scope: Scope, plan: Plan, minimal: bool
+    base: str, entry: Entry, children: Iterable[Entry], scope: Scope, plan: Plan, minimal: bool
 ) -> Iterator[bytes]:
     try:
         base = escape(base)

@@ -4,10 +4,31 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from fsd.core import ids, index
 from fsd.core.index import DIRECTORY, FILE, KIND_LETTERS, WRITING, NodeRow
+
+
+class Lstat(Protocol):
+    """What is asked of a stat_result."""
+
+    @property
+    def st_mode(self) -> int: ...
+    @property
+    def st_ino(self) -> int: ...
+    @property
+    def st_nlink(self) -> int: ...
+    @property
+    def st_uid(self) -> int: ...
+    @property
+    def st_gid(self) -> int: ...
+    @property
+    def st_size(self) -> int: ...
+    @property
+    def st_mtime_ns(self) -> int: ...
+    @property
+    def st_ctime_ns(self) -> int: ...
 
 
 class Entry(NamedTuple):
@@ -62,7 +83,7 @@ def child_of(found: tuple[object, ...]) -> Child:
     return Child(NodeRow._make(found[:17]), total or 0, counter or 0, bool(mounted), {})  # type: ignore[arg-type]
 
 
-def fits(row: NodeRow, found: os.stat_result) -> bool:
+def fits(row: NodeRow, found: Lstat) -> bool:
     """Whether a row says what lstat says; for a directory only that it is the same one."""
     if row.ino != found.st_ino:
         return False
@@ -75,7 +96,7 @@ def fits(row: NodeRow, found: os.stat_result) -> bool:
     )
 
 
-def entry_of(path: bytes, child: Child, found: os.stat_result, incarnation: bytes) -> Entry:
+def entry_of(path: bytes, child: Child, found: Lstat, incarnation: bytes) -> Entry:
     """The entry at `path`, made once for a remembered row and the same lstat."""
     known = child.made.get("entry")
     if known is not None and known.path == path and _same(known, found):
@@ -85,7 +106,7 @@ def entry_of(path: bytes, child: Child, found: os.stat_result, incarnation: byte
     return entry
 
 
-def _same(entry: Entry, found: os.stat_result) -> bool:
+def _same(entry: Entry, found: Lstat) -> bool:
     return (
         entry.ctime_ns == found.st_ctime_ns
         and entry.ino == found.st_ino
@@ -97,7 +118,7 @@ def _same(entry: Entry, found: os.stat_result) -> bool:
     )
 
 
-def _make_entry(path: bytes, child: Child, found: os.stat_result, incarnation: bytes) -> Entry:
+def _make_entry(path: bytes, child: Child, found: Lstat, incarnation: bytes) -> Entry:
     row = child.row
     if row.kind == DIRECTORY:
         size, etag = child.total, ids.directory_etag(row.id, child.counter, incarnation)
@@ -105,17 +126,18 @@ def _make_entry(path: bytes, child: Child, found: os.stat_result, incarnation: b
         size, etag = row.size, ids.file_etag(row.id, row.size, row.mtime_ns, row.rev)
     return Entry(
         path, row.name, KIND_LETTERS[row.kind], row.id.hex(), size, etag, found.st_mtime_ns, found.st_ctime_ns,
-        found.st_mode, found.st_uid, found.st_gid, found.st_nlink, found.st_ino, _unreadable(found),
-        bool(row.flags & WRITING),
+        found.st_mode, found.st_uid, found.st_gid, found.st_nlink, found.st_ino,
+        unreadable(found.st_mode, found.st_uid, found.st_gid), bool(row.flags & WRITING),
     )  # fmt: skip
 
 
-def _unreadable(found: os.stat_result) -> bool:
-    uid = os.geteuid()
-    if uid == 0 or stat.S_ISLNK(found.st_mode):
+def unreadable(mode: int, uid: int, gid: int) -> bool:
+    """Whether the service may not read a node with these attributes."""
+    own = os.geteuid()
+    if own == 0 or stat.S_ISLNK(mode):
         return False
-    if found.st_uid == uid:
-        return not found.st_mode & stat.S_IRUSR
-    if found.st_gid == os.getegid() or found.st_gid in os.getgroups():
-        return not found.st_mode & stat.S_IRGRP
-    return not found.st_mode & stat.S_IROTH
+    if uid == own:
+        return not mode & stat.S_IRUSR
+    if gid == os.getegid() or gid in os.getgroups():
+        return not mode & stat.S_IRGRP
+    return not mode & stat.S_IROTH

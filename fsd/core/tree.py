@@ -48,15 +48,15 @@ def lookup(space: Space, path: bytes) -> Entry:
             child, incarnation = _row_at(space, path)
             if child is not None and fits(child.row, found):
                 return entry_of(path, child, found, incarnation)
-            if not _try_reconcile(space, parent, [name]):
-                return _provisional(space, fd, parent, name)
+            if not take_in(space, parent, [name]):
+                return provisional(space, fd, parent, name)
             if child is not None and child.mounted:
                 _refuse_lost_mount(space, path)
         finally:
             os.close(fd)
     fd = open_dir(space, parent)
     try:
-        return _provisional(space, fd, parent, name)
+        return provisional(space, fd, parent, name)
     finally:
         os.close(fd)
 
@@ -89,11 +89,11 @@ def listing_with_rows(space: Space, path: bytes) -> tuple[Entry, list[Entry], Ro
             entries, differing, rows = _list_once(space, fd, path)
             if not differing:
                 return own, entries, rows
-            large = len(differing) > _INLINE and _never_looked_at(space, path)
+            large = len(differing) > _INLINE and never_looked_at(space, path)
             if large:
                 dirty.mark(space, [(path, None)])
             names = differing if len(differing) <= dirty.MAX_NAMES else None
-            if large or turn == _TURNS - 1 or not _try_reconcile(space, path, names):
+            if large or turn == _TURNS - 1 or not take_in(space, path, names):
                 return own, _complete(space, fd, path, entries, differing), None
         finally:
             os.close(fd)
@@ -223,7 +223,7 @@ def _stat(space: Space, fd: int, parent: bytes, name: bytes) -> os.stat_result:
     except FileNotFoundError:
         _refuse_lost_mount(space, join(parent, name))
         if _row_at(space, join(parent, name))[0] is not None:
-            _try_reconcile(space, parent, [name])
+            take_in(space, parent, [name])
         raise
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
@@ -312,14 +312,14 @@ def _complete(
     """Add what is on disk but could not be brought into the index."""
     for name in differing:
         try:
-            entries.append(_provisional(space, fd, path, name))
+            entries.append(provisional(space, fd, path, name))
         except FileNotFoundError:
             continue
     entries.sort(key=lambda entry: entry.name)
     return entries
 
 
-def _provisional(space: Space, fd: int, parent: bytes, name: bytes) -> Entry:
+def provisional(space: Space, fd: int, parent: bytes, name: bytes) -> Entry:
     """An entry from the disk alone: the label's or the derived id; for a directory the size it publishes."""
     found = os.stat(name, dir_fd=fd, follow_symlinks=False)
     if space.is_hidden(found, name):
@@ -360,15 +360,16 @@ def _known_as(space: Space, seen: Seen) -> tuple[Child, bytes]:
     ), incarnation
 
 
-def _never_looked_at(space: Space, path: bytes) -> bool:
+def never_looked_at(space: Space, path: bytes) -> bool:
+    """Whether the directory's entries were not yet compared with the disk in full."""
     with space.index.read() as db:
         row = index.find(db, path)
         parts = index.directory(db, row.n) if row else None
     return parts is None or parts.epoch == 0
 
 
-def _try_reconcile(space: Space, path: bytes, names: list[bytes] | None) -> bool:
-    """False when the difference can't be committed now; reading goes on without."""
+def take_in(space: Space, path: bytes, names: list[bytes] | None) -> bool:
+    """Bring what differs into the index; False when it can't be committed now, and reading goes on without."""
     try:
         reconcile(space, path, names)
     except StorageUnavailable:

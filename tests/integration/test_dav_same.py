@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import random
 import re
+import socket
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from dav.webdav import propfind
+from fsd.core import longlisting
+from tests.support.waiting import wait_for
 from tests.unit.dav.served import Served, serving
 
 FILES = "/dav/files/alice"
@@ -212,3 +216,54 @@ def test_a_lock_shows_at_once(pair, tree):
         assert served.ask("PUT", f"{FILES}/d/a.txt", body=b"x").status == 423
     pair[2].ask("UNLOCK", f"{FILES}/d/a.txt", f"Lock-Token: {granted.headers['lock-token']}")
     assert b"activelock" not in answers(pair, "PROPFIND", f"{FILES}/d/", "Depth: 1", body=SYNC)[2]
+
+
+def test_a_large_directory_is_whole_or_cut_off(pair, tree, monkeypatch, allow_log):
+    """It comes in pieces; an error in the middle must never look like a shorter listing."""
+    large = tree / "large"
+    large.mkdir()
+    for number in range(longlisting.LARGE + 200):
+        (large / f"f{number:05d}").touch()
+    fast = pair[0]
+    pieces = []
+    for _ in range(2):
+        with fast.wire() as wire:
+            wire.send(fast.head("PROPFIND", f"{FILES}/large/", "Depth: 1", "Connection: close"))
+            pieces.append(_all(wire))
+    for got in pieces:
+        assert b"Transfer-Encoding: chunked" in got and got.endswith(b"\r\n0\r\n\r\n")
+        assert got.count(b"</d:response>") == longlisting.LARGE + 201
+    allow_log("a reply was cut off")
+    made, real = [], propfind.response
+
+    def failing(*arguments):
+        made.append(None)
+        if len(made) > 1000:
+            raise RuntimeError("in the middle")
+        return real(*arguments)
+
+    monkeypatch.setattr(propfind, "response", failing)
+    with fast.wire() as wire:
+        wire.send(fast.head("PROPFIND", f"{FILES}/large/", "Depth: 1"))
+        got = _all(wire)
+    assert b" 207 " in got and b"</d:multistatus>" not in got and not got.endswith(b"0\r\n\r\n")
+
+
+def _all(wire) -> bytes:
+    got = b""
+    while piece := wire.socket.recv(1 << 20):
+        got += piece
+    return got
+
+
+def test_a_slow_reader_of_a_large_directory_holds_nobody(pair, tree):
+    fast = pair[0]
+    slow = []
+    for _ in range(20):
+        wire = fast.wire()
+        wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.append(wire.send(fast.head("PROPFIND", f"{FILES}/large/", "Depth: 1")))
+    assert fast.ask("PROPFIND", f"{FILES}/d/", "Depth: 1", body=SYNC).status == 207
+    wait_for(lambda: fast.server.requests.idle == fast.server.requests.size, what="every thread free again")
+    for wire in slow:
+        wire.close()

@@ -223,7 +223,9 @@ def test_a_reload_fails_no_request(server: Server):
         for _ in range(2):
             before = set(server.child("web"))
             os.kill(server.process.pid, signal.SIGHUP)
-            wait_for(lambda before=before: not before & set(server.child("web")), timeout=40, what="new workers")
+            wait_for(
+                lambda before=before: not before & set(server.child("web")), timeout=40, what="new workers"
+            )
             count = sum(served)
             wait_for(lambda count=count: sum(served) > count + 100, what="requests to the new workers")
     finally:
