@@ -23,7 +23,7 @@ from dav.routes import Place, Router
 from dav.ui import pages
 from dav.uploads import chunks, tus
 from dav.view import View, Views
-from dav.webdav import trashbin
+from dav.webdav import meta, trashbin
 from dav.webdav.call import Body, Call, Reply, error_reply
 from dav.webdav.provider import Provider, Requests, refused
 from fsd.core.accounts import User
@@ -54,6 +54,7 @@ _BESIDE: tuple[tuple[Callable[[str], bool], _Beside], ...] = (
     (trashbin.is_here, trashbin.answer),
     (chunks.is_here, chunks.answer),
     (tus.is_here, tus.answer),
+    (meta.is_here, meta.answer),
 )
 
 

@@ -15,7 +15,7 @@ from dav.auth.cache import CredentialCache
 from dav.auth.forwarded import TrustedProxies
 from dav.auth.throttle import Throttle
 from dav.server import Listen, Server, StockServer, make
-from fsd.core import quota, replay
+from fsd.core import quota, replay, versions
 from fsd.core.registry import Registry
 from fsd.service import logs
 from fsd.service.config import Settings
@@ -44,6 +44,7 @@ def build_app(settings: Settings) -> App:
     )
     app = App(registry, auth, TrustedProxies(settings.http_trusted_proxies), options)
     quota.use(registry.state_dir, lambda space: app.views.latest.quota(space), settings.disk_reserve)
+    versions.use(registry.state_dir, settings.versions_keep)
     return app
 
 

@@ -85,7 +85,7 @@ def capabilities(agent: str) -> Document:
                 "privateLinks": False,
                 "bigfilechunking": True,
                 "undelete": True,
-                "versioning": False,
+                "versioning": True,
                 "favorites": False,
                 "blacklisted_files": [],
             },

@@ -103,13 +103,14 @@ def get(call: Call) -> Reply:
     fd, entry = tree.open_file(place.space, place.path)
     try:
         call.check_conditions(entry, reading=True)
-        return _send(call, place, fd, entry)
+        return send(call, place, fd, entry)
     except BaseException:
         os.close(fd)
         raise
 
 
-def _send(call: Call, place: Place, fd: int, entry: Entry) -> Reply:
+def send(call: Call, place: Place, fd: int, entry: Entry) -> Reply:
+    """The bytes of an open file that the entry describes, or the parts that were asked for; takes the descriptor."""
     headers = _file_headers(place, entry)
     wanted = call.environ.get("HTTP_RANGE")
     parts: list[tuple[int, int]] | None = None

@@ -36,6 +36,9 @@ COMMANDS = {
     "check": Command("fsd.cli.check", "verify every invariant, repair what can be repaired"),
     "doctor": Command("fsd.cli.doctor", "is this host fit?"),
     "token": Command("fsd.cli.token", "app tokens: a password of its own for each program"),
+    "versions": Command(
+        "fsd.cli.versions", "what files held before they were replaced: list, restore, delete"
+    ),
     "uploads": Command("fsd.cli.uploads", "uploads in several requests that are under way: list, drop"),
     "trash": Command("fsd.cli.trash", "what was deleted: list, restore, empty"),
     "mount": Command("fsd.cli.mount", "a space, or all of them, as a filesystem"),

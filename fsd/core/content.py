@@ -291,7 +291,7 @@ class Upload:
                 settle_quietly(space, place.path)
                 raise
             try:
-                retire(staging, ticket.name)
+                retire(space, old.entry.id, staging, ticket.name)
             except OSError as error:
                 # The change is made and durable; the intent knows what is left to do.
                 _log.error("space %s: a replaced file is left to the next replay: %s", space.record.id, error)

@@ -14,7 +14,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import intents, trash
+from fsd.core import intents, trash, versions
 from fsd.core.errors import FsdError, PreconditionFailed
 from fsd.core.groupsync import sync_directory
 from fsd.core.places import Place, binding_at, internal, mounts_explained, open_destination, rename_new
@@ -57,7 +57,7 @@ def swap_in(ticket: Ticket, fd: int, place: Place, old: Seen, staging: int) -> N
         with mounts_explained(place):
             link_fd(fd, staging, ticket.name)
     body: Body = {
-        "path": place.path.hex(), "new": new.hex(), "old": old.binding.hex(),
+        "path": place.path.hex(), "new": new.hex(), "old": old.binding.hex(), "id": old.entry.id,
         "size": old.found.size, "mtime_ns": old.found.mtime_ns,
     }  # fmt: skip
     ticket.record("put", body)
@@ -86,12 +86,13 @@ def swap_out(ticket: Ticket, place: Place, old: Seen, staging: int) -> None:
         sync_directory(place.fd)
 
 
-def retire(staging: int, name: bytes) -> None:
-    """A replaced file has done its duty. The one place where it would become a version instead.
-
-    Its id lives on in its successor, and so do the properties that are kept by id.
-    """
-    os.unlink(name, dir_fd=staging)
+def retire(space: Space, body_id: object, staging: int, name: bytes) -> None:
+    """A replaced file has done its duty; it becomes a version of its successor, in which its id lives on, and so do the
+    properties that are kept by id. An intent of an earlier release knows no id: the file is dropped."""
+    if isinstance(body_id, str):
+        versions.keep(space, body_id, staging, name)
+    else:
+        os.unlink(name, dir_fd=staging)
 
 
 def _swap_by_link(ticket: Ticket, place: Place, staging: int) -> None:
@@ -144,12 +145,15 @@ def finish_put(space: Space, intent: Intent) -> list[bytes]:
     path = bytes.fromhex(str(body["path"]))
     with internal(space, "staging") as staging:
         if binding_at(staging, name + _OLD) is not None:
-            retire(staging, name + _OLD)
+            retire(space, body.get("id"), staging, name + _OLD)
         here = binding_at(staging, name)
         if here is None:
             return [path]
-        if here == bytes.fromhex(str(body["new"])) or _is_same(staging, name, body):
-            retire(staging, name)
+        if here == bytes.fromhex(str(body["new"])):
+            os.unlink(name, dir_fd=staging)
+            return [path]
+        if _is_same(staging, name, body):
+            retire(space, body.get("id"), staging, name)
             return [path]
         try:
             place = open_destination(space, path, known_name=path.rpartition(b"/")[2])
@@ -161,7 +165,7 @@ def finish_put(space: Space, intent: Intent) -> list[bytes]:
             if place.binding() in (new, None):
                 _swap_back(place, name, staging, new)
                 if binding_at(staging, name) == new:
-                    retire(staging, name)
+                    os.unlink(name, dir_fd=staging)
                 sync_directory(place.fd)
             else:
                 _salvage(space, staging, name, path)

@@ -158,6 +158,15 @@ class Settings:
     trash_limit: int | None = _option(
         "trash.limit", options.OPTIONAL_SIZE, None, "most bytes in a space's trash"
     )
+    versions_keep: int = _option(
+        "versions.keep",
+        options.SPAN,
+        90 * 86400,
+        "how long replaced files are kept as versions; 0: none are made",
+    )
+    versions_limit: int | None = _option(
+        "versions.limit", options.OPTIONAL_SIZE, None, "most bytes in a space's versions; the oldest go first"
+    )
     spaces_quota: int | None = _option(
         "spaces.quota", options.OPTIONAL_SIZE, None, "quota of new personal spaces"
     )

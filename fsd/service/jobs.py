@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
-from fsd.core import journal, partials, replay, restoring, returning, trash, writers
+from fsd.core import journal, partials, replay, restoring, returning, trash, versions, writers
 from fsd.core.errors import FsdError, StorageUnavailable
 from fsd.core.limbo import TOMBSTONE_S
 from fsd.core.locks import LockTable
@@ -36,6 +36,7 @@ LOCKS_EVERY = 60.0
 TRASH_EVERY = 600.0
 GRANTS_EVERY = 60.0
 EPOCH_EVERY = 60.0
+VERSIONS_EVERY = 3600.0
 UPLOADS_EVERY = 600.0
 OLD_EVERY = 3600.0
 ROOT_EVERY = 2.0
@@ -81,6 +82,7 @@ class Jobs:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._registry = Registry(settings.state)
+        versions.use(settings.state, float(settings.versions_keep))
         self._ops: ThreadingHTTPServer | None = None
         self._ops_due = self._alarms_due = 0.0
         self._jobs = [
@@ -90,6 +92,7 @@ class Jobs:
             Job("epoch", EPOCH_EVERY, self._epoch),
             Job("root", ROOT_EVERY, self._root),
             Job("trash", TRASH_EVERY, self._trash, due=time.monotonic() + 30.0),
+            Job("versions", VERSIONS_EVERY, self._versions, due=time.monotonic() + 90.0),
             Job("uploads", UPLOADS_EVERY, partials.expire, due=time.monotonic() + 45.0),
             Job("old rows", OLD_EVERY, forget_old, due=time.monotonic() + 60.0),
         ]
@@ -228,6 +231,9 @@ class Jobs:
                     trash.remove(space, item.key)
                 except FileNotFoundError:
                     continue
+
+    def _versions(self, space: Space) -> None:
+        versions.thin(space, float(self._settings.versions_keep), self._settings.versions_limit)
 
     def _serve_operations(self) -> None:
         """Open the operations address; another server on this machine may have the default one."""
