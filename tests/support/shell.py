@@ -251,9 +251,9 @@ class Shell:
         source = os.path.join(self.outside, self.random.choice(saved))
         target = self.random.choice([self.existing(), self.path()])
         if os.path.isdir(source):
-            shutil.copytree(source, self.at(target), symlinks=True, dirs_exist_ok=True)
+            shutil.copytree(source, self.at(target), symlinks=True, dirs_exist_ok=True, copy_function=_copy)
         elif not os.path.isdir(self.at(target)):
-            shutil.copy2(source, self.at(target))
+            _copy(source, self.at(target))
         self.hear(target)
 
     def come_back(self) -> None:
@@ -291,6 +291,13 @@ class Shell:
         else:
             self._file(path)
         self.hear(path)
+
+
+def _copy(source: bytes, target: bytes) -> None:
+    """Over a link, not through it."""
+    if os.path.islink(target):
+        os.unlink(target)
+    shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _no_fifos(directory: bytes, names: list[bytes]) -> list[bytes]:
