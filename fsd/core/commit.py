@@ -127,6 +127,7 @@ class Commit:
                 linked = True
             else:
                 known.append(other)
+        known = heirs.latest(self, known)
         remembered = None
         if not known and not (self.explicit and seen.label and seen.label.proven) and self.bindings_exist:
             remembered = self.space.state.bound(seen.binding, place_key(self.id, seen.name))

@@ -19,6 +19,17 @@ MEMORY_S = 10.0
 """How long a vanished name or node is remembered: limbo, save-by-rename. Seconds."""
 
 
+def latest(work: Commit, known: list[NodeRow]) -> list[NodeRow]:
+    """Rows of one node that are not where they were, the one first that was last seen: of a file with several names
+    one may have vanished long before the one that has moved now."""
+    if len(known) < 2:
+        return known
+    marks = ",".join("?" * len(known))
+    query = f"SELECT n, since FROM limbo WHERE n IN ({marks})"
+    since = dict(work.db.execute(query, [row.n for row in known]).fetchall())
+    return sorted(known, key=lambda row: -since.get(row.n, float("inf")))
+
+
 def donor(work: Commit, row: NodeRow | None, seen: Seen, known: list[NodeRow]) -> Donor | None:
     """Whose id the node at `seen.name` would take over: of what stands there in the index, or stood there a moment
     ago. `known` are rows of the node itself."""

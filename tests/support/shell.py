@@ -250,9 +250,9 @@ class Shell:
             return
         source = os.path.join(self.outside, self.random.choice(saved))
         target = self.random.choice([self.existing(), self.path()])
-        if os.path.isdir(source):
+        if os.path.isdir(source) and not os.path.islink(self.at(target)):
             shutil.copytree(source, self.at(target), symlinks=True, dirs_exist_ok=True, copy_function=_copy)
-        elif not os.path.isdir(self.at(target)):
+        elif not os.path.isdir(source) and not os.path.isdir(self.at(target)):
             _copy(source, self.at(target))
         self.hear(target)
 

@@ -291,3 +291,12 @@ def test_names_of_one_file_come_to_rest(space: Space) -> None:
     assert drain(space, most=50) > 0
     assert {other.size for other in listing(space, b"")[1]} == {3}
     assert differences(space) == []
+
+
+def test_of_two_names_the_one_that_moved_goes_on_not_the_one_that_went_before(space: Space) -> None:
+    settle_old(space, root(space) / "a")
+    os.link(root(space) / "a", root(space) / "b")
+    reconcile(space, b"")
+    kept = ids_in(space)[b"b"]
+    after_each(space, [unlink("a"), rename("b", "c")], every=True)
+    assert ids_in(space) == {b"c": kept}
