@@ -70,6 +70,8 @@ class Keeper:
         """Filesystems inside it that are not there (path, binding)."""
         self.waiting = dirty.Counts(0, 0, None)
         """Of the dirty set, as of the last housekeeping."""
+        self.oldest = 0.0
+        """Seconds that the oldest hinted directory had waited then."""
         self.usage = 0
         """Tree size in bytes, likewise."""
         self.gap = False
@@ -232,6 +234,7 @@ class Keeper:
             self._labels_left = relabel.label_due(self.space, LABELS) >= LABELS
         relabel.publish_trees(self.space, TREES)
         self.waiting = dirty.counts(self.space)
+        self.oldest = time.time() - self.waiting.oldest if self.waiting.oldest is not None else 0.0
         self.usage = tree.usage(self.space)
         if self._labels_left or self.drain.waiting():
             self._active_until = now + ACTIVE

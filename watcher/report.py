@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ def told(keeper: Keeper, ear: Ear | None, sources: Sequence[SourceStatus], now: 
             for part in (ear.parts if ear is not None else ())
         ],
         "lag": round(age, 3),
-        "dirty": max(keeper.drain.waiting(), keeper.waiting.hinted if age else 0),
+        "dirty": max(keeper.drain.waiting(), keeper.waiting.hinted),
         "oldest_dirty": round(age, 3),
         "overflows": sum(each.overflows for each in sources),
         "watched": sum(each.watched for each in sources),
@@ -63,8 +62,7 @@ def _oldest(keeper: Keeper, now: float) -> float:
     """Seconds that the oldest hint has waited: in memory, or in the dirty set behind it."""
     first = keeper.drain.oldest()
     age = max(0.0, now - first) if first is not None else 0.0
-    since = keeper.waiting.oldest
-    return max(age, time.time() - since) if since is not None and keeper.waiting.hinted else age
+    return max(age, keeper.oldest) if keeper.waiting.hinted > keeper.drain.waiting() else age
 
 
 def _hung(keeper: Keeper, ear: Ear | None, now: float) -> float:

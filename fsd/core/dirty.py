@@ -23,6 +23,11 @@ MAX_NAMES = 2000
 """More named entries than this become the whole directory."""
 
 
+_BEGUN = b""
+"""Among the names, where no other one can be empty: a pass over the whole directory is under way."""
+_OWED = "UPDATE dir SET epoch=-1 WHERE n=? AND epoch=(SELECT epoch FROM head)"
+
+
 class Item(NamedTuple):
     """A dirty directory; `since` in seconds since the epoch."""
 
@@ -45,16 +50,60 @@ class Counts(NamedTuple):
 def mark_row(
     db: sqlite3.Connection, n: int, names: Collection[bytes] | None, now: float, *, sweep: bool = False
 ) -> None:
-    """Mark a directory's row within a transaction; merges with what is there."""
+    """Mark a directory's row within a transaction; merges with what is there.
+
+    Names that are hinted while only a sweep wants the directory don't have to wait for all of it: they come first, and
+    the epoch says that the rest is still owed (see `served`).
+    """
     row = db.execute("SELECT names, stamp, sweep FROM dirty WHERE n=?", (n,)).fetchone()
     if row is None:
         db.execute("INSERT INTO dirty VALUES (?, ?, 1, ?, ?)", (n, _pack(names), now, int(sweep)))
+        return
+    if row[0] is None and row[2] and names is not None and not sweep:
+        db.execute(_OWED, (n,))
+        db.execute(
+            "UPDATE dirty SET names=?, stamp=stamp+1, since=?, sweep=0 WHERE n=?", (_pack(names), now, n)
+        )
         return
     merged = None if names is None or row[0] is None else _unpack(row[0]) | set(names)
     db.execute(
         "UPDATE dirty SET names=?, stamp=stamp+1, sweep=min(sweep, ?) WHERE n=?",
         (_pack(merged), int(sweep), n),
     )
+
+
+def begin(space: Space, item: Item) -> None:
+    """A hinted pass over the whole directory begins: names that are marked from now on are kept apart from it.
+
+    A crash leaves it marked as a whole.
+    """
+    with space.index.write() as db:
+        db.execute(
+            "UPDATE dirty SET names=? WHERE n=? AND stamp=? AND names IS NULL", (_BEGUN, item.n, item.stamp)
+        )
+
+
+def served(db: sqlite3.Connection, item: Item) -> None:
+    """A pass over `item` ended well, within its transaction: what was not marked again since is done.
+
+    What is left then: names that came during a whole pass; or a whole look that a sweep owes.
+    """
+    row = db.execute(
+        "SELECT names, stamp, coalesce(dir.epoch=head.epoch OR dir.epoch=0, 1)"
+        " FROM head, dirty LEFT JOIN dir USING (n) WHERE n=?",
+        (item.n,),
+    ).fetchone()
+    if row is None:
+        return
+    packed, stamp, verified = row
+    left = _unpack(packed) - {_BEGUN} if item.names is None and packed is not None else set[bytes]()
+    if left and not item.sweep:
+        db.execute("UPDATE dirty SET names=? WHERE n=?", (_pack(left), item.n))
+    elif stamp == item.stamp or (item.names is None and packed == _BEGUN):
+        if verified or item.names is None:
+            db.execute("DELETE FROM dirty WHERE n=?", (item.n,))
+        else:
+            db.execute("UPDATE dirty SET names=NULL, stamp=stamp+1, sweep=1 WHERE n=?", (item.n,))
 
 
 class Hinted(NamedTuple):
@@ -114,7 +163,7 @@ def pending(space: Space, limit: int, *, sweep: bool, after: tuple[float, int] =
             for n, packed, stamp, since, rank in rows:
                 path = index.path_of(db, n)
                 if path is not None:
-                    names = None if packed is None else frozenset(_unpack(packed))
+                    names = _names(packed)
                     items.append(Item(n, path, names, stamp, since, bool(rank)))
             if len(rows) < limit:
                 break
@@ -124,10 +173,11 @@ def pending(space: Space, limit: int, *, sweep: bool, after: tuple[float, int] =
 
 def done(space: Space, items: Iterable[Item]) -> None:
     """Delete rows that were handled without a commit of their own, unless they were marked again."""
-    rows = [(item.n, item.stamp) for item in items]
+    rows = list(items)
     if rows:
         with space.index.write() as db:
-            db.executemany("DELETE FROM dirty WHERE n=? AND stamp=?", rows)
+            for item in rows:
+                served(db, item)
 
 
 def counts(space: Space) -> Counts:
@@ -192,7 +242,7 @@ def waiting_at(space: Space, path: bytes) -> tuple[int | None, Item | None]:
     if found is None:
         return row.n, None
     packed, stamp, since, rank = found
-    names = None if packed is None else frozenset(_unpack(packed))
+    names = _names(packed)
     return row.n, Item(row.n, path, names, stamp, since, bool(rank))
 
 
@@ -200,6 +250,11 @@ def _pack(names: Collection[bytes] | None) -> bytes | None:
     if names is None or len(names) > MAX_NAMES:
         return None
     return b"/".join(sorted(names))
+
+
+def _names(packed: bytes | None) -> frozenset[bytes] | None:
+    found = None if packed is None else frozenset(_unpack(packed))
+    return None if found is None or _BEGUN in found else found
 
 
 def _unpack(packed: bytes) -> set[bytes]:

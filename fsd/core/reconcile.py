@@ -80,6 +80,8 @@ def reconcile(
     `explicit`: fsd made the change itself, identities are certain. `item`: the dirty row this serves; it is deleted
     with the commit unless it was marked again. Raises StorageUnavailable, OSError of the state disk.
     """
+    if item is not None and names is None and not item.sweep:
+        dirty.begin(space, item)
     for turn in range(_TURNS):
         with space.index.exclusive() if turn >= _TURNS_UNLOCKED else nullcontext():
             outcome = _attempt(space, path, None if names is None else frozenset(names), explicit, item)
@@ -252,10 +254,10 @@ def _commit(
         now = time.time()
         with space.index.write() as db:
             seq, head = index.seq_of(db, place.row.n), index.Head(space, db)
-            if seq is None or (seq != expected and start == 0):
+            if seq is None or (seq != expected and not full):
                 return None
             if seq != expected:
-                # In the middle of a large directory: what somebody else has looked at since is theirs.
+                # Large, or written into all the time: what somebody else has looked at since is theirs.
                 expected, overtaken = seq, True
             if head.moves != scan.moves and index.path_of(db, place.row.n) != path:
                 return None
@@ -266,7 +268,7 @@ def _commit(
             )  # fmt: skip
             batch = seen[start : start + _CHUNK]
             if overtaken:
-                batch = _untouched(db, place, batch, now, sweep=sweep)
+                batch = _untouched(db, place, batch, now)
             if len(batch) >= _BULK:
                 batch = populate(work, place.fd, batch, label=item is not None)
             for entry in batch:
@@ -280,8 +282,8 @@ def _commit(
             result = work.finish()
             if last and full:
                 close_full(space, db, place.row.n, scan, result, path)
-            if last and item is not None and scan.steady:
-                db.execute("DELETE FROM dirty WHERE n=? AND stamp=?", (item.n, item.stamp))
+            if last and item is not None:
+                dirty.served(db, item)
             if not last:
                 expected = index.seq_of(db, place.row.n) or 0
         whole.add(result)
@@ -289,9 +291,7 @@ def _commit(
     return whole
 
 
-def _untouched(
-    db: sqlite3.Connection, place: _Place, batch: list[Seen], now: float, *, sweep: bool
-) -> list[Seen]:
+def _untouched(db: sqlite3.Connection, place: _Place, batch: list[Seen], now: float) -> list[Seen]:
     """Of entries that were looked at before another writer's commit, those that are new still and as they were seen;
     the others are marked, to be looked at again."""
     kept, again = [], []
@@ -307,7 +307,7 @@ def _untouched(
         else:
             again.append(entry.name)
     if again:
-        dirty.mark_row(db, place.row.n, again, now, sweep=sweep)
+        dirty.mark_row(db, place.row.n, again, now)
     return kept
 
 
@@ -320,9 +320,8 @@ def close_full(space: Space, db: sqlite3.Connection, n: int, scan: Scan, result:
         totals.climb(db, n, total - old.total, None)
         db.execute("UPDATE dir SET own=?, assumed=0, seq=seq+1 WHERE n=?", (own, n))
         result.changed = True
-    if not scan.steady:
-        dirty.mark_row(db, n, None, time.time())
-        return
+    # Where it did not stand still, its times are from before the listing: they will not fit, and the next sweep or poll
+    # looks again. What came in between is hinted by itself.
     if old.epoch == 0 and scan.found.mtime_ns != old.mtime_ns and not result.visible:
         # Something vanished between the first sight of the directory and the first look into it.
         totals.climb(db, n, 0, index.take_numbers(space, db, 1))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from fsd.core.space import Space
 
 _LIST_AGAIN = 3
+_LARGE = 5000
+"""Entries from which on listing again takes longer than a busy directory ever stands still."""
 
 
 class Scan(NamedTuple):
@@ -97,7 +99,7 @@ def scan_all(space: Space, fd: int, n: int) -> Scan:
         generation = _generation(db, n)
         rows = {row[3]: row for row in db.execute(_ROWS, (n,))}
         dubious = db.execute("SELECT mtime_ns FROM dir WHERE n=?", (n,)).fetchone() == (index.DUBIOUS,)
-    for _ in range(_LIST_AGAIN):
+    for _ in range(_LIST_AGAIN if len(rows) < _LARGE else 1):
         before = statx(fd, b"")
         scan = _compare(space, fd, dict(rows), generation, before, dubious=dubious)
         after = statx(fd, b"")

@@ -303,6 +303,46 @@ def test_a_directory_whose_name_was_taken_is_served_where_it_is(space: Space):
     assert usage(space) == 5
 
 
+def test_a_hinted_name_does_not_wait_for_the_sweep_of_its_directory(space: Space):
+    (Path(space.root.decode()) / "d").mkdir()
+    verify(space)
+    write(space, b"d/f", b"12345")
+    (Path(space.root.decode()) / "d/unheard").write_bytes(b"1")
+    dirty.mark(space, [(b"d", None)], sweep=True)
+    drain = Drain(space)
+    hear(drain, b"d", b"f")
+    (item,) = dirty.pending(space, 10, sweep=False)
+    assert item.names == {b"f"}
+    drain.run(1.0)
+    assert usage(space) == 5
+    assert not dirty.pending(space, 10, sweep=False)
+    (item,) = dirty.pending(space, 10, sweep=True)
+    assert (item.path, item.names) == (b"d", None), "the sweep still owes it a whole look"
+    Sweep(space).step(5.0)
+    assert usage(space) == 6
+
+
+def test_names_that_come_during_a_whole_pass_don_t_ask_for_another_one(space: Space):
+    root = Path(space.root.decode())
+    (root / "d").mkdir()
+    verify(space)
+    drain = Drain(space)
+    dirty.mark(space, [(b"d", None)])
+    (item,) = dirty.pending(space, 10, sweep=False)
+    dirty.begin(space, item)
+    assert dirty.pending(space, 10, sweep=False)[0].names is None, "after a crash it is a whole one again"
+    write(space, b"d/f", b"12345")
+    dirty.mark(space, [(b"d", [b"f"])])
+    reconcile(space, b"d", None, item=item)
+    (left,) = dirty.pending(space, 10, sweep=False)
+    assert left.names == {b"f"}
+    dirty.mark(space, [(b"d", None)])
+    assert dirty.pending(space, 10, sweep=False)[0].names is None
+    drain.refill(drain._clock(), force=True)
+    drain.run(1.0)
+    assert dirty.counts(space).hinted == 0
+
+
 def test_echoes_of_our_own_labels_are_never_marked(space: Space):
     clock = Clock()
     drain = Drain(space, clock=clock)
