@@ -196,7 +196,9 @@ class Commit:
             )
             self.db.execute("UPDATE node SET id=?, flags=? WHERE n=?", (spare, flags, donor.row.n))
             self.db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (donor.row.n, self.now))
-            if donor.row.parent == self.n:
+            if self.space.record.label == "none":
+                self._bind_plain(donor.row.n)
+            elif donor.row.parent == self.n:
                 self.result.to_label.append(ToLabel(donor.row.n, donor.row.name, True))
             self.db.execute("DELETE FROM recent WHERE parent=? AND name=?", (self.n, seen.name))
         else:

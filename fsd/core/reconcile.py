@@ -325,7 +325,11 @@ def close_full(space: Space, db: sqlite3.Connection, n: int, scan: Scan, result:
     if old.epoch == 0 and scan.found.mtime_ns != old.mtime_ns and not result.visible:
         # Something vanished between the first sight of the directory and the first look into it.
         totals.climb(db, n, 0, index.take_numbers(space, db, 1))
+    found = scan.found
+    if found.ctime_ns != old.ctime_ns:
+        # The directory above sees nothing new in it after this look.
+        db.execute("UPDATE node SET mode=?, uid=?, gid=? WHERE n=?", (found.mode, found.uid, found.gid, n))
     db.execute(
         "UPDATE dir SET mtime_ns=?, ctime_ns=?, dev=?, epoch=? WHERE n=?",
-        (scan.found.mtime_ns, scan.found.ctime_ns, scan.found.dev, scan.epoch, n),
+        (found.mtime_ns, found.ctime_ns, found.dev, scan.epoch, n),
     )

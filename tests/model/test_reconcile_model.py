@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from fsd.core import dirty, limbo, relabel, tree
+from fsd.core import check, dirty, limbo, relabel, tree
 from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
 from tests.model.trouble import Trouble
@@ -101,6 +101,11 @@ class World:
         wrong = differences(self.space)
         assert not wrong, (what, wrong[:8], self.shell.done[-30:])
 
+    def check(self, what: object) -> None:
+        """`check` finds nothing, in the rows and in what would be left without them."""
+        found = list(check.check(self.space))
+        assert not found, (what, found[:8], self.shell.done[-30:])
+
     def learn(self, what: object) -> None:
         """The ledger finds nothing wrong."""
         disk_now = walk(self.space.root)
@@ -150,6 +155,7 @@ def _play(world: World, mode: str, trouble: Trouble) -> None:
         if lossy:
             sweep(world.space)
         world.agree(mode)
+        world.check(mode)
         wrong = moved_ids(before, known, walk(world.space.root), rows(world.space), touched)
         assert lossy or trouble.kinds or not wrong, (mode, wrong[:8], shell.done)
 
