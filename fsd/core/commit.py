@@ -464,6 +464,8 @@ def _row(n: int, node_id: bytes, parent: int, seen: Seen, rev: int, flags: int) 
 
 def _same(row: NodeRow, seen: Seen) -> bool:
     if row.kind == DIRECTORY:
+        if row.flags & LABELLED and (seen.label is None or not seen.label.proven):
+            return False  # somebody took its label away: it gets it back
         return (row.mode, row.uid, row.gid, row.xattrs) == (seen.mode, seen.uid, seen.gid, seen.xattrs)
     return (row.ino, row.size, row.mtime_ns, row.ctime_ns) == (
         seen.ino,

@@ -75,6 +75,16 @@ def parse(raw: bytes, secret: bytes, binding: bytes) -> Label | None:
     return Label(node_id, rev, proof == ids.proof(secret, node_id, binding), proof)
 
 
+def has_lost(fd: int, secret: bytes, binding: bytes, node_id: bytes) -> bool:
+    """Whether an open node that was labelled is so no more: only a missing or foreign label proves it."""
+    try:
+        raw = os.getxattr(fd, ID_ATTRIBUTE)
+    except OSError as error:
+        return error.errno == errno.ENODATA
+    label = parse(raw, secret, binding)
+    return label is None or not label.proven or label.id != node_id
+
+
 def encode(secret: bytes, node_id: bytes, binding: bytes, rev: int) -> bytes:
     """The value of `user.fsd.id`."""
     return b"1:%b:%b:%d" % (hexlify(node_id), hexlify(ids.proof(secret, node_id, binding)), rev)

@@ -17,11 +17,11 @@ from collections.abc import Collection, Iterable
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import dirty, ids, index, relabel, totals
+from fsd.core import dirty, ids, index, labels, relabel, totals
 from fsd.core.commit import Commit, Result
 from fsd.core.dirty import Item
 from fsd.core.errors import NotYetKnown, StorageUnavailable
-from fsd.core.index import DirRow, Generation, NodeRow
+from fsd.core.index import LABELLED, DirRow, Generation, NodeRow
 from fsd.core.names import join, split
 from fsd.core.observe import Seen, look
 from fsd.core.populate import populate
@@ -281,6 +281,8 @@ def _commit(
                     dirty.mark_row(db, n, None, now, sweep=sweep)
             result = work.finish()
             if last and full:
+                if scan.steady and scan.found is not None and scan.found.ctime_ns != place.dir.ctime_ns:
+                    _miss_label(space, db, place)
                 close_full(space, db, place.row.n, scan, result, path)
             if last and item is not None:
                 dirty.served(db, item)
@@ -333,3 +335,13 @@ def close_full(space: Space, db: sqlite3.Connection, n: int, scan: Scan, result:
         "UPDATE dir SET mtime_ns=?, ctime_ns=?, dev=?, epoch=? WHERE n=?",
         (found.mtime_ns, found.ctime_ns, found.dev, scan.epoch, n),
     )
+
+
+def _miss_label(space: Space, db: sqlite3.Connection, place: _Place) -> None:
+    """A directory whose label somebody took away gets it back: the one above it sees nothing new after this look."""
+    row = place.row
+    if not row.flags & LABELLED or row.n == index.ROOT or space.record.label == "none":
+        return
+    if labels.has_lost(place.fd, space.secret, row.binding, row.id):
+        db.execute("UPDATE node SET flags=flags & ~? WHERE n=?", (LABELLED, row.n))
+        db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (row.n, time.time()))
