@@ -281,8 +281,7 @@ def _commit(
                     dirty.mark_row(db, n, None, now, sweep=sweep)
             result = work.finish()
             if last and full:
-                if scan.steady and scan.found is not None and scan.found.ctime_ns != place.dir.ctime_ns:
-                    _miss_label(space, db, place)
+                _miss_label(space, db, place, scan)
                 close_full(space, db, place.row.n, scan, result, path)
             if last and item is not None:
                 dirty.served(db, item)
@@ -337,9 +336,11 @@ def close_full(space: Space, db: sqlite3.Connection, n: int, scan: Scan, result:
     )
 
 
-def _miss_label(space: Space, db: sqlite3.Connection, place: _Place) -> None:
+def _miss_label(space: Space, db: sqlite3.Connection, place: _Place, scan: Scan) -> None:
     """A directory whose label somebody took away gets it back: the one above it sees nothing new after this look."""
     row = place.row
+    if not scan.steady or scan.found is None or scan.found.ctime_ns == place.dir.ctime_ns:
+        return
     if not row.flags & LABELLED or row.n == index.ROOT or space.record.label == "none":
         return
     if labels.has_lost(place.fd, space.secret, row.binding, row.id):
