@@ -120,8 +120,14 @@ def leave_rubbish(root: bytes) -> None:
 
 ONE = (
     Case("put new", put(b"new"), (changed(add={b"new": NEW}),)),
-    Case("put over", put(b"file"), (changed(add={b"file": NEW}),)),
-    Case("put if-match", put_if_match, (changed(add={b"file": NEW}),), long=True),
+    Case("put over", put(b"file"), (changed(add={b"file": NEW}),), preserved=(b"the old content",)),
+    Case(
+        "put if-match",
+        put_if_match,
+        (changed(add={b"file": NEW}),),
+        preserved=(b"the old content",),
+        long=True,
+    ),
     Case("mkcol", lambda s: operations.make_directory(s[0], b"dir/new"), (changed(add={b"dir/new": None}),)),
     Case(
         "move file", move(b"file", b"dir/file"), (changed(gone=(b"file",), add={b"dir/file": TREE[b"file"]}),)

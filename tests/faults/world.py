@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from fsd.core import intents
+from fsd.core import intents, versions
 from fsd.core.operations import replay
 from fsd.core.space import Space
 from tests.support.oracle import walk
@@ -57,6 +57,7 @@ class World:
         for base in self.bases:
             shutil.rmtree(base, ignore_errors=True)
             space = make_space(base)
+            versions.use(space.state_dir, 86_400.0)
             fill(space.root, TREE)
             sweep(space)
             self.spaces.append(space)
@@ -137,11 +138,12 @@ class World:
         )
 
     def preserved(self, *wanted: bytes) -> None:
-        """Each of these contents is somewhere in a space's tree or its trash: nobody's bytes are lost."""
+        """Each of these contents is somewhere in a space's tree, its trash or its versions: nobody's bytes are lost."""
         everything = set()
         for space in self.spaces:
             everything |= set(contents(space.root).values())
-            everything |= set(contents(os.path.join(space.root, b".fsd/trash/files")).values())
+            for place in (b".fsd/trash/files", b".fsd/versions"):
+                everything |= set(contents(os.path.join(space.root, place)).values())
         for content in wanted:
             assert content in everything, f"lost: {content[:40]!r}"
 
