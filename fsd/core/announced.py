@@ -13,6 +13,7 @@ Locks: the log's flock comes before the index's lock. A slot belongs to the proc
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import mmap
@@ -48,6 +49,18 @@ Names = dict[bytes, set[bytes]]
 Signature = tuple[int, int, int] | None
 
 
+def _mapped(path: Path) -> tuple[int, mmap.mmap]:
+    """(descriptor, the one page of the file). Its block is there before it is written to: on a full disk a write to
+    mapped memory would be a SIGBUS."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, mmap.PAGESIZE)
+        return fd, mmap.mmap(fd, mmap.PAGESIZE)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
 class Board:
     """The page of a space that says which mounts are writing; opened on first use, thread-safe."""
 
@@ -65,17 +78,17 @@ class Board:
         if self._page is None:
             with self._guard:
                 if self._page is None:
-                    self._fd = os.open(
-                        self._base.with_suffix(".board"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-                    )
-                    if os.fstat(self._fd).st_size < mmap.PAGESIZE:
-                        os.ftruncate(self._fd, mmap.PAGESIZE)
-                    self._page = mmap.mmap(self._fd, mmap.PAGESIZE)
+                    self._fd, self._page = _mapped(self._base.with_suffix(".board"))
         return self._page
 
     def waiting(self) -> bool:
         """Whether any mount has the space; False costs next to nothing."""
-        return self.page[_BITS] != _NONE
+        try:
+            return self.page[_BITS] != _NONE
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            return False  # on a page that can't be made nobody has announced anything
 
     def settle(self, space: Space) -> None:
         """Compare what was announced with the index; never raises for what can't be compared now."""
@@ -342,8 +355,7 @@ class Announcer:
         self._settle_left()
         self.slot = slot = self._board.take()
         self._fd = os.open(self._board.log_path(slot), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.fstat(self._fd).st_size < LOG_BYTES:
-            os.ftruncate(self._fd, LOG_BYTES)
+        os.posix_fallocate(self._fd, 0, LOG_BYTES)  # see _mapped
         self._map = mmap.mmap(self._fd, LOG_BYTES)
         self._end, self._token = 0, 0
         self._open: dict[int, tuple[bytes, bytes]] = {}
