@@ -26,8 +26,15 @@ def latest(work: Commit, known: list[NodeRow]) -> list[NodeRow]:
         return known
     marks = ",".join("?" * len(known))
     query = f"SELECT n, since FROM limbo WHERE n IN ({marks})"
-    since = dict(work.db.execute(query, [row.n for row in known]).fetchall())
-    return sorted(known, key=lambda row: -since.get(row.n, float("inf")))
+    since: dict[int, float] = dict(work.db.execute(query, [row.n for row in known]).fetchall())
+
+    def seen_at(row: NodeRow) -> float:
+        if row.parent is None:
+            return since.get(row.n, 0.0)
+        # Below a directory in limbo it went with that one, some time ago; else it has moved just now.
+        return float("inf") if index.path_of(work.db, row.n) is not None else 0.0
+
+    return sorted(known, key=seen_at, reverse=True)
 
 
 def donor(work: Commit, row: NodeRow | None, seen: Seen, known: list[NodeRow]) -> Donor | None:

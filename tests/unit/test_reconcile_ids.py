@@ -300,3 +300,18 @@ def test_of_two_names_the_one_that_moved_goes_on_not_the_one_that_went_before(sp
     kept = ids_in(space)[b"b"]
     after_each(space, [unlink("a"), rename("b", "c")], every=True)
     assert ids_in(space) == {b"c": kept}
+
+
+def test_a_name_that_went_with_its_directory_is_not_the_one_that_moved(space: Space) -> None:
+    (root(space) / "d").mkdir()
+    os.mkfifo(root(space) / "d/a")
+    sweep(space)
+    os.link(root(space) / "d/a", root(space) / "b")
+    reconcile(space, b"")
+    kept = ids_in(space)[b"b"]
+    shutil.rmtree(root(space) / "d")
+    reconcile(space, b"")
+    os.rename(root(space) / "b", root(space) / "c")
+    reconcile(space, b"", [b"b"])
+    reconcile(space, b"", [b"c"])
+    assert ids_in(space) == {b"c": kept}
