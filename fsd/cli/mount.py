@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsd.cli.common import audit, note, registry_of, settings_of
@@ -13,7 +14,7 @@ from fsd.core.errors import BUSY, USAGE, UserError
 
 if TYPE_CHECKING:
     from fsd.core.registry import Registry
-    from fsd.mount.shim import Shim
+    from fsd.mount.shim import Shim, Wanted
 
 _MISSING = (
     "'fsd mount' needs {what}: install the packages fuse3, libfuse3-dev, pkg-config, gcc and python3-dev, "
@@ -112,11 +113,13 @@ def _in_background(args: argparse.Namespace, registry: Registry) -> int:
 
 
 def _serve(args: argparse.Namespace, registry: Registry, told: int) -> int:
-    from fsd.mount.mounted import Mounted, Plan, quiet_pyfuse3
     from fsd.service import logs, notify
 
     settings = settings_of(args)
     logs.setup("mount", settings.log_format, args.log_level)
+    shim = _shim(settings.state, args.passthrough)
+    from fsd.mount.mounted import Mounted, Plan, quiet_pyfuse3
+
     quiet_pyfuse3()
     _check_apart(args, registry)
 
@@ -135,7 +138,7 @@ def _serve(args: argparse.Namespace, registry: Registry, told: int) -> int:
         user=args.user,
         read_only=args.read_only,
         allow_other=args.allow_other,
-        shim=_shim(args.passthrough),
+        shim=shim,
         ready=ready,
     )
     try:
@@ -154,5 +157,12 @@ def _check_apart(args: argparse.Namespace, registry: Registry) -> None:
             raise UserError(f"{args.mountpoint} lies inside the space '{record.name}': mount it elsewhere.")
 
 
-def _shim(wanted: str) -> Shim | None:
-    return None
+def _shim(state: Path, wanted: Wanted) -> Shim | None:
+    """What pyfuse3 lacks, loaded before it is."""
+    from fsd.core.errors import FsdError
+    from fsd.mount import shim
+
+    try:
+        return shim.load(state / "shim", wanted)
+    except FsdError as error:
+        raise UserError(str(error)) from None

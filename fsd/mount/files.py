@@ -7,6 +7,7 @@ of a file that are open at the same time then have to be of that kind, or go pas
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -120,36 +121,40 @@ class Files(Base):
         self, node: Node, export: Export, fd: int, found: os.stat_result, *, writes: bool, direct: bool
     ) -> FileInfo:
         accounted = writes and export.limit is not None
+        backed = False
         number = fd | ACCOUNTED if accounted else fd
         handle = Handle(node, writes=writes)
         info = FileInfo(fh=number)
-        if direct and not (node.handles and not node.backing):
-            direct = self._back(node, fd, info, accounted=accounted)
-        else:
-            direct = False
-        if not direct:
+        if direct and (node.backing or not node.handles):
+            backed = self._back(node, fd, info, accounted=accounted)
+        if direct and not backed:
+            # The daemon reads and writes after all, from buffers that are not aligned.
+            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+        if not backed and not info.direct_io:
             # What the kernel still has of the content is right if the file is as it was at the last close.
             info.keep_cache = node.data == (found.st_mtime_ns, found.st_size)
         if writes and export.announcer is not None and node.parent is not None:
             handle.token = export.announcer.opened(self.nodes.path(node.parent), node.name)
         node.handles.append(fd)
         self.handles[number] = handle
+        if backed and self.shim is not None:
+            self.shim.use(node.backing)  # last: the next answer is this one
         return info
 
     def _back(self, node: Node, fd: int, info: FileInfo, *, accounted: bool) -> bool:
-        """Have the kernel read and write `fd` itself. One registration serves all handles of a file."""
+        """Have the kernel read and write `fd` itself, if it can. One registration serves all handles of a file; beside
+        it a writer that is counted goes past the page cache."""
         shim = self.shim
         assert shim is not None
-        if node.backing and accounted:
-            info.direct_io, info.keep_cache = True, False
-            return True
+        info.keep_cache = False
+        if accounted:
+            info.direct_io = True
+            return False
         if not node.backing:
             try:
                 node.backing = shim.register(fd)
             except OSError:
                 return False
-        info.keep_cache = False
-        shim.use(node.backing)
         return True
 
     async def _read(self, fh: int, offset: int, size: int) -> bytes:

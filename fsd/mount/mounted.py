@@ -126,14 +126,12 @@ class Mounted:
         if plan.read_only:
             options.add("ro")
         options = {option.encode("ascii", "replace").decode().replace("?", "_") for option in options}
-        if plan.shim is not None:
-            plan.shim.before()
         try:
             pyfuse3.init(cast(Any, self._operations), mountpoints.real(plan.mountpoint), options)
         except RuntimeError as error:
             raise FsdError(f"{plan.mountpoint} could not be mounted: {error}.") from error
         if plan.shim is not None:
-            plan.shim.after()
+            plan.shim.attach()
 
     async def _serve(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -146,6 +144,8 @@ class Mounted:
     async def _say_ready(self) -> None:
         """Only now the kernel's first request is answered; before that the mountpoint hangs."""
         await trio.to_thread.run_sync(os.statvfs, self._plan.mountpoint, abandon_on_cancel=True)
+        if self._plan.shim is not None and self._plan.shim.settled():
+            _log.info("the kernel reads and writes the files of %s itself", self._plan.mountpoint)
         self._plan.ready()
 
     async def _signals(self) -> None:

@@ -1,17 +1,155 @@
-"""What pyfuse3 lacks, in C."""
+"""What pyfuse3 lacks, compiled when it is first needed: kernel passthrough, fallocate, lseek, copy_file_range.
+
+pyfuse3 itself is compiled where it is installed, so a compiler and libfuse's headers are there; where they are not,
+or the self-test fails, mounts work without. `shim.c` says how it fits between pyfuse3 and libfuse.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from fsd.core.errors import FsdError
+
+_log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("shim.c")
+_FLAGS = ("-O2", "-shared", "-fPIC", "-Wall", "-Werror")
+_TEST_SECONDS = 20.0
+Wanted = Literal["auto", "on", "off"]
+
 
 class Shim:
-    """Stands for the compiled shim."""
+    """The loaded shim. Must exist before pyfuse3 is imported; belongs to the thread of the event loop."""
 
-    passthrough = False
+    def __init__(self, library: Path) -> None:
+        if "pyfuse3" in sys.modules:
+            raise FsdError("pyfuse3 was loaded before what has to stand beside it.")
+        self._library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        self._library.shim_register.argtypes = [ctypes.c_int]
+        self._library.shim_unregister.argtypes = [ctypes.c_uint32]
+        self._next = ctypes.c_int.in_dll(self._library, "shim_backing")
+        self._want = ctypes.c_int.in_dll(self._library, "shim_want")
+        self._have = ctypes.c_int.in_dll(self._library, "shim_passthrough")
+        self.passthrough = False
 
-    def before(self) -> None: ...
-    def after(self) -> None: ...
+    def want(self, passthrough: bool) -> None:
+        """Before the mount: whether to ask the kernel for passthrough."""
+        self._want.value = int(passthrough)
+
+    def attach(self) -> None:
+        """After the mount, before its first request."""
+        failed = self._library.shim_attach()
+        if failed:
+            raise FsdError(f"libfuse does not take the shim: {os.strerror(-failed)}.")
+
+    def settled(self) -> bool:
+        """After the first request: what the kernel said to passthrough."""
+        self.passthrough = bool(self._have.value)
+        return self.passthrough
+
     def register(self, fd: int) -> int:
-        raise OSError(1, "no")
+        """Have the kernel read and write this file itself; the number for `use`. OSError: not this one (ELOOP on a
+        stacked filesystem, EPERM without CAP_SYS_ADMIN)."""
+        number: int = self._library.shim_register(fd)
+        if number < 0:
+            raise OSError(-number, os.strerror(-number))
+        return number
 
-    def unregister(self, backing: int) -> None: ...
-    def use(self, backing: int) -> None: ...
+    def unregister(self, number: int) -> None:
+        """No handle is left that uses it."""
+        self._library.shim_unregister(number)
+
+    def use(self, number: int) -> None:
+        """The next answer to an open or create is about this file."""
+        self._next.value = number
+
+
+def build(place: Path) -> Path:
+    """The compiled shim in `place` (a directory nobody else may write), made if it is not there yet.
+
+    FsdError, in one sentence, when it can't be made here.
+    """
+    compiler = os.environ.get("CC") or "cc"
+    if shutil.which(compiler) is None:
+        raise FsdError(f"there is no C compiler '{compiler}'")
+    flags = _pkg_config("--cflags", "--libs")
+    key = hashlib.sha256(
+        b"\0".join((SOURCE.read_bytes(), _pkg_config("--modversion").encode(), platform.machine().encode()))
+    ).hexdigest()[:16]
+    made = place / f"shim-{key}.so"
+    if made.exists():
+        return made
+    place.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place) as aside:
+        new = Path(aside) / "shim.so"
+        command = [compiler, *_FLAGS, "-o", str(new), str(SOURCE), *flags.split(), "-ldl"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+            raise FsdError(f"the C compiler says: {said}")
+        new.replace(made)
+    return made
+
+
+def _pkg_config(*wanted: str) -> str:
+    try:
+        done = subprocess.run(["pkg-config", *wanted, "fuse3"], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise FsdError("there is no pkg-config") from None
+    if done.returncode != 0:
+        raise FsdError("libfuse's headers (package libfuse3-dev) are missing")
+    return done.stdout.strip()
+
+
+def load(place: Path, wanted: Wanted) -> Shim | None:
+    """The shim, tested in a process of its own: a wrong one may crash, and must not take a mount along.
+
+    `auto`: with passthrough if that works, else without, else no shim at all (None); the log says why. `off`: without
+    passthrough. `on`: FsdError unless passthrough works.
+    """
+    try:
+        library = build(place)
+        if wanted != "off":
+            failed = _test(library, passthrough=True)
+            if failed is None:
+                return _loaded(library, passthrough=True)
+            if wanted == "on":
+                raise FsdError(f"the self-test says: {failed}")
+            _log.info("no kernel passthrough here: %s", failed)
+        failed = _test(library, passthrough=False)
+        if failed is not None:
+            raise FsdError(f"the self-test says: {failed}")
+        return _loaded(library, passthrough=False)
+    except OSError as error:
+        if wanted == "on":
+            raise FsdError(f"Kernel passthrough can't be had: {error}.") from error
+        _log.info("mounting without passthrough, fallocate and SEEK_HOLE: %s", error)
+        return None
+
+
+def _loaded(library: Path, *, passthrough: bool) -> Shim:
+    shim = Shim(library)
+    shim.want(passthrough)
+    return shim
+
+
+def _test(library: Path, *, passthrough: bool) -> str | None:
+    """Why it does not work here, None if it does."""
+    command = [sys.executable, "-m", "fsd.mount.probe", str(library), "on" if passthrough else "off"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TEST_SECONDS)
+    except subprocess.TimeoutExpired:
+        return "it does not answer"
+    if done.returncode == 0:
+        return None
+    return (done.stdout.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]

@@ -28,6 +28,7 @@ class Mount:
             pytest.skip("mounting is not allowed here: /dev/fuse")
         self.server, self.path, self.arguments = server, place, list(arguments)
         self.log_path = place.with_name(place.name + ".log")
+        self.environment = dict(server.environment)
         self.process: subprocess.Popen[bytes] | None = None
         self._allowed: list[re.Pattern[str]] = []
         place.mkdir(parents=True, exist_ok=True)
@@ -37,7 +38,7 @@ class Mount:
         command = [sys.executable, "-m", "fsd.cli.main", "mount", *self.arguments, str(self.path)]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.server.environment
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment
             )
         wait_for(self._up, timeout=30, what=f"a mount at {self.path}")
         return self
@@ -95,10 +96,16 @@ class Mount:
             mountpoints.unmount(str(self.path), lazily=True)
 
 
+WAYS = ("on", "off", "none")
+"""With kernel passthrough, without, and on a machine that has no compiler for what pyfuse3 lacks."""
+
+
 @contextmanager
-def mounted(server: Server, place: Path, *arguments: str) -> Iterator[Mount]:
-    """A mount that serves; its log must not complain."""
-    mount = Mount(server, place, *arguments)
+def mounted(server: Server, place: Path, *arguments: str, way: str = "auto") -> Iterator[Mount]:
+    """A mount that serves, in one of the `WAYS`; its log must not complain."""
+    mount = Mount(server, place, *arguments, "--passthrough", "auto" if way == "none" else way)
+    if way == "none":
+        mount.environment["CC"] = "/nonexistent"
     try:
         yield mount.start()
     finally:
