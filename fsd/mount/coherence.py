@@ -53,6 +53,11 @@ class Coherence:
         self._refused = self._fd < 0
         nodes.on_forget = self.forgotten
 
+    @property
+    def descriptors(self) -> list[int]:
+        """What is waited for."""
+        return [self._fd] if self._fd >= 0 else []
+
     def listen(self, node: Node) -> bool:
         """Hear of changes in a directory from now on; False where the system has no more watches."""
         if self._refused or not node.is_dir or node.export is None:

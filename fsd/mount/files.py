@@ -12,12 +12,11 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-import trio
 from pyfuse3 import FileInfo, FUSEError
 
 from fsd.mount.base import Base, guarded, guarded_wait
 from fsd.mount.exports import Export
-from fsd.mount.loop import pause
+from fsd.mount.loop import in_thread
 from fsd.mount.nodes import Node, stale
 
 if TYPE_CHECKING:
@@ -172,8 +171,7 @@ class Files(Base):
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
                 raise
-        pause()
-        return await trio.to_thread.run_sync(os.pread, fd, size, offset)
+        return await in_thread(os.pread, fd, size, offset)
 
     def _write(self, fh: int, offset: int, data: bytes) -> int:
         handle = self.handles[fh]
@@ -191,15 +189,13 @@ class Files(Base):
         raise FUSEError(errno.ENOSYS)
 
     async def _fsync(self, fh: int, datasync: bool) -> None:
-        pause()
-        await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fh & FD)
+        await in_thread(os.fdatasync if datasync else os.fsync, fh & FD)
 
     async def _fsyncdir(self, handle: int, datasync: bool) -> None:
         listing = self._listings[handle]  # type: ignore[attr-defined]
         fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.nodes.fd(listing.node))
         try:
-            pause()
-            await trio.to_thread.run_sync(os.fsync, fd)
+            await in_thread(os.fsync, fd)
         finally:
             os.close(fd)
 

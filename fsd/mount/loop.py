@@ -1,24 +1,29 @@
 """pyfuse3's waiting for requests, with less of it.
 
 pyfuse3 takes a lock and waits for the descriptor before each request; each is a trip through trio's scheduler, and
-together a third of a request's time. What replaces them (pyfuse3 is made for that: its asyncio module does the same)
-asks the kernel first and goes on at once while requests keep coming; every 32nd time others get their turn.
+together more than half of a request's time. What replaces them (pyfuse3 is made for that: its asyncio module does the
+same) asks the kernel itself, and waits there for a millisecond, as the next request usually follows the last answer.
+Every 32nd time, when nothing comes, when something else is heard and while a handler awaits, trio's own way is gone.
 
-Such a lock is not handed on. A handler that is about to await must therefore call `pause`, so that another of
-pyfuse3's tasks takes over the waiting; else the mount stands still until the handler is done.
+Such a lock is not handed on. A handler that awaits must therefore do it by `in_thread`, so that another of pyfuse3's
+tasks takes over the waiting; else the mount stands still until the handler is done.
 """
 
 from __future__ import annotations
 
 import select
 from collections import deque
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pyfuse3
 import trio
 
+T = TypeVar("T")
 _TURNS = 32
+_PATIENCE = 1
+"""Milliseconds to wait in the kernel for the next request, as long as no handler awaits."""
 
 
 class _Turnstile:
@@ -27,6 +32,8 @@ class _Turnstile:
     def __init__(self) -> None:
         self._held = False
         self._ending = False
+        self.absent = 0
+        """Handlers that await: they are done when trio hears of it."""
         self._waiting: deque[trio.Event] = deque()
 
     async def __aenter__(self) -> None:
@@ -60,48 +67,58 @@ class _Turnstile:
 class _Waiter:
     """Waits until the FUSE descriptor can be read."""
 
-    def __init__(self) -> None:
+    def __init__(self, others: Iterable[int]) -> None:
         self._poll = select.poll()
+        self._others = list(others)
         self._fd = -1
         self._turns = 0
 
     async def wait_readable(self, fd: int) -> None:
         if fd != self._fd:
             self._poll = select.poll()
-            self._poll.register(fd, select.POLLIN)
+            for each in (fd, *self._others):
+                self._poll.register(each, select.POLLIN)
             self._fd = fd
         self._turns += 1
         if self._turns % _TURNS == 0:
             await trio.lowlevel.checkpoint()
-        elif self._readable():
+        elif self._readable(0 if _turnstile.absent else _PATIENCE):
             return
         try:
             await trio.lowlevel.wait_readable(fd)
         except trio.ClosedResourceError:
             _turnstile.end()
             raise
-        self._readable()
+        self._readable(0)
 
-    def _readable(self) -> bool:
-        events = self._poll.poll(0)
-        if events and events[0][1] & select.POLLERR:
-            _turnstile.end()  # unmounted, or aborted
-        return bool(events)
+    def _readable(self, patience: int) -> bool:
+        for fd, events in self._poll.poll(patience):
+            if fd == self._fd:
+                if events & select.POLLERR:
+                    _turnstile.end()  # unmounted, or aborted
+                return True
+        return False
 
 
 _turnstile = _Turnstile()
 
 
-def pause() -> None:
-    """Call this in a handler before anything that awaits: another task serves requests meanwhile."""
+async def in_thread(work: Callable[..., T], *args: Any) -> T:
+    """For handlers: do what blocks in a thread; another task serves requests meanwhile."""
     _turnstile.pause()
+    _turnstile.absent += 1
+    try:
+        return await trio.to_thread.run_sync(work, *args)
+    finally:
+        _turnstile.absent -= 1
 
 
-def install() -> None:
-    """Let pyfuse3 use this instead of trio's own, from the next `pyfuse3.main` on."""
+def install(others: Iterable[int] = ()) -> None:
+    """Let pyfuse3 use this instead of trio's own, from the next `pyfuse3.main` on. `others`: descriptors that trio's
+    tasks wait for, too."""
     global _turnstile
     _turnstile = _Turnstile()
-    waiter = _Waiter()
+    waiter = _Waiter(others)
     lowlevel = SimpleNamespace(
         wait_readable=waiter.wait_readable,
         current_task=trio.lowlevel.current_task,

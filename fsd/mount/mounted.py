@@ -92,7 +92,7 @@ class Mounted:
         try:
             self._prepare()
             os.umask(0)
-            loop.install()
+            loop.install(self._coherence.descriptors)
             self._mount()
             try:
                 gc.collect()

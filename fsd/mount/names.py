@@ -8,7 +8,6 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-import trio
 from pyfuse3 import FUSEError, readdir_reply
 
 from fsd.core import operations
@@ -16,7 +15,7 @@ from fsd.core.names import join
 from fsd.core.syscalls import rename_exchange, rename_noreplace
 from fsd.mount.base import Base, guarded, guarded_wait
 from fsd.mount.exports import Export
-from fsd.mount.loop import pause
+from fsd.mount.loop import in_thread
 from fsd.mount.nodes import ROOT_ID, Node
 from fsd.mount.rights import AS_IT_IS
 
@@ -281,8 +280,7 @@ class Names(Base):
         node, found = self._victim(export, fd, name)
         if export.trash and not stat.S_ISDIR(found.st_mode):
             path = join(self.nodes.path(parent), name)
-            pause()
-            await trio.to_thread.run_sync(operations.delete, export.space, path)
+            await in_thread(operations.delete, export.space, path)
             if node is not None:
                 node.known = None
         else:
