@@ -13,49 +13,17 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fsd.core.syscalls import rename_exchange, rename_noreplace
-from tests.support.fsx import Exerciser
-from tests.support.mounting import WAYS, Mount, mounted
-from tests.support.serving import Server
+from tests.support.mounting import Mount, below, fails
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.root
 AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-@pytest.fixture(scope="module", params=WAYS)
-def mount(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    """One space, mounted as it is."""
-    base = tmp_path_factory.mktemp("posix")
-    server = Server(base)
-    server.fsd("init")
-    server.fsd("space", "create", "posix")
-    with mounted(server, base / "mnt", "posix", way=request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def here(mount: Mount, request: pytest.FixtureRequest) -> Path:
-    """An empty directory of the test's own, through the mount."""
-    place = mount.path / request.node.originalname
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-    return place
-
-
-def below(mount: Mount, path: Path) -> Path:
-    """The same on disk."""
-    return mount.server.data / "projects/posix" / path.relative_to(mount.path)
-
-
-def fails(number: int) -> pytest.RaisesExc[OSError]:
-    return pytest.raises(OSError, check=lambda error: error.errno == number)
 
 
 def test_write_read_append_truncate(mount: Mount, here: Path) -> None:
@@ -491,30 +459,3 @@ def test_programs_run_from_it(here: Path) -> None:
         with fails(errno.ETXTBSY):
             os.execv(here / "echo", ["echo"])
         assert file.read(4) == b"\x7fELF"
-
-
-def test_which_way_it_is(mount: Mount, request: pytest.FixtureRequest) -> None:
-    """The three ways really are three."""
-    way = request.node.callspec.params["mount"]
-    assert ("itself" in mount.log()) == (way == "on"), mount.log()
-    assert ("without passthrough" in mount.log()) == (way == "none"), mount.log()
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_random_exerciser(mount: Mount, here: Path, request: pytest.FixtureRequest, seed: int) -> None:
-    steps = 5000 if request.config.getoption("--big") else 500
-    player = Exerciser(
-        here / f"f{seed}", below(mount, here / f"f{seed}"), request.config.getoption("--seed") or seed
-    )
-    player.run(steps)
-    assert bool(player.unsupported) == (request.node.callspec.params["mount"] == "none")
-
-
-def test_holes_and_ranges(mount: Mount, here: Path, request: pytest.FixtureRequest) -> None:
-    with open(here / "sparse", "w+b", buffering=0) as file, open(here / "copy", "w+b", buffering=0) as copy:
-        os.pwrite(file.fileno(), b"x" * 4096, 1 << 20)
-        assert os.copy_file_range(file.fileno(), copy.fileno(), 4096, 1 << 20, 10) == 4096
-        assert (here / "copy").read_bytes() == bytes(10) + b"x" * 4096
-        if request.node.callspec.params["mount"] != "none":
-            assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == 1 << 20
-            assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == 0

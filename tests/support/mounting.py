@@ -100,6 +100,15 @@ WAYS = ("on", "off", "none")
 """With kernel passthrough, without, and on a machine that has no compiler for what pyfuse3 lacks."""
 
 
+def below(mount: Mount, path: Path) -> Path:
+    """The same on disk."""
+    return mount.server.data / "projects/posix" / path.relative_to(mount.path)
+
+
+def fails(number: int) -> pytest.RaisesExc[OSError]:
+    return pytest.raises(OSError, check=lambda error: error.errno == number)
+
+
 @contextmanager
 def mounted(server: Server, place: Path, *arguments: str, way: str = "auto") -> Iterator[Mount]:
     """A mount that serves, in one of the `WAYS`; its log must not complain."""
