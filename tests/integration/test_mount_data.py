@@ -1,5 +1,5 @@
-"""Content through a mount: a random exerciser, holes and ranges, with kernel passthrough, without, and on a machine that
-has no compiler."""
+"""Content through a mount: a random exerciser, holes and ranges. With kernel passthrough, without, and on a machine
+that has no compiler."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.fsx import Exerciser
 from tests.support.mounting import Mount, below
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.root
 
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.root
 def test_which_way_it_is(mount: Mount, request: pytest.FixtureRequest) -> None:
     """The three ways really are three."""
     way = request.node.callspec.params["mount"]
+    wait_for(lambda: "fsd.audit: mount" in mount.log())
     assert ("itself" in mount.log()) == (way == "on"), mount.log()
     assert ("without passthrough" in mount.log()) == (way == "none"), mount.log()
 
