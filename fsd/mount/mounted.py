@@ -144,8 +144,9 @@ class Mounted:
     async def _say_ready(self) -> None:
         """Only now the kernel's first request is answered; before that the mountpoint hangs."""
         await trio.to_thread.run_sync(os.statvfs, self._plan.mountpoint, abandon_on_cancel=True)
-        if self._plan.shim is not None and self._plan.shim.settled():
-            _log.info("the kernel reads and writes the files of %s itself", self._plan.mountpoint)
+        direct = self._plan.shim is not None and self._plan.shim.settled()
+        how = "the kernel reads and writes files itself" if direct else "no kernel passthrough"
+        _log.info("mounted at %s: %s", self._plan.mountpoint, how)
         self._plan.ready()
 
     async def _signals(self) -> None:
