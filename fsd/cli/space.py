@@ -19,9 +19,11 @@ from fsd.cli.common import (
     note,
     print_json,
     print_table,
+    printable,
     registry_of,
     say,
 )
+from fsd.core import ids
 from fsd.core.accounts import User
 from fsd.core.errors import USAGE, UserError
 from fsd.core.grants import Member, MemberKind, Role, parse_role
@@ -272,7 +274,19 @@ def _list(args: argparse.Namespace, registry: Registry) -> int:
             for row in rows
         ),
     )
+    for row in rows:
+        if row["label"] == "none" and row["ids"] is not None:
+            say(f"{printable(row['name'])}: no attributes are written. {_WITHOUT_LABELS[row['ids']]}")
     return 0
+
+
+_WITHOUT_LABELS = {
+    "handles": "Ids stand on file handles: what is restored, or moves to another filesystem, gets a new id.",
+    "birth times": "Ids stand on inode numbers and birth times: what is restored, or moves to another filesystem, gets"
+    " a new id.",
+    "inode numbers": "Ids stand on inode numbers, compared with the index: what is restored, or changed and moved while"
+    " nobody looked, gets a new id; so may everything when the index is lost together with the mount.",
+}
 
 
 def _as_json(registry: Registry, record: SpaceRecord) -> dict[str, Any]:
@@ -291,7 +305,17 @@ def _as_json(registry: Registry, record: SpaceRecord) -> dict[str, Any]:
         "used": used,
         "members": [_member(member) for member in _all_members(registry, record)],
         "state": state,
+        "label": record.label,
+        "ids": _told_by(registry, record) if state == "active" else None,
     }
+
+
+def _told_by(registry: Registry, record: SpaceRecord) -> str | None:
+    """What ids stand on where no attribute says them; None if that can't be told now."""
+    try:
+        return ids.told_by(registry.open(record.id).root_fd())
+    except OSError:
+        return None
 
 
 def _used(registry: Registry, record: SpaceRecord) -> int | None:

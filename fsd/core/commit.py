@@ -11,7 +11,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import claims, dirty, heirs, ids, index, journal
+from fsd.core import claims, dirty, heirs, ids, index, journal, weak
 from fsd.core.classify import Donor, Facts, Verdict, content_rev, identify
 from fsd.core.index import CLAIMING, DIRECTORY, FILE, LABELLED, READY, SYMLINK, WRITING, DirRow, Head, NodeRow
 from fsd.core.journal import Change
@@ -75,6 +75,7 @@ class Commit:
         self.deltas = Deltas()
         self.changes: list[Change] = []
         self.result = Result()
+        self._renumbered: list[tuple[bytes, bytes, bytes, int]] = []
         self._linked: dict[bytes, int] = {}
         """Hard-linked nodes that were met, with the ctime they have now (0: not known)."""
 
@@ -89,7 +90,9 @@ class Commit:
     def put(self, seen: Seen) -> None:
         """Make the row at `seen.name` say what was seen."""
         row = index.at(self.db, self.n, seen.name)
-        if row is not None and row.binding == seen.binding and row.kind == seen.kind:
+        if row is not None and row.kind == seen.kind and (
+            row.binding == seen.binding or weak.is_same(row, seen)
+        ):  # fmt: skip
             self._update(row, seen)
             return
         if row is not None and self._mount_is_gone(row, seen):
@@ -125,7 +128,7 @@ class Commit:
             # The root hangs nowhere and is not in limbo: mounted inside itself it is a second appearance.
             if other.n == index.ROOT or (other.parent is not None and self._alive(other, unknown=hard)):
                 linked = True
-            else:
+            elif weak.may_have_moved(other, seen):
                 known.append(other)
         known = heirs.latest(self, known)
         remembered = None
@@ -177,7 +180,7 @@ class Commit:
         else:
             candidate = ids.derived_id(space.key, seen.binding)
         turn = 0
-        while index.by_id(self.db, candidate) is not None:
+        while index.by_id(self.db, candidate) is not None or weak.was_deleted(self, candidate, seen):
             turn += 1
             candidate = ids.spare_id(space.key, seen.binding, turn)
         return candidate, turn > 0 and not verdict.link
@@ -299,7 +302,9 @@ class Commit:
         rev = content_rev(row, seen)
         flags = self.flags(seen, row.id, rev, row) | claiming
         unlabelled = row.flags & LABELLED and not flags & LABELLED
-        if _same(row, seen) and not (taken or unlabelled or row.flags & CLAIMING != claiming):
+        if row.binding != seen.binding:
+            self._renumbered.append((seen.binding, b"", row.id, rev))
+        elif _same(row, seen) and not (taken or unlabelled or row.flags & CLAIMING != claiming):
             self.result.rows[seen.name] = row
             return
         self._rewrite(row, seen, rev, flags)
@@ -349,6 +354,8 @@ class Commit:
 
     def finish(self) -> Result:
         """Apply sums and counters, write the journal."""
+        if self._renumbered:
+            self.space.state.bind(self._renumbered)
         self._settle_links()
         if self.deltas.touched():
             self.result.changed = True

@@ -11,29 +11,91 @@ import errno
 import os
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Literal, NamedTuple
 
-from fsd.core.syscalls import Statx, file_handle
+from fsd.core.syscalls import Statx, file_handle, fs_type, statx
 
 ID_BYTES = 16
+_WEAK = b"\0ino"
+_OVERLAYFS = 0x794C7630
+_PASSING = frozenset({0x65735546, 0x4D44, 0x2011BAB0})
+"""FUSE, FAT and exFAT (statfs(2))."""
+_MOST_STORAGES = 1000
 _NO_HANDLE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EOVERFLOW, errno.EPERM)
 
 
 def node_binding(dirfd: int, name: bytes, found: Statx) -> bytes:
     """16 bytes that stand for exactly this node as long as it lives; `b""` names `dirfd` itself.
 
-    Where the filesystem has no handles, inode number and birth time stand in.
+    Where the filesystem has no handles that outlive the mount, inode number and birth time stand in; without birth
+    times the number alone does, and the binding `is_weak`.
     """
+    storage = _storages.get((found.dev, found.mnt_id)) or _probe(dirfd, name, found)
+    if storage.handles:
+        try:
+            data = file_handle(dirfd, name) + found.btime_ns.to_bytes(8, "little", signed=True)
+            return blake2b(data, digest_size=16).digest()
+        except OSError as error:
+            if error.errno not in _NO_HANDLE:
+                raise
+    number = b"\xff\xff\xff\xff" + found.ino.to_bytes(8, "little") + storage.fsid.to_bytes(8, "little")
+    if found.btime_ns and storage.births:
+        return blake2b(number + found.btime_ns.to_bytes(8, "little", signed=True), digest_size=16).digest()
+    return blake2b(number, digest_size=12).digest() + _WEAK
+
+
+def forget_storages() -> None:
+    """Ask again: something was mounted since."""
+    _storages.clear()
+
+
+def told_by(fd: int) -> Literal["handles", "birth times", "inode numbers"]:
+    """What the nodes of an open directory's filesystem are told by."""
+    found = statx(fd, b"")
+    storage = _storages.get((found.dev, found.mnt_id)) or _probe(fd, b"", found)
+    if storage.handles:
+        try:
+            file_handle(fd, b"")
+            return "handles"
+        except OSError as error:
+            if error.errno not in _NO_HANDLE:
+                raise
+    return "birth times" if found.btime_ns and storage.births else "inode numbers"
+
+
+def is_weak(binding: bytes) -> bool:
+    """Whether a binding is made of an inode number alone: see weak.py for what else is asked then."""
+    return binding[12:] == _WEAK
+
+
+class _Storage(NamedTuple):
+    """What a mounted filesystem can tell nodes by. `fsid`: statfs(2)'s, the same at each mount where there is one."""
+
+    handles: bool
+    births: bool
+    fsid: int
+
+
+_storages: dict[tuple[int, int], _Storage] = {}
+
+
+def _probe(dirfd: int, name: bytes, found: Statx) -> _Storage:
+    """Ask once for each mount. Handles of FUSE hold a number that lasts as long as the mount, those of FAT the number
+    of an inode in memory, and so are FAT's inode numbers. A file of overlayfs is born again when it is first changed.
+    """
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd) if name else dirfd
     try:
-        handle = file_handle(dirfd, name)
-    except OSError as error:
-        if error.errno not in _NO_HANDLE:
-            raise
-        handle = (
-            b"\xff\xff\xff\xff"
-            + found.ino.to_bytes(8, "little")
-            + (found.dev & (2**64 - 1)).to_bytes(8, "little")
+        kind = fs_type(fd)
+        storage = _Storage(
+            kind not in _PASSING, kind not in _PASSING | {_OVERLAYFS}, os.fstatvfs(fd).f_fsid & (2**64 - 1)
         )
-    return blake2b(handle + found.btime_ns.to_bytes(8, "little", signed=True), digest_size=16).digest()
+    finally:
+        if fd != dirfd:
+            os.close(fd)
+    if len(_storages) >= _MOST_STORAGES:
+        _storages.clear()
+    _storages[found.dev, found.mnt_id] = storage
+    return storage
 
 
 def derived_id(space_key: bytes, binding: bytes) -> bytes:

@@ -81,6 +81,7 @@ def sort_out(
         if (
             own_id in taken
             or seen.binding in taken
+            or ids.is_weak(seen.binding)
             or seen.name in remembered
             or (label is not None and (node_id in taken or not label.proven))
             or (seen.nlink > 1 and seen.kind != DIRECTORY)

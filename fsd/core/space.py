@@ -104,6 +104,7 @@ class Space:
                 f"The root of the space cannot be opened: {os.strerror(error.errno or 0)}."
             ) from error
         try:
+            ids.forget_storages()
             found = statx(fd, b"")
             if ids.node_binding(fd, b"", found).hex() != self.record.root_binding:
                 raise StorageUnavailable(
@@ -293,7 +294,8 @@ def initialise_root(
             pass
         fsd_fd = os.open(place, _DIRECTORY | os.O_NOFOLLOW)
         try:
-            os.fchmod(fsd_fd, 0o700)
+            if stat.S_IMODE(os.fstat(fsd_fd).st_mode) != 0o700:  # some filesystems have one mode for all
+                os.fchmod(fsd_fd, 0o700)
             for part in INTERNAL_PARTS:
                 try:
                     os.mkdir(part, 0o700, dir_fd=fsd_fd)
@@ -305,7 +307,12 @@ def initialise_root(
             os.fsync(fsd_fd)
         finally:
             os.close(fsd_fd)
-        os.fsync(root_fd)
+        try:
+            os.fsync(root_fd)
+        except OSError as error:
+            # A filesystem that is never written has nothing to write back (fsync(2)).
+            if internals is None or error.errno not in (errno.EINVAL, errno.EROFS):
+                raise
         return ids.node_binding(root_fd, b"", statx(root_fd, b"")).hex()
     finally:
         os.close(root_fd)

@@ -31,7 +31,7 @@ _BARE_TABLE = (
 _BARE_KEYS = ("create unique index id on node(id)", "create unique index place on node(parent, name)")
 
 
-def _bare_loop(tree: Path, database: Path, *, keys: int = 2) -> float:
+def bare_loop(tree: Path, database: Path, *, keys: int = 2) -> float:
     """Files a second of a loop that does the calls and nothing else: lstat, name_to_handle_at, setxattr, insert.
 
     It is not handicapped: transactions of 2000 rows, nothing is hashed, looked up, read back or summed. Its rows hold
@@ -81,7 +81,8 @@ def _labelled(tree: Path) -> int:
     return sum("user.fsd.id" in os.listxattr(path) for path in tree.rglob("f*"))
 
 
-def _scan(server: Server, name: str) -> float:
+def scan_seconds(server: Server, name: str) -> float:
+    """How long `fsd scan` takes, the start of the command included."""
     started = time.perf_counter()
     server.fsd("scan", name, timeout=600)
     return time.perf_counter() - started
@@ -107,10 +108,10 @@ def first_sweep(base: Path) -> list[Row]:
     time.sleep(SETTLE)
     bare, ours = [], []
     for turn in range(3):
-        bare.append(_bare_loop(base / f"reference{turn}", base / f"bare{turn}.db"))
+        bare.append(bare_loop(base / f"reference{turn}", base / f"bare{turn}.db"))
         server.fsd("space", "adopt", str(base / f"tree{turn}"), "--name", f"tree{turn}", "--label", "now")
-        nothing = _scan(server, "empty")
-        ours.append(FILES / (_scan(server, f"tree{turn}") - nothing))
+        nothing = scan_seconds(server, "empty")
+        ours.append(FILES / (scan_seconds(server, f"tree{turn}") - nothing))
     labelled = _labelled(base / "tree0")
     ratio = max(ours) / max(bare)
     measured = (

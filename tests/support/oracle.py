@@ -8,6 +8,7 @@ kernel's file handles, never by fsd's attributes.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat as stat_
 from collections.abc import Callable, Iterable, Mapping
@@ -41,6 +42,8 @@ def handle(path: bytes) -> bytes:
     mount = ctypes.c_int()
     if _libc.name_to_handle_at(-100, path, buffer, ctypes.byref(mount), 0):
         number = ctypes.get_errno()
+        if number == errno.EOPNOTSUPP:  # nothing better is known there
+            return os.lstat(path).st_ino.to_bytes(8, "little")
         raise OSError(number, os.strerror(number), path)
     return bytes(buffer.raw[4 : 8 + int.from_bytes(buffer.raw[:4], "little")])
 

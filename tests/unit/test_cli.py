@@ -283,7 +283,8 @@ def test_space_list_is_the_contract(ready: Run, tmp_path: Path) -> None:
     assert ready("space", "adopt", str(tmp_path / "there"), "--name", "There", "--quota", "1M")[0] == 0
     rows = loaded(ready, "space", "list", "--json")
     assert all(
-        set(row) == {"id", "name", "alias", "type", "path", "quota", "used", "members", "state"}
+        set(row)
+        == {"id", "name", "alias", "type", "path", "quota", "used", "members", "state", "label", "ids"}
         for row in rows
     )
     (row,) = [row for row in rows if row["type"] == "project"]
