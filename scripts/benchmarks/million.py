@@ -69,13 +69,13 @@ def _index_bytes(server: Server) -> int:
 
 
 def _served(server: Server) -> list[Row]:
+    other = Server(server.data.parent.parent / "fsd of nothing")
+    other.fsd("init", str(other.data))
+    alone = _first_answer(other, "/dav/files/admin", b"", 1)
+    other.close()
     record = server.space("tree")
-    began = time.perf_counter()
-    server.start()
+    answered = _first_answer(server, f"/dav/spaces/{record['id']}", b"d07/e0707", EACH + 1)
     try:
-        dav = server.space_dav(record)
-        wait_for(lambda: len(dav.propfind(b"d07/e0707", 1)) == EACH + 1, what="the first answer", every=0.005)
-        answered = time.perf_counter() - began
         most = 0.0
 
         def verified() -> bool:
@@ -88,9 +88,19 @@ def _served(server: Server) -> list[Row]:
         wait_for(verified, timeout=600, what="a sweep after the start", every=0.5)
     finally:
         server.close()
+    said = f"{answered:.2f} s; a server with no files at all {alone:.2f} s"
     return [
-        Row("… start → first answer (a listing of 100)", "< 1 s", f"{answered:.2f} s", answered < 1),
+        Row("… start → first answer (a listing of 100)", "< 1 s", said, answered < 1),
         Row(
             "… memory (PSS) of the watcher, most during the sweep", "< 400 MiB", f"{most:.0f} MiB", most < 400
         ),
     ]
+
+
+def _first_answer(server: Server, prefix: str, path: bytes, entries: int) -> float:
+    """Seconds from starting a server to its first whole listing."""
+    began = time.perf_counter()
+    server.start()
+    dav = server.dav(prefix)
+    wait_for(lambda: len(dav.propfind(path, 1)) >= entries, what="the first answer", every=0.005)
+    return time.perf_counter() - began
