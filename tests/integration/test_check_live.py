@@ -33,7 +33,9 @@ def busy(root: Path) -> Iterator[None]:
             if turn % 7 == 0:
                 os.replace(where / os.listdir(where)[0], root / f"moved{dice.randrange(9)}")
             if turn % 31 == 0:
-                shutil.rmtree(where)
+                where.rename(root / f"e{turn}")
+            if turn % 43 == 0:
+                shutil.rmtree(root / f"d{dice.randrange(20)}", ignore_errors=True)
             elif turn % 17 == 0:
                 where.rename(root / f"e{turn}")
             if turn % 101 == 0 and (root / "d7").exists():
