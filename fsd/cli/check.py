@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from fsd.cli.common import add_json, audit, note, printable, progress, registry_of, say
+from fsd.cli.common import add_json, audit, note, printable, progress, registry_of, say, settings_of
 from fsd.core.errors import FINDINGS
 from fsd.core.names import to_text
 from fsd.core.registry import Registry
@@ -21,6 +21,7 @@ from fsd.service import status
 if TYPE_CHECKING:
     from fsd.core.check import Finding
     from fsd.core.space import Space
+    from fsd.service.config import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print findings as they are found: memory does not grow with their number."""
     registry = registry_of(args)
+    if args.repair:
+        _be_able_to_finish(settings_of(args))
     records = [each for each in registry.spaces() if each.state == "active"]
     whole = args.space is None
     if not whole:
@@ -46,6 +49,13 @@ def run(args: argparse.Namespace) -> int:
             audit(args, "check repair", record.id)
     out.close(len(records))
     return FINDINGS if out.left else 0
+
+
+def _be_able_to_finish(settings: Settings) -> None:
+    """Finishing a cut-off change does what the server would have done, with what it replaced as well."""
+    from fsd.core import versions
+
+    versions.use(settings.state, float(settings.versions_keep))
 
 
 class _Output:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fsd.core import dirty, index, intents, journal
+from fsd.core import dirty, index, intents, journal, partials
 from fsd.core.locks import LockTable
 from fsd.core.operations import delete
 from fsd.core.places import binding_at
@@ -336,6 +336,19 @@ def _(space):
 @breaks("staging-left")
 def _(space):
     os.mkdir(internal(space, "staging/" + intents.staged_name(9).decode()))
+
+
+@breaks("upload-left")
+def _(space):
+    left = internal(space, "uploads/" + "a" * 32)
+    os.makedirs(left)
+    Path(left, "data").write_bytes(b"x")
+    os.utime(left, (1, 1))
+
+
+@breaks("upload-left")
+def _(space):
+    os.rmdir(internal(space, f"uploads/{partials.create(space, 'u', reserve=10).id}"))
 
 
 @breaks("trash-without-info")

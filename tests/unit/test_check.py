@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fsd.core import check, dirty, journal, properties
+from fsd.core import check, dirty, journal, partials, properties
 from fsd.core.check import Finding
 from fsd.core.checks import finding as judging
 from fsd.core.operations import delete
@@ -41,6 +41,7 @@ def space(tmp_path):
     properties.update(made, b"gone", {"{x:}large": b"<l>" + b"x" * 5000 + b"</l>"})
     delete(made, b"gone")
     grow_quiet(made)
+    partials.create(made, "somebody", path=b"d/large", reserve=100)
     scan = Sweep(made)
     scan.begin()
     assert scan.step(9.0).finished
@@ -190,6 +191,6 @@ def test_each_code_has_a_test_and_a_line_in_the_handbook():
         code
         for code in re.findall(r'"([a-z]+(?:-[a-z]+)*)"', text)
         if code in tested
-        or re.fullmatch(r"(row|label|meta|trash|lock|intent|internals|registry|state|index)-.*", code)
+        or re.fullmatch(r"(row|label|meta|trash|upload|lock|intent|internals|registry|state|index)-.*", code)
     }
     assert documented == tested == written

@@ -6,12 +6,13 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fsd.core import index, intents, replay, trash
+from fsd.core import index, intents, partials, replay, trash
 from fsd.core.checks.finding import Suspect
 from fsd.core.places import internal
 from fsd.core.space import INTERNAL_PARTS
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _KNOWN = {b"space.json", b"acl.json", b"epoch", b"trash", b"staging", b"meta", b"versions", b"uploads"}
 _PASSING = re.compile(rb"\.?(space\.json|acl\.json|epoch)\.new")
 """Temporary names of files that are written aside; a crash leaves at most one of each."""
+_YOUNG_S = 60.0
 _META = re.compile(rb"[0-9a-f]{32}\.json(\.new)?")
 
 
@@ -42,6 +44,7 @@ def suspects(space: Space, peers: Peers | None) -> Iterator[Suspect]:
             yield _foreign(space, ".", name)
     if not space.record.read_only:
         yield from _staging(space, peers)
+        yield from _uploads(space)
     yield from _trash(space)
     yield from _meta(space)
 
@@ -143,6 +146,38 @@ def _staging(space: Space, peers: Peers | None) -> Iterator[Suspect]:
         if again() is not None:
             text = "Left by a change that was cut off before it could be seen."
             yield Suspect("staging-left", name, text, True, again, lambda: replay.replay(space, peers))
+
+
+def _uploads(space: Space) -> Iterator[Suspect]:
+    """Parts without a row, and rows without their parts: what a crash leaves of an upload in several requests."""
+    for name in sorted(_without_row(space)):
+        yield Suspect(
+            "upload-left", name, "Parts of an upload that is over.", True,
+            partial(_among, name, _without_row, space), partial(partials.expire, space),
+        )  # fmt: skip
+    for ident, upload in _without_parts(space).items():
+        yield Suspect(
+            "upload-left", ident, "An upload whose parts are gone; it holds a reservation.", True,
+            partial(_among, ident, _without_parts, space), partial(partials.drop, space, upload),
+        )  # fmt: skip
+
+
+def _among(name: bytes, of: Callable[[Space], Container[bytes]], space: Space) -> object | None:
+    return True if name in of(space) else None
+
+
+def _without_row(space: Space) -> set[bytes]:
+    # Rows are read after the names, and young directories are left alone: a directory is made before its row.
+    names, before = names_in(space, "uploads"), time.time() - _YOUNG_S
+    known = {os.fsencode(upload.id) for upload in partials.every(space)}
+    found = ((name, _there(space, "uploads", name)) for name in names if name not in known)
+    return {name for name, there in found if there is not None and there.st_mtime < before}
+
+
+def _without_parts(space: Space) -> dict[bytes, partials.Partial]:
+    uploads = {os.fsencode(upload.id): upload for upload in partials.every(space)}
+    there = set(names_in(space, "uploads"))
+    return {ident: upload for ident, upload in uploads.items() if ident not in there}
 
 
 def _trash(space: Space) -> Iterator[Suspect]:
