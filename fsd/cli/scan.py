@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from fsd.cli.common import add_json, human, note, print_json, printable, registry_of, say
-from fsd.core import dirty, tree
+from fsd.cli.common import add_json, confirm, human, note, print_json, printable, registry_of, say
+from fsd.core import dirty, regiving, relabel, tree
 from fsd.core.errors import StorageUnavailable, UserError
 from fsd.core.reconcile import reconcile_item
 from fsd.core.registry import Registry
@@ -23,6 +23,8 @@ from fsd.core.sweep import Progress, Sweep
 from watcher.keeper import verified
 
 _STEP = 0.2
+_SHOWN = 20
+_LABELS = 500
 _LINE_EVERY = 2.0
 
 
@@ -35,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restart", action="store_true", help="begin anew even if an earlier scan was interrupted"
     )
+    parser.add_argument(
+        "--relabel",
+        action="store_true",
+        help="then give entries without a label the ids of what was deleted at their places (after a restore without "
+        "extended attributes); asks first",
+    )
+    parser.add_argument("--yes", action="store_true", help="don't ask")
     add_json(parser)
 
 
@@ -42,9 +51,35 @@ def run(args: argparse.Namespace) -> int:
     """Scan the space, or all that are active."""
     registry = registry_of(args)
     results = [scan(space, args) for space in spaces_of(registry, args.space)]
+    if args.relabel:
+        for space, result in zip(spaces_of(registry, args.space), results, strict=True):
+            result["relabelled"] = relabel_lost(space, args)
     if args.json:
         print_json(results)
     return 0
+
+
+def relabel_lost(space: Space, args: argparse.Namespace) -> int:
+    """What the person agrees to gets the id that stood in its place before; how many."""
+    found = regiving.lost(space)
+    name = printable(space.record.name)
+    if not found:
+        if not args.json:
+            say(f"{name}: nothing stands in the place of something that was deleted")
+        return 0
+    for item in found[:_SHOWN]:
+        note(f"  {printable(os.fsdecode(item.path))}")
+    if len(found) > _SHOWN:
+        note(f"  and {len(found) - _SHOWN} more")
+    confirm(
+        f"{name}: give these {len(found)} entries the ids of what was deleted in their places?", yes=args.yes
+    )
+    given = regiving.give_back(space, found)
+    while relabel.label_due(space) >= _LABELS:
+        pass
+    if not args.json:
+        say(f"{name}: {given} entries have their earlier ids")
+    return given
 
 
 def spaces_of(registry: Registry, text: str | None) -> list[Space]:

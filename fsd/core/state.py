@@ -120,6 +120,11 @@ class State(Database):
             row = db.execute("SELECT * FROM tombstone WHERE id=?", (node_id,)).fetchone()
         return Tombstone(*row) if row else None
 
+    def tombstones(self) -> list[Tombstone]:
+        """All of them, the oldest first."""
+        with self.read() as db:
+            return [Tombstone(*row) for row in db.execute("SELECT * FROM tombstone ORDER BY at")]
+
     def exhume(self, node_ids: Iterable[bytes], before: float | None = None) -> None:
         """Forget tombstones: of nodes that came back, and all older than `before` (seconds since the epoch)."""
         with self.write() as db:
