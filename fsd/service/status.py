@@ -102,7 +102,7 @@ class Status:
             found.append(
                 f"Space {work[1]}: job {work[0]} got no answer for {time.time() - work[2]:.0f} s; its storage hangs?"
             )
-        return found
+        return list(dict.fromkeys(found))  # the watcher and the jobs may see the same
 
     def up_to_date(self) -> bool:
         """Everything heard is handled, and everything was verified since the watcher began to listen."""
@@ -126,9 +126,7 @@ def space_problems(space: dict[str, Any]) -> list[str]:
             f"({_counts(errors)}){advice}."
         )
     if space.get("displaced"):
-        found.append(
-            f"Space {name} is read-only: its directory .fsd is not where it belongs; put it back into the root."
-        )
+        found.append(f"Space {name} is read-only: its directory .fsd is not where it belongs.")
     found += [
         f"Space {name}: what was mounted at {place} is not mounted now."
         for place in space.get("inner_away", ())

@@ -212,6 +212,11 @@ class FanotifySource:
 
     def _flush(self) -> None:
         renames, self._renames = self._renames, []
+        # All together first: after that, each parent is asked for once, however many were renamed in it.
+        for handle in {handle for rename in renames for handle in (rename[0], rename[2])}:
+            known = self._find(handle)
+            if known is not None and known.spot is not None:
+                self.handles.moved(known.spot)
         for rename in renames:
             self._renamed(*rename)
         for into, soft, meta in (
@@ -260,8 +265,6 @@ class FanotifySource:
         """
         before, after = self._find(old), self._find(new)
         left = before.spot if before is not None else None
-        if left is not None:
-            self.handles.moved(left)
         if after is None or after.spot is None:
             return
         space, path = after.spot.space, join(after.path, new_name)
