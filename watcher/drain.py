@@ -16,7 +16,7 @@ import heapq
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,6 +40,8 @@ MAX_SCHEDULED = 20_000
 REFILL = 500
 REFILL_EVERY = 0.1
 AFTER_PARENT = 0.001
+_RIPE = 0.0
+"""The time of what is due already."""
 MAX_FOLLOWED = 64
 """Renamed directories of a batch whose scheduled parts are looked for."""
 _Reconcile = Callable[..., Outcome]
@@ -86,6 +88,10 @@ class Drain:
         self._schedule: dict[bytes, Waiting] = {}
         self._at: dict[bytes, float] = {}
         self._heap: list[tuple[float, int, bytes]] = []
+        self._ripe: OrderedDict[bytes, deque[bytes]] = OrderedDict()
+        """What is due, by the directory above it."""
+        self._beside: Counter[bytes] = Counter()
+        """How many are scheduled, likewise."""
         self._turn = 0
         self._more = True
         """The dirty set may hold directories that are not scheduled."""
@@ -151,6 +157,8 @@ class Drain:
         return min(dues, default=None)
 
     def _next_scheduled(self) -> float | None:
+        if self._ripe:
+            return 0.0
         while self._heap:
             due, _, path = self._heap[0]
             if self._at.get(path) == due:
@@ -174,16 +182,50 @@ class Drain:
             self._news(news)
             self.flush()
         self._accept()
-        while (due := self._next_scheduled()) is not None:
+        while True:
             now = self._clock()
-            if due > now:
+            self._ripen(now)
+            if not self._ripe:
                 return False
             if now >= deadline:
                 return True
-            _, _, path = heapq.heappop(self._heap)
+            path = self._next_ripe()
             del self._at[path]
-            self._handle(path, self._schedule.pop(path))
-        return False
+            self._handle(path, self._take(path))
+
+    def _ripen(self, now: float) -> None:
+        """What is due goes to the lane of the directory above it."""
+        while self._heap and self._heap[0][0] <= now:
+            due, _, path = heapq.heappop(self._heap)
+            if self._at.get(path) == due:
+                self._at[path] = _RIPE
+                self._ripe.setdefault(split(path)[0] if path else b"/", deque()).append(path)
+
+    def _next_ripe(self) -> bytes:
+        """Lanes take turns: whoever makes thousands of directories somewhere holds up nobody elsewhere."""
+        lane, paths = self._ripe.popitem(last=False)
+        path = paths.popleft()
+        if paths:
+            self._ripe[lane] = paths
+        return path
+
+    def _put(self, path: bytes, item: Waiting) -> None:
+        if path not in self._schedule:
+            self._beside[split(path)[0] if path else b"/"] += 1
+        self._schedule[path] = item
+
+    def _take(self, path: bytes) -> Waiting:
+        lane = split(path)[0] if path else b"/"
+        self._beside[lane] -= 1
+        if not self._beside[lane]:
+            del self._beside[lane]
+        return self._schedule.pop(path)
+
+    def _is_full(self, path: bytes) -> bool:
+        """As many again are admitted where nothing else waits beside them."""
+        count = len(self._schedule)
+        lane = split(path)[0] if path else b"/"
+        return count >= self._max and (count >= 2 * self._max or self._beside[lane] > 0)
 
     def refill(self, now: float, *, force: bool = False) -> None:
         """Schedule what the dirty set holds and nobody here has heard of: marked by other processes, by
@@ -210,7 +252,8 @@ class Drain:
         self._pacer.forget_failures()
         now = self._clock()
         for path in list(self._schedule):
-            self._enter(path, now)
+            if self._at.get(path) != _RIPE:
+                self._enter(path, now)
         self._due = self._next_scheduled()
 
     def waiting(self) -> int:
@@ -254,14 +297,15 @@ class Drain:
         have = self._schedule.get(path)
         if have is not None:
             have.merge(item, 1 << 30)
-        elif len(self._schedule) >= self._max:
+        elif self._is_full(path):
             self._more = True
             self.counts["collapsed"] += 1
             return
         elif self._held_back(path):
             return
         else:
-            have = self._schedule[path] = item
+            have = item
+            self._put(path, item)
         due = self._pacer.due(path, now, whole=have.names is None, soft=have.soft)
         known = self._at.get(path)
         if known is None or due < known:
@@ -330,7 +374,7 @@ class Drain:
             parent, name = split(path)
             first = self._at.get(parent)
             if first is not None:
-                self._schedule[path] = item
+                self._put(path, item)
                 self._enter(path, max(first, self._clock()) + AFTER_PARENT)
                 return None
             self._note(self._work(self.space, parent, [name]))
@@ -385,7 +429,7 @@ class Drain:
         if self._held_back(path):
             return
         now = self._clock()
-        self._schedule[path] = item
+        self._put(path, item)
         self._enter(path, self._pacer.due(path, now, whole=item.names is None, soft=item.soft))
 
 

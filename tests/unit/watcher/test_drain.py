@@ -228,6 +228,7 @@ def test_the_schedule_is_bounded_and_the_rest_comes_from_the_dirty_set(space: Sp
     for number in range(8):
         (root / f"d{number}/f").write_bytes(b"1")
         hear(drain, b"d%d" % number, b"f")
+    drain.run(0.0)
     assert drain.waiting() <= 3
     for _ in range(10):
         drain.run(1.0)
@@ -341,6 +342,27 @@ def test_names_that_come_during_a_whole_pass_don_t_ask_for_another_one(space: Sp
     drain.refill(drain._clock(), force=True)
     drain.run(1.0)
     assert dirty.counts(space).hinted == 0
+
+
+def test_thousands_in_one_place_hold_up_nobody_elsewhere(space: Space):
+    root = Path(space.root.decode())
+    for number in range(40):
+        (root / f"storm/d{number:02d}").mkdir(parents=True)
+    (root / "calm").mkdir()
+    verify(space)
+    order: list[bytes] = []
+
+    def work(space: Space, path: bytes, names: object = None, **more: object):
+        order.append(path)
+        return reconcile(space, path, names, **more)
+
+    drain = Drain(space, work=work, max_scheduled=20)
+    for number in range(40):
+        hear(drain, b"storm/d%02d" % number, kind=Kind.DIRECTORY)
+        drain.run(0.0)
+    hear(drain, b"calm", b"f")
+    drain.run(10.0)
+    assert b"calm" in order[:3]
 
 
 def test_echoes_of_our_own_labels_are_never_marked(space: Space):
