@@ -21,7 +21,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from fsd.core import dirty, index
+from fsd.core import dirty, index, large
 from fsd.core.bulk import first_looks
 from fsd.core.dirty import Item
 from fsd.core.errors import StorageUnavailable
@@ -190,7 +190,10 @@ class Sweep:
 
     def _verify(self, item: Item) -> None:
         try:
-            reconcile_item(self._space, item)
+            if large.is_large(self._space, item):
+                large.compare(self._space, item)
+            else:
+                reconcile_item(self._space, item)
         except StorageUnavailable as error:
             self._space.root_fd()  # raises if all of it is away
             self._verifier.leave(item.path, error)

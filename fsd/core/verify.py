@@ -10,7 +10,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import ids, index
+from fsd.core import ids, index, large
 from fsd.core.dirty import Item
 from fsd.core.errors import StorageUnavailable
 from fsd.core.scan import scan_all
@@ -100,7 +100,7 @@ class Verifier:
             return None
         row, parts, _ = known
         differs = Item(n, path, None, 0, time.time(), True)
-        if parts.epoch == 0 or parts.assumed:
+        if parts.epoch == 0 or parts.assumed or large.has_many(space, n):
             return differs
         try:
             fd = space.open_dir(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fsd.core import bulk, commit, index, labels, populate, tree, xattrs
+from fsd.core import bulk, commit, index, labels, large, populate, tree, xattrs
 from fsd.core import sweep as sweeping
 from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
@@ -403,3 +403,51 @@ def test_a_tree_without_room_for_labels(tmp_path: Path, monkeypatch: pytest.Monk
         assert rows(away) == ids
         away.close()
         space.close()
+
+
+def test_a_large_directory_in_batches(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New, changed in every way, and unchanged; never more of it in memory than a batch."""
+    monkeypatch.setattr(large, "LARGE", 200)
+    monkeypatch.setattr(large, "_BATCH", 50)
+    monkeypatch.setattr(bulk, "ENTRIES", 100)
+    batches: list[int] = []
+    real = large.reconcile
+    monkeypatch.setattr(
+        large,
+        "reconcile",
+        lambda s, p, names, **more: (batches.append(len(names)), real(s, p, names, **more))[1],
+    )
+    top = root(space) / "wide"
+    top.mkdir()
+    for number in range(700):
+        (top / f"f{number}").write_bytes(b"x" * number)
+    (top / "sub").mkdir()
+    (top / "sub/f").write_bytes(b"below")
+    swept(space)
+    assert differences(space) == []
+    assert len(batches) == 15
+    assert labelled(space) == 701
+    before, etag = rows(space), tree.lookup(space, b"").etag
+    for number in range(0, 300, 3):
+        (top / f"f{number}").unlink()
+    (top / "f400").rename(top / "renamed")
+    (top / "new").write_bytes(b"new")
+    status = (top / "f500").stat()
+    (top / "f500").write_bytes(b"y" * 500)
+    os.utime(top / "f500", ns=(status.st_atime_ns, status.st_mtime_ns))
+    (top / "sub/f").write_bytes(b"edited below")
+    swept(space)
+    assert differences(space) == []
+    assert max(batches) == 50
+    after = rows(space)
+    assert after[b"wide/renamed"][0] == before[b"wide/f400"][0]
+    assert _rev(space, b"wide/f500") == 1
+    assert tree.lookup(space, b"").etag != etag
+    etag = tree.lookup(space, b"").etag
+    with space.index.read() as db:
+        seqs = db.execute("SELECT n, seq FROM dir").fetchall()
+    done = swept(space)
+    assert done.progress().finished
+    assert tree.lookup(space, b"").etag == etag
+    with space.index.read() as db:
+        assert db.execute("SELECT n, seq FROM dir").fetchall() == seqs
