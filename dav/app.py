@@ -41,12 +41,14 @@ _AUDITED = frozenset({"GET", "PUT", "DELETE", "MKCOL", "COPY", "MOVE", "PROPPATC
 @dataclass(frozen=True, slots=True)
 class Options:
     """``max_body``: largest upload in bytes; ``public_url``: how clients address this server, if otherwise;
-    ``fast``: whether what was made once may be used again; ``listeners``: most event streams of a user, 0: any."""
+    ``fast``: whether what was made once may be used again; ``listeners``: most event streams of a user, 0: any;
+    ``durable``: whether a PUT is fsynced."""
 
     max_body: int | None = None
     public_url: str = ""
     fast: bool = True
     listeners: int = 0
+    durable: bool = True
 
 
 _Beside = Callable[[dict[str, Any], User, View], Reply | tuple[Call, Body]]
@@ -68,6 +70,7 @@ class App:
         self._extra = {
             "fsd.max_body": options.max_body,
             "fsd.fast": options.fast,
+            "fsd.durable": options.durable,
             "fsd.public_host": urlsplit(options.public_url).netloc,
             "fsd.public_url": options.public_url,
         }

@@ -40,7 +40,11 @@ def build_app(settings: Settings) -> App:
         settings.auth_realm,
     )
     options = Options(
-        settings.http_max_body, settings.http_public_url, settings.http_fast, settings.http_listeners
+        settings.http_max_body,
+        settings.http_public_url,
+        settings.http_fast,
+        settings.http_listeners,
+        settings.durability == "fsync",
     )
     app = App(registry, auth, TrustedProxies(settings.http_trusted_proxies), options)
     quota.use(registry.state_dir, lambda space: app.views.latest.quota(space), settings.disk_reserve)

@@ -90,7 +90,7 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
         self.deadline = time.monotonic() + (
             limits.HANDSHAKE_SECONDS if self.wire.tls else limits.HEAD_SECONDS
         )
-        self.used = 0.0
+        self.used = time.monotonic()
         self.unwanted = 0
         self.discarding = False
         self.pace: Pace | None = None

@@ -45,6 +45,15 @@ _FAREWELL = 1.0
 """A connection that was used a moment ago gets so long for its last request before the server stops."""
 
 
+def _asleep(thread: int) -> bool:
+    """Whether a thread of this process waits in the kernel (proc(5): state S or D)."""
+    try:
+        with open(f"/proc/self/task/{thread}/stat", "rb") as file:
+            return file.read(256).rpartition(b") ")[2][:1] in b"SD"
+    except OSError:
+        return False
+
+
 class _Turn(threading.local):
     """The term in which the calling thread leads; 0 if it does not."""
 
@@ -69,7 +78,8 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
         self._guard = threading.Lock()
         self._turn = _Turn()
         self._term = 0
-        self._since = 0.0
+        self._since = self._suspect = 0.0
+        self._leader = 0
         self._waiting = 0
         self._free_since = 0.0
         self._over = self._draining = self._paused = False
@@ -92,6 +102,7 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
                 self._waiting -= 1
                 self._term += 1
                 self._turn.term = self._term
+                self._leader = threading.get_native_id()
                 self._free_since = 0.0
             self._lead(self._turn.term)
             self._turn.term = 0
@@ -188,9 +199,10 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
 
     def forget(self, conn: Connection) -> None:
         if self._connections.pop(conn.fd, None) is not None:
-            self._addresses[conn.remote_addr] -= 1
-            if not self._addresses[conn.remote_addr]:
-                del self._addresses[conn.remote_addr]
+            with self._guard:
+                self._addresses[conn.remote_addr] -= 1
+                if not self._addresses[conn.remote_addr]:
+                    del self._addresses[conn.remote_addr]
 
     @property
     def can_add_keepalive_connection(self) -> bool:
@@ -233,7 +245,8 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
         conn = Connection(self.server, sock)
         if address:
             conn.remote_addr, conn.remote_port = host, str(address[1])
-        self._addresses[host] += 1
+        with self._guard:
+            self._addresses[host] += 1
         self._connections[conn.fd] = conn
         if full:
             conn.busy(_BUSY)
@@ -271,9 +284,15 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
                 self._front.clear()
 
     def _replace_stuck(self, now: float) -> bool:
-        """Whether the leader had to be replaced."""
+        """Whether the leader had to be replaced: at one event for a while, and asleep in it.
+
+        One that computes, or waits for a processor that others have, goes on: a second one would only fight with it.
+        """
         since = self._since
-        if not since or now - since < _WATCH:
+        if not since or now - since < _WATCH or since != self._suspect:
+            self._suspect = since
+            return False
+        if not _asleep(self._leader):
             return False
         with self._guard:
             if self._since != since or not self._baton.locked():

@@ -1,6 +1,7 @@
 """One request: its environ (PEP 3333), the application's answer, and the head of the reply."""
 
 import logging
+import ssl
 import time
 from collections.abc import Callable, Iterable, Sequence
 from email.utils import formatdate
@@ -121,8 +122,8 @@ class Request:
             while got := body.readinto(view):
                 receiving.feed(view[:got])
             answer = receiving.finish()
-        except WouldBlock:
-            raise
+        except (WouldBlock, ConnectionError, ssl.SSLError):
+            raise  # there will be more, or there is nobody to answer
         except Exception as error:
             self.end_upload(error)
         else:

@@ -72,6 +72,7 @@ def begin(call: Call) -> Incoming:
         if_match=if_match,
         must_not_exist=must_not_exist,
         checksum=checksum,
+        durability=environ["fsd.durable"],
     )
     return Incoming(call, upload, limit=limit, timed=mtime_ns is not None)
 

@@ -47,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ops-listen", metavar="HOST:PORT", help="health and metrics (127.0.0.1:9209), off for none"
     )
     parser.add_argument(
+        "--durability", metavar="HOW", help="fsync: a PUT is on the disk when it is answered; or none"
+    )
+    parser.add_argument(
         "--http", metavar="LOOP", help="who holds the connections: fsd, or stock (cheroot alone)"
     )
     parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
@@ -92,6 +95,7 @@ def _settings(args: argparse.Namespace) -> Settings:
             "tls.self_signed": args.tls_self_signed,
             "behind_proxy": args.behind_proxy,
             "ops.listen": args.ops_listen,
+            "durability": args.durability,
             "http.loop": args.http,
             "log.level": args.log_level,
             "log.format": args.log_format,

@@ -56,6 +56,12 @@ class Settings:
         False,
         "a proxy in front does TLS: listening beyond loopback without is fine",
     )
+    durability: str = _option(
+        "durability",
+        options.choice("fsync", "none"),
+        "fsync",
+        "whether a PUT is on the disk when it is answered; none: when the kernel writes it, whole files still",
+    )
     tls_cert: Path | None = _option("tls.cert", options.OPTIONAL_PATH, None, "certificate chain (PEM)")
     tls_key: Path | None = _option("tls.key", options.OPTIONAL_PATH, None, "private key (PEM)")
     tls_self_signed: bool = _option(

@@ -63,7 +63,8 @@ def _fill(root: Path) -> None:
 
 
 @contextmanager
-def _fsd(base: Path, name: str, options: tuple[str, ...] = (), workers: int = 1) -> Iterator[Target]:
+def fsd(base: Path, name: str, options: tuple[str, ...] = (), workers: int = 1) -> Iterator[Target]:
+    """fsd with one worker, pinned, on a filled tree."""
     tree = base / "tree"
     tree.mkdir(parents=True)
     _fill(tree)
@@ -80,20 +81,23 @@ def _fsd(base: Path, name: str, options: tuple[str, ...] = (), workers: int = 1)
 def _targets(base: Path) -> Iterator[list[Target]]:
     """fsd and every peer that is installed, all running at once; idle ones cost nothing."""
     with ExitStack() as stack:
-        found = [stack.enter_context(_fsd(base / "fsd", "fsd"))]
-        for name in peers.PEERS:
-            if ONLY and name not in ONLY:
-                continue
-            running = stack.enter_context(peers.running(name, base / name))
-            if running is not None:
-                port, root, pid = running
-                _fill(root)
-                load.pin(load.family(pid), SERVER_CORES)
-                found.append(Target(name, port, pid, "", root, (peers.USER, peers.PASSWORD)))
-        yield found
+        yield [stack.enter_context(fsd(base / "fsd", "fsd")), *_peers(stack, base)]
 
 
-def _measure(base: Path, target: Target, request: Request, connections: int) -> Rate:
+def _peers(stack: ExitStack, base: Path) -> Iterator[Target]:
+    for name in peers.PEERS:
+        if ONLY and name not in ONLY:
+            continue
+        running = stack.enter_context(peers.running(name, base / name))
+        if running is not None:
+            port, root, pid = running
+            _fill(root)
+            load.pin(load.family(pid), SERVER_CORES)
+            yield Target(name, port, pid, "", root, (peers.USER, peers.PASSWORD))
+
+
+def measure(base: Path, target: Target, request: Request, connections: int) -> Rate:
+    """One run of wrk against a server."""
     full = Request(
         request.method, target.prefix + request.target, request.headers, request.body, request.numbered
     )
@@ -115,7 +119,7 @@ def _compared(
     """One request against all servers at each number of connections; the goals count at 8."""
     rows = []
     for connections in CONNECTIONS:
-        found = {target.name: _measure(base, target, request, connections) for target in targets}
+        found = {target.name: measure(base, target, request, connections) for target in targets}
         ours = found["fsd"]
         others = {name: rate for name, rate in found.items() if name != "fsd"}
         ratios = {name: ours.per_second / max(rate.per_second, 0.1) for name, rate in others.items()}
@@ -162,6 +166,14 @@ def dav_requests(base: Path) -> list[Row]:
         rows += _large(targets)
         rows.append(_memory(targets[0]))
     return rows
+
+
+def dav_puts_unsynced(base: Path) -> list[Row]:
+    """PUT with --durability none, against peers that never fsync either."""
+    with fsd(base / "fsd", "fsd", ("--durability", "none")) as ours, ExitStack() as stack:
+        targets = [ours, *_peers(stack, base)]
+        request = Request("PUT", "/put/f", (), BODY, numbered=True)
+        return _compared(base, targets, "PUT 4 KiB new, --durability none", request, {"mod_dav": 0.3})
 
 
 def dav_puts(base: Path) -> list[Row]:

@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from dav import main
 from dav.front import loop as loop_module
 from dav.front.connection import Connection, State
 from dav.http import limits
@@ -201,6 +203,67 @@ def test_a_client_that_does_not_read_is_cut_off(served: Served, monkeypatch):
     assert served.ask("GET", "/").status == 200
 
 
+@pytest.mark.parametrize("framing", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
+def test_slow_uploads_hold_no_thread(served: Served, framing):
+    states = served.server.loop._connections.values()
+    for number in range(100):
+        start = b"a" if "Length" in framing else b"186a0\r\na"
+        served.wire().send(served.head("PUT", f"{FILES}/s{number}", framing) + start)
+    wait_for(lambda: sum(c.state is State.RECEIVE for c in states) == 100, what="all of them agreed to")
+    wait_for(lambda: served.server.requests.idle == served.server.requests.size, what="every thread free")
+    assert served.ask("GET", "/").status == 200
+
+
+def test_slow_readers_hold_no_thread(served: Served):
+    (served.root() / "large").write_bytes(b"x" * (32 << 20))
+    states = served.server.loop._connections.values()
+    for _ in range(50):
+        wire = served.wire()
+        wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        wire.send(served.head("GET", f"{FILES}/large"))
+    wait_for(lambda: sum(c.state is State.SEND for c in states) == 50, what="all of them begun")
+    wait_for(lambda: served.server.requests.idle == served.server.requests.size, what="every thread free")
+    assert served.ask("GET", "/").status == 200
+
+
+@pytest.mark.parametrize("sent", [0, 1, 70_000, 299_999])
+def test_an_aborted_body_leaves_nothing(shared: Served, sent):
+    with shared.wire() as wire:
+        wire.send(shared.head("PUT", f"{FILES}/aborted", "Content-Length: 300000") + b"a" * sent)
+    wait_for(lambda: not shared.server.loop._connections, what="the end of the connection")
+    assert shared.ask("GET", f"{FILES}/aborted").status == 404
+    assert os.listdir(shared.root() / ".fsd/staging") == []
+
+
+def test_an_aborted_body_reset_in_the_middle(shared: Served):
+    wire = shared.wire()
+    wire.send(shared.head("PUT", f"{FILES}/reset", "Transfer-Encoding: chunked") + b"fffff\r\nab")
+    wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wire.close()
+    wait_for(lambda: not shared.server.loop._connections, what="the end of the connection")
+    assert shared.ask("GET", f"{FILES}/reset").status == 404
+
+
+def test_one_address_has_so_many_connections(tmp_path, monkeypatch):
+    monkeypatch.setattr(main, "_near", lambda proxies: lambda address: False)
+    with serving(tmp_path, http_per_address=3) as served:
+        held = [served.wire() for _ in range(3)]
+        for wire in held:
+            assert wire.send(served.head("OPTIONS", "/")).answer().status == 200
+        with served.wire() as one_more:
+            assert one_more.answer().status == 503 and one_more.closed()
+        held[0].close()
+        wait_for(lambda: len(served.server.loop._connections) < 3, what="room again")
+        assert served.ask("OPTIONS", "/").status == 200
+
+
+def test_hundreds_of_pipelined_requests_let_others_in_between(shared: Served):
+    with shared.wire() as greedy:
+        greedy.send(shared.head("OPTIONS", "/") * 300)
+        assert shared.ask("OPTIONS", "/").status == 200
+        assert [greedy.answer().status for _ in range(300)] == [200] * 300
+
+
 def test_dribbled_uploads_leave_others_room(served: Served):
     slow = [served.wire() for _ in range(12)]
     for number, wire in enumerate(slow):
@@ -268,6 +331,9 @@ class _NoDescriptors:
 
     def fileno(self) -> int:
         return self.real.fileno()
+
+    def close(self) -> None:
+        self.real.close()
 
     def accept(self):
         if self.failures < 2:

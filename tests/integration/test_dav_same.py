@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dav.webdav import propfind
-from fsd.core import longlisting
+from fsd.core import content, longlisting
 from tests.support.waiting import wait_for
 from tests.unit.dav.served import Served, serving
 
@@ -267,3 +267,15 @@ def test_a_slow_reader_of_a_large_directory_holds_nobody(pair, tree):
     wait_for(lambda: fast.server.requests.idle == fast.server.requests.size, what="every thread free again")
     for wire in slow:
         wire.close()
+
+
+def test_without_fsync_files_are_still_whole(tmp_path, monkeypatch):
+    """`durability = none`: published as ever, but nothing waits for the disk."""
+    synced = []
+    monkeypatch.setattr(content.os, "fsync", synced.append)
+    for durability in ("none", "fsync"):
+        with serving(tmp_path / durability, durability=durability) as served:
+            synced.clear()
+            assert served.ask("PUT", f"{FILES}/f", body=b"whole").status == 201
+            assert (served.root() / "f").read_bytes() == b"whole"
+            assert bool(synced) == (durability == "fsync")
