@@ -124,7 +124,8 @@ class App:
             view = self.views.current()
             user = self._auth(environ, view)
             if (beside := self._beside_the_tree(environ)) is not None:
-                _may_block(environ)
+                if beside != self.events.reply:
+                    _may_block(environ)
                 return beside(environ, user, view)
             call = Call(environ, user, Router(view))
         except (HttpError, OSError) as error:
