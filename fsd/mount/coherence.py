@@ -5,7 +5,7 @@ is told. What is heard carries no action: each name is compared with what the ke
 changes, which are heard as well, cost a comparison and nothing else. Where a directory can't be listened to, answers
 are kept for a second only.
 
-Invalidating may wait for a request that is being served. So it is done by a thread, never by a handler.
+Forgetting a name may wait for a request that is being served. So it is done by a thread, never by a handler.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ONLYDIR, _EXCL_UNLINK = 0x01000000, 0x04000000
 _OVERFLOW, _IGNORED = 0x4000, 0x8000
 _WANTED = _MODIFY | _ATTRIB | _CLOSE_WRITE | _MOVED | _CREATE | _DELETE | _ONLYDIR | _EXCL_UNLINK
 _EVENT = struct.Struct("iIII")
-_GATHER = 0.0003
+_GATHER = 0.001
 """Seconds between the first event and the look: what belongs together is looked at once."""
 _SLICE = 200
 """Names that are compared before requests get their turn."""
@@ -132,8 +132,11 @@ class Coherence:
                 orders.update(dict.fromkeys(self._compare(node, name)))
             except OSError as error:
                 _log.info("%r is not compared: %s", name, error)
-        if orders:
-            await trio.to_thread.run_sync(forget_all, list(orders))
+        # Attributes alone are forgotten without waiting for anybody (the kernel takes no lock of the inode for it).
+        forget_all([order for order in orders if order[1] is None])
+        names = [order for order in orders if order[1] is not None]
+        if names:
+            await trio.to_thread.run_sync(forget_all, names)
 
     def _compare(self, node: Node, name: bytes) -> list[_Order]:
         """What of an entry the kernel holds and is no longer so."""
