@@ -34,15 +34,17 @@ def btrfs(*words: str | Path) -> None:
 
 
 class Volume:
-    """A btrfs with a subvolume that is a space, and a client that syncs it."""
+    """A btrfs with a subvolume that is a user's own space, and a client that syncs it."""
 
-    def __init__(self, server: Server, storage: Disk, root: Path, base: Path, name: str) -> None:
-        self.server, self.storage, self.root, self.name = server, storage, root, name
-        self.live = storage.place / "live"
-        server.fsd("space", "adopt", str(root), "--name", name)
-        record = server.space(name)
-        self.dav = server.space_dav(record)
-        self.client = SyncClient("owncloudcmd", server, base / "client", space=record["id"])
+    def __init__(self, server: Server, storage: Disk, root: Path, base: Path) -> None:
+        self.server, self.storage, self.root = server, storage, root
+        live = storage.place / "live"
+        self.live = live if live.exists() else root
+        server.data = storage.place
+        server.start()
+        assert server.space("admin")["path"] == str(root)
+        self.dav = server.space_dav(server.space("admin"))
+        self.client = SyncClient("owncloudcmd", server, base / "client")
 
     def fingerprint(self) -> str:
         (root,) = self.dav.propfind(b"", 0, FINGERPRINT)
@@ -64,7 +66,7 @@ class Volume:
 @pytest.fixture
 def storage(tmp_path: Path) -> Iterator[Disk]:
     with disk(tmp_path, "volume", megabytes=160, kind="btrfs") as made:
-        btrfs("create", made.place / "live")
+        (made.place / "users").mkdir()
         yield made
 
 
@@ -103,17 +105,19 @@ def test_a_snapshot_in_the_place_of_its_subvolume(
     put_back: Callable[[Volume], None],
     running: bool,
 ) -> None:
-    server = make_server()
+    server = make_server(started=False)
     server.allow_log("restored|storage|unavailable|not available|registered|watched|internal directory")
-    root = storage.place / "live"
+    root = storage.place / "users/admin"
     if put_back is mounted_instead:
-        root = tmp_path / "at"
+        btrfs("create", storage.place / "live")
         mount_subvolume(storage, "live", root)
+    else:
+        btrfs("create", root)
     try:
+        volume = Volume(server, storage, root, tmp_path)
         (root / "d/deep").mkdir(parents=True)
         for name in ("d/f", "d/deep/same", "top"):
             (root / name).write_text("first")
-        volume = Volume(server, storage, root, tmp_path, "rolled")
         volume.client.sync()
         volume.labelled("d", "d/deep", "d/f", "d/deep/same")
         first = volume.right("before the snapshot")
@@ -140,7 +144,7 @@ def test_a_snapshot_in_the_place_of_its_subvolume(
         assert b"newer, by the client" in {text for path, text in kept.items() if path.startswith("d/f")}
         after = volume.right("after the client's sync")
         assert {b"d/g", b"d/server"} <= after.disk.keys(), "given back to the server"
-        assert server.run("check", "rolled").returncode == 0
+        assert server.run("check", "admin").returncode == 0
     finally:
         if put_back is mounted_instead:
             subprocess.run(["umount", "-l", str(root)], check=True)
@@ -161,12 +165,14 @@ def test_what_is_restored_out_of_a_snapshot(
 ) -> None:
     """A directory out of a snapshot, over and beside the living one: a change, not a rollback. And the snapshot
     itself, inside the space: copies, with ids of their own."""
-    server = make_server()
-    root = storage.place / "live"
+    server = make_server(started=False)
+    server.allow_log("storage|unavailable|not available")
+    root = storage.place / "users/admin"
+    btrfs("create", root)
+    volume = Volume(server, storage, root, tmp_path)
     (root / "d/deep").mkdir(parents=True)
     for name in ("d/f", "d/deep/same"):
         (root / name).write_text("first")
-    volume = Volume(server, storage, root, tmp_path, "restored")
     volume.client.sync()
     volume.labelled("d", "d/deep", "d/f", "d/deep/same")
     first = volume.right("before the snapshot")
@@ -181,8 +187,8 @@ def test_what_is_restored_out_of_a_snapshot(
     volume.right("changed")
     shutil.rmtree(root / "d")
     volume.right("deleted")
-    for source, target in ((root / "snapshot/d", root / "d"), (root / "snapshot/d", root / "beside")):
-        subprocess.run(["cp", "-a", "--reflink=auto", str(source), str(target)], check=True)
+    copy = ["cp", "-a", "--reflink=auto", str(root / "snapshot/d")]
+    subprocess.run([*copy, str(root / "d")], check=True)
 
     def ids_are_back() -> None:
         after = volume.right("restored")
@@ -190,6 +196,8 @@ def test_what_is_restored_out_of_a_snapshot(
             assert after.served[path].id == first.served[path].id, path
 
     agree(ids_are_back, timeout=60, what="the ids of what was restored")
+    subprocess.run([*copy, str(root / "beside")], check=True)
+    ids_are_back()
     btrfs("delete", root / "snapshot")
     after = volume.right("without the snapshot")
     assert after.served[b""].size == 2 * first.served[b""].size
