@@ -3,6 +3,7 @@
 ``StockServer`` keeps cheroot's own connections and threads, for comparison and as a way out (``http.loop = stock``).
 """
 
+import errno
 import logging
 import socket
 import sys
@@ -152,6 +153,13 @@ class StockServer(_Hosted):
         self._listen = listen
         if listen.certificate is not None and listen.private_key is not None:
             self.ssl_adapter = BuiltinSSLAdapter(str(listen.certificate), str(listen.private_key))
+
+    def error_log(self, msg: str = "", level: int = 20, traceback: bool = False) -> None:
+        """The socket of a stopping server is shut down before this loop hears of it: accept(2) then fails, rightly."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError) and error.errno == errno.EINVAL and msg == "Error in HTTPServer.serve":
+            return
+        super().error_log(msg, level, traceback)
 
 
 def make(listen: Listen, app: Application, loop: str = "fsd") -> Server | StockServer:

@@ -146,6 +146,10 @@ class Database:
         self._answers = Answers(path)
         self._reset()
 
+    def __del__(self) -> None:
+        if getattr(self, "_lock_fd", -1) >= 0:
+            os.close(self._lock_fd)
+
     def _reset(self) -> None:
         self.local = threading.local()
         self._mutex = threading.RLock()

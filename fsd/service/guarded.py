@@ -67,9 +67,10 @@ def _plain(error: Exception) -> Exception:
 def _read(out: int, deadline: float) -> bytes | None:
     """All that comes until the end; None when the time is over."""
     parts: list[bytes] = []
+    poll = select.poll()  # select(2) knows no descriptor above 1023
+    poll.register(out, select.POLLIN)
     while True:
-        ready, _, _ = select.select([out], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             return None
         part = os.read(out, 1 << 16)
         if not part:

@@ -36,7 +36,7 @@ def busy(root: Path) -> Iterator[None]:
                 where.rename(root / f"e{turn}")
             if turn % 43 == 0:
                 shutil.rmtree(root / f"d{dice.randrange(20)}", ignore_errors=True)
-            elif turn % 17 == 0:
+            elif turn % 17 == 0 and where.exists():
                 where.rename(root / f"e{turn}")
             if turn % 101 == 0 and (root / "d7").exists():
                 shutil.copytree(root / "d7", root / f"copy{turn}", dirs_exist_ok=True)
