@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
-from xml.sax.saxutils import escape
 
 from dav.http import digests
 from dav.http.dates import http_date, parse_mtime
@@ -22,7 +21,7 @@ from dav.uploads import finishing
 from dav.view import View
 from dav.webdav.call import Body, Call, Reply, lookup_or_none
 from dav.webdav.propfind import depth_of, make_plan, wants_minimal
-from dav.webdav.xml import DAV, MULTISTATUS, OC, XML_TYPE, element, read_body
+from dav.webdav.xml import DAV, MULTISTATUS, OC, XML_TYPE, listed_response, read_body
 from fsd.core import partials, uploads
 from fsd.core.accounts import User
 from fsd.core.names import check_new_name
@@ -175,7 +174,7 @@ def _propfind(request: _Request) -> Reply:
                 **_common(partial, name, size),
             }
             listed.append((f"{request.href}/{quote(name)}", values))
-    pieces = [_response(href, values, plan.asked(values), minimal) for href, values in listed]
+    pieces = [listed_response(href, values, plan.asked(values), minimal) for href, values in listed]
     body = b"".join((MULTISTATUS, *pieces, b"</d:multistatus>"))
     return Reply(207, [XML_TYPE, ("DAV", "1"), ("Content-Length", str(len(body)))], [body])
 
@@ -191,17 +190,6 @@ def _common(partial: Partial, name: bytes, size: int) -> dict[str, str]:
         f"{OC}permissions": "",
         f"{OC}size": str(size),
     }
-
-
-def _response(href: str, values: dict[str, str], asked: list[str], minimal: bool) -> bytes:
-    found = "".join(element(name, values[name]) for name in asked if name in values)
-    missing = "".join(element(name, None) for name in asked if name not in values)
-    text = f"<d:propstat><d:prop>{found}</d:prop><d:status>HTTP/1.1 200 OK</d:status></d:propstat>"
-    if missing and not minimal:
-        text += (
-            f"<d:propstat><d:prop>{missing}</d:prop><d:status>HTTP/1.1 404 Not Found</d:status></d:propstat>"
-        )
-    return f"<d:response><d:href>{escape(href)}</d:href>{text}</d:response>".encode()
 
 
 def _move(request: _Request) -> Reply:

@@ -22,7 +22,7 @@ from dav.webdav import get
 from dav.webdav.call import Call, Reply, entry_headers, require_writable
 from dav.webdav.properties import content_type
 from dav.webdav.propfind import depth_of, make_plan, wants_minimal
-from dav.webdav.xml import DAV, MULTISTATUS, OC, XML_TYPE, element, read_body
+from dav.webdav.xml import DAV, MULTISTATUS, OC, XML_TYPE, listed_response, read_body
 from fsd.core import reverting, tree, versions
 from fsd.core.accounts import User
 from fsd.core.names import split, to_text
@@ -114,7 +114,7 @@ def _propfind(request: _Request) -> Reply:
         if depth == "1":
             for version in versions.items(request.place.space, request.node_id):
                 listed.append((f"{request.href}/v/{version.key}", _values(request, version)))
-    pieces = [_response(href, values, plan.asked(values), minimal) for href, values in listed]
+    pieces = [listed_response(href, values, plan.asked(values), minimal) for href, values in listed]
     body = b"".join((MULTISTATUS, *pieces, b"</d:multistatus>"))
     return Reply(207, [XML_TYPE, ("DAV", "1"), ("Content-Length", str(len(body)))], [body])
 
@@ -156,17 +156,6 @@ def _etag(*parts: str) -> str:
 
 def _digest(*parts: str) -> str:
     return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-
-
-def _response(href: str, values: dict[str, str], asked: list[str], minimal: bool) -> bytes:
-    found = "".join(element(name, values[name]) for name in asked if name in values)
-    missing = "".join(element(name, None) for name in asked if name not in values)
-    text = f"<d:propstat><d:prop>{found}</d:prop><d:status>HTTP/1.1 200 OK</d:status></d:propstat>"
-    if missing and not minimal:
-        text += (
-            f"<d:propstat><d:prop>{missing}</d:prop><d:status>HTTP/1.1 404 Not Found</d:status></d:propstat>"
-        )
-    return f"<d:response><d:href>{escape(href)}</d:href>{text}</d:response>".encode()
 
 
 def _opened(request: _Request) -> tuple[int, Version]:

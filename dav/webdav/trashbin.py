@@ -21,7 +21,7 @@ from dav.routes import Place, Router, Virtual
 from dav.view import View
 from dav.webdav.call import Call, Reply, entry_headers, require_writable
 from dav.webdav.propfind import depth_of, make_plan, wants_minimal
-from dav.webdav.xml import DAV, MULTISTATUS, OC, XML_TYPE, element, read_body
+from dav.webdav.xml import DAV, MULTISTATUS, OC, XML_TYPE, listed_response, read_body
 from fsd.core import operations, trash, tree
 from fsd.core.accounts import User
 from fsd.core.locks import LockTable
@@ -125,7 +125,7 @@ def _propfind(bin_: _Bin) -> Reply:
         found = [(f"{bin_.href}/", _own_values(bin_, items))]
         if depth == "1":
             found += [(_href(bin_, item), _values(bin_, item)) for item in items]
-    parts = [_response(href, values, plan.asked(values), minimal) for href, values in found]
+    parts = [listed_response(href, values, plan.asked(values), minimal) for href, values in found]
     body = b"".join((MULTISTATUS, *parts, b"</d:multistatus>"))
     return Reply(207, [XML_TYPE, ("DAV", "1"), ("Content-Length", str(len(body)))], [body])
 
@@ -178,17 +178,6 @@ def _values(bin_: _Bin, item: TrashItem) -> dict[str, str]:
     if item.kind != "d":
         values[f"{DAV}getcontentlength"] = str(item.size)
     return values
-
-
-def _response(href: str, values: dict[str, str], asked: list[str], minimal: bool) -> bytes:
-    found = "".join(element(name, values[name]) for name in asked if name in values)
-    missing = "".join(element(name, None) for name in asked if name not in values)
-    ok = f"<d:propstat><d:prop>{found}</d:prop><d:status>HTTP/1.1 200 OK</d:status></d:propstat>"
-    if missing and not minimal:
-        ok += (
-            f"<d:propstat><d:prop>{missing}</d:prop><d:status>HTTP/1.1 404 Not Found</d:status></d:propstat>"
-        )
-    return f"<d:response><d:href>{escape(href)}</d:href>{ok}</d:response>".encode()
 
 
 def _move(bin_: _Bin) -> Reply:

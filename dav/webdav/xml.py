@@ -1,5 +1,6 @@
 """Reading XML request bodies: bounded, without DTD or entities; and the few pieces of writing they share."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
@@ -78,3 +79,17 @@ def element(name: str, inner: str | None) -> str:
 
 def href(path: str) -> str:
     return f"<d:href>{escape(path)}</d:href>"
+
+
+def listed_response(path: str, values: Mapping[str, str], asked: Iterable[str], minimal: bool) -> bytes:
+    """A response element of something that has exactly these values (XML text): what was asked for and is there, in
+    one 200 propstat; unless ``minimal`` what is not, in a 404 one after it."""
+    names = list(asked)
+    found = "".join(element(name, values[name]) for name in names if name in values)
+    missing = "".join(element(name, None) for name in names if name not in values)
+    text = f"<d:propstat><d:prop>{found}</d:prop><d:status>HTTP/1.1 200 OK</d:status></d:propstat>"
+    if missing and not minimal:
+        text += (
+            f"<d:propstat><d:prop>{missing}</d:prop><d:status>HTTP/1.1 404 Not Found</d:status></d:propstat>"
+        )
+    return f"<d:response>{href(path)}{text}</d:response>".encode()
