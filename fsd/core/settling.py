@@ -116,6 +116,9 @@ def take_back(space: Space, paths: list[bytes], undo: Callable[[], None], error:
     """Undo a change that could not be made known, because of `error`."""
     try:
         undo()
+    except FileNotFoundError:
+        # Somebody has taken it away, or the directory with it: there is nothing to take back any more.
+        _log.info("space %s: nothing was left of a change that could not be recorded", space.record.id)
     except OSError as second:
         _log.error(
             "space %s: a change could neither be recorded (%s) nor undone: %s", space.record.id, error, second

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -175,6 +176,9 @@ def test_what_is_restored_out_of_a_snapshot(
         (root / name).write_text("first")
     volume.client.sync()
     volume.labelled("d", "d/deep", "d/f", "d/deep/same")
+    # A copy is known as one when its original is there and it has been quiet for some seconds; the snapshot's nodes
+    # are as old as what they are of, and a younger one could be taken for what is restored below.
+    wait_for(lambda: time.time() - os.stat(root / "d/deep/same").st_ctime > 7, what="nodes that are quiet")
     first = volume.right("before the snapshot")
     btrfs("snapshot", "-r", root, root / "snapshot")
     inside = volume.right("a snapshot inside the space")
