@@ -113,6 +113,9 @@ class Space:
         except BaseException:
             os.close(fd)
             raise
+        if self._fsd_ident is not None and self._fsd_ident[0] != found.dev:
+            # The storage was plugged in again under another device number; space.json tells whether it is ours.
+            self._fsd_ident = None
         self._root = (fd, (found.dev, found.ino))
         return fd
 

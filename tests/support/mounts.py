@@ -17,6 +17,7 @@ class Disk:
 
     def __init__(self, image: Path | None, place: Path, megabytes: int, kind: str = "ext4") -> None:
         self.image, self.place, self._megabytes = image, place, megabytes
+        self._device: str | None = None
         place.mkdir(parents=True, exist_ok=True)
         if image is not None:
             with open(image, "wb") as file:
@@ -28,10 +29,28 @@ class Disk:
         if self.image is None:
             command = ["mount", "-t", "tmpfs", "-o", f"size={self._megabytes}m", "none", str(self.place)]
         else:
-            command = ["mount", "-o", "loop", str(self.image), str(self.place)]
+            command = [
+                "mount",
+                *(["-o", "loop", str(self.image)] if self._device is None else [self._device]),
+            ]
+            command.append(str(self.place))
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+        if self._device is not None:
+            # Detached by the kernel when it is unmounted.
+            subprocess.run(["losetup", "-d", self._device], check=True, env={**os.environ, "PATH": PATH})
+            self._device = None
+
+    def plug_elsewhere(self) -> None:
+        """While it is mounted: let the next mount have another device number, as a disk in another slot has."""
+        self._device = subprocess.run(
+            ["losetup", "-f", "--show", str(self.image)],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PATH": PATH},
+        ).stdout.strip()
 
     def unmount(self, *, lazy: bool = True) -> None:
         """Take it away; lazily, as processes hold descriptors in it."""
