@@ -21,6 +21,7 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -193,21 +194,31 @@ def _run(
 ) -> str | None:
     """One child. Returns what `operate` raised, None if nothing or if it was killed."""
     told, tell = os.pipe()
-    processors = os.sched_getaffinity(0)
-    os.sched_setaffinity(
-        0, {min(processors)}
-    )  # both on one: tracing is a ping-pong, and this makes it 3 x faster
-    pid = os.fork()
-    if pid == 0:
-        os.close(told)
-        _child(prepare, operate, tell, calls)
-    os.close(tell)
-    try:
-        alive = _trace(pid, decide, error)
-    finally:
-        with os.fdopen(told, "rb") as pipe:
-            message = pipe.read().decode(errors="replace")
+    with _one_processor():
+        pid = os.fork()
+        if pid == 0:
+            os.close(told)
+            _child(prepare, operate, tell, calls)
+        os.close(tell)
+        try:
+            alive = _trace(pid, decide, error)
+        finally:
+            with os.fdopen(told, "rb") as pipe:
+                message = pipe.read().decode(errors="replace")
     return message if alive and message else None
+
+
+@contextmanager
+def _one_processor() -> Iterator[None]:
+    """Tracer and child on one processor: tracing is a ping-pong, and this makes it 3 x faster. Each test process takes
+    its own, and only for as long as it traces: what a test starts later inherits where it may run."""
+    allowed = os.sched_getaffinity(0)
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, {sorted(allowed)[worker % len(allowed)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def _child(

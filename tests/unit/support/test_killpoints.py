@@ -60,3 +60,9 @@ def test_an_injected_error_reaches_the_caller_and_nothing_was_done(tmp_path):
 def test_a_crash_of_the_operation_is_told():
     (stop,) = killpoints.kill_at_each(lambda: None, lambda _: 1 / 0)
     assert stop.error and "ZeroDivisionError" in stop.error
+
+
+def test_what_runs_afterwards_may_use_every_processor():
+    allowed = os.sched_getaffinity(0)
+    list(killpoints.kill_at_each(lambda: None, lambda _: None))
+    assert os.sched_getaffinity(0) == allowed
