@@ -19,6 +19,7 @@ from fsd.core import quota, replay, versions
 from fsd.core.registry import Registry
 from fsd.service import logs
 from fsd.service.config import Settings
+from fsd.service.signals import Awaited
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def run_worker(settings: Settings, index: int, slot: socket.socket) -> None:
     _raise_descriptor_limit()
     sys.setswitchinterval(_SWITCH_SECONDS)
     # Blocked in all threads and waited for in this one: a handler would run only when this thread wakes.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    told_to_end = Awaited({signal.SIGTERM})
     app = build_app(settings)
     server = build_server(settings, app=app, slot=slot)
     if isinstance(server, Server):
@@ -118,7 +119,7 @@ def run_worker(settings: Settings, index: int, slot: socket.socket) -> None:
     threading.Thread(target=_replay, args=(app.registry,), name="replay", daemon=True).start()
     thread = threading.Thread(target=server.serve, name="front", daemon=True)
     thread.start()
-    while signal.sigtimedwait({signal.SIGTERM}, 1.0) is None and thread.is_alive():
+    while told_to_end.wait(1.0) is None and thread.is_alive():
         pass
     server.stop()
     log.debug("stopped")

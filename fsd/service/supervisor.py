@@ -1,6 +1,6 @@
 """The supervisor: starts the processes of one data root, restarts what dies, stops everything.
 
-It is single-threaded and takes signals synchronously (sigtimedwait(2)), so nothing runs in a handler and forking is
+It is single-threaded and takes signals synchronously (signalfd(2)), so nothing runs in a handler and forking is
 safe at any time. Children die with it (PR_SET_PDEATHSIG). One supervisor per state directory: a flock(2) on
 `run/supervisor.lock`, which the kernel releases whatever happens. `run/supervisor.json` tells who runs.
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 from fsd.core.errors import BUSY, UserError
 from fsd.service.process import MANAGED, Child, monotonic
+from fsd.service.signals import Awaited
 from fsd.service.status import replace_json
 
 log = logging.getLogger(__name__)
@@ -156,17 +157,19 @@ class Supervisor:
 
     def run(self) -> int:
         """Start everything, keep it running, and return when all of it has ended."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, MANAGED)
+        signals = Awaited(MANAGED)
+        self._close.append(signals.fileno())
         self._adopt(self._plan.children())
         # What is loaded by now is shared by all children; a collection there must not touch it page by page.
         gc.collect()
         gc.freeze()
         try:
-            while self._step():
+            while self._step(signals):
                 pass
         finally:
             for child in self._children.values():
                 child.tell(signal.SIGKILL)
+            signals.close()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, MANAGED)
         self._write({})
         return 0
@@ -185,7 +188,7 @@ class Supervisor:
             if name in self._slots:
                 _deafen(self._slots[name])
 
-    def _step(self) -> bool:
+    def _step(self, signals: Awaited) -> bool:
         """One turn: start, check, wait for a signal. False when it is over."""
         now = monotonic()
         if self._stopping_since is None:
@@ -201,9 +204,9 @@ class Supervisor:
             log.warning("not everything ended within %.0f s: killing it", self._plan.drain_seconds)
             self._kill()
         self._pulse(now)
-        got = signal.sigtimedwait(MANAGED, self._pause(now))
+        got = signals.wait(self._pause(now))
         if got is not None:
-            self._signal(signal.Signals(got.si_signo))
+            self._signal(got)
         self._reap()
         return True
 

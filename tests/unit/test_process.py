@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from fsd.service.process import FIRST_WAIT, LONGEST_WAIT, STEADY, Child, restart_wait
+from fsd.service.signals import Awaited
+from tests.support.waiting import wait_for
 
 
 def test_waits_double_up_to_a_bound():
@@ -53,3 +56,23 @@ def test_telling_a_process_that_is_gone_is_fine():
         os._exit(0)
     os.waitpid(pid, 0)
     Child("c", lambda: None, pid=pid).tell(signal.SIGTERM)
+
+
+def suspended_and_resumed(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "T", every=0.001)
+    os.kill(pid, signal.SIGCONT)
+
+
+def test_being_suspended_is_not_a_signal():
+    pid = os.fork()
+    if pid == 0:
+        waiting = Awaited({signal.SIGTERM})
+        while (got := waiting.wait(0.001)) is None:
+            pass
+        os._exit(0 if got == signal.SIGTERM else 1)
+    for _ in range(50):
+        suspended_and_resumed(pid)
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
