@@ -281,7 +281,7 @@ class Upload:
         with internal(space, "staging") as staging:
             self._staged = True
             try:
-                swap_in(ticket, fd, place, old, staging)
+                displaced = swap_in(ticket, fd, place, old, staging)
                 row = make_known(space, place, new=True)
             except Changed:
                 raise  # the tree is as it was, and the next try uses the staged name again
@@ -291,7 +291,7 @@ class Upload:
                 settle_quietly(space, place.path)
                 raise
             try:
-                retire(space, old.entry.id, staging, ticket.name)
+                retire(space, old.entry.id, staging, displaced)
             except OSError as error:
                 # The change is made and durable; the intent knows what is left to do.
                 _log.error("space %s: a replaced file is left to the next replay: %s", space.record.id, error)

@@ -30,7 +30,7 @@ from fsd.core.places import (
     require_writable,
     source,
 )
-from fsd.core.publish import put_staged, take_out
+from fsd.core.publish import put_staged, swap_names, take_out
 from fsd.core.removal import remove_staged
 from fsd.core.settling import make_known, make_move_known, settle_quietly
 from fsd.core.syscalls import rename_exchange
@@ -138,7 +138,7 @@ def _undo_over(src: Place, dst: Place, ticket: Ticket, new: bytes, displaced: by
     try:
         with internal(src.space, "trash/files") as files:
             if dst.binding() == new and binding_at(files, ticket.name) == displaced and src.binding() is None:
-                rename_exchange(files, ticket.name, dst.fd, dst.name)
+                swap_names(files, ticket.name, dst)
                 rename_new(files, ticket.name, src.fd, src.name)
         intent = intents.of(src.space).get(ticket.number)
         if intent is not None:

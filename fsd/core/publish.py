@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import intents, trash, versions
@@ -46,8 +47,8 @@ class Seen(NamedTuple):
     found: Statx
 
 
-def swap_in(ticket: Ticket, fd: int, place: Place, old: Seen, staging: int) -> None:
-    """Replace the file at `place` with the nameless file `fd`; afterwards the old one is staged under the ticket.
+def swap_in(ticket: Ticket, fd: int, place: Place, old: Seen, staging: int) -> bytes:
+    """Replace the file at `place` with the nameless file `fd`; the old one is staged then, under the name returned.
 
     Raises Changed, with the tree as it was, if another file or other content came out. Durable when it returns.
     """
@@ -71,19 +72,23 @@ def swap_in(ticket: Ticket, fd: int, place: Place, old: Seen, staging: int) -> N
     except OSError as error:
         if error.errno not in _NO_EXCHANGE:
             raise
-        _swap_by_link(ticket, place, staging)
-    if not _is_same(staging, ticket.name, body):
-        _swap_back(place, ticket.name, staging, new)
-        raise Changed
+        displaced = _swap_by_link(ticket, place, staging, body)
+    else:
+        displaced = ticket.name
+        if not _is_same(staging, displaced, body):
+            _swap_back(place, displaced, staging, new)
+            raise Changed
     sync_directory(place.fd)
+    return displaced
 
 
 def swap_out(ticket: Ticket, place: Place, old: Seen, staging: int) -> None:
-    """Undo `swap_in`."""
+    """Undo `swap_in`, wherever it got to."""
     new = place.binding()
-    if new is not None and _is_same(staging, ticket.name, {"old": old.binding.hex()}):
-        _swap_back(place, ticket.name, staging, new)
-        sync_directory(place.fd)
+    for displaced in (ticket.name, ticket.name + _OLD):
+        if new is not None and _is_same(staging, displaced, {"old": old.binding.hex()}):
+            _swap_back(place, displaced, staging, new)
+            sync_directory(place.fd)
 
 
 def retire(space: Space, body_id: object, staging: int, name: bytes) -> None:
@@ -95,13 +100,30 @@ def retire(space: Space, body_id: object, staging: int, name: bytes) -> None:
         os.unlink(name, dir_fd=staging)
 
 
-def _swap_by_link(ticket: Ticket, place: Place, staging: int) -> None:
-    # No exchange here: keep the old by a second name, then rename over it. Who replaces the file between the two
-    # calls loses their version; writes into the same file are kept.
+def _swap_by_link(ticket: Ticket, place: Place, staging: int, body: Body) -> bytes:
+    """No exchange here: keep the old by a second name, look at it, then rename over it. The name of the old.
+
+    Who replaces the file between the two calls loses their version; writes into the same file are kept. The ticket's
+    own name is not used for the old: some clients of network filesystems forget for a moment a name that came back.
+    """
     old = ticket.name + _OLD
-    os.link(place.name, old, src_dir_fd=place.fd, dst_dir_fd=staging, follow_symlinks=False)
-    os.rename(ticket.name, place.name, src_dir_fd=staging, dst_dir_fd=place.fd)
-    os.rename(old, ticket.name, src_dir_fd=staging, dst_dir_fd=staging)
+    try:
+        os.link(place.name, old, src_dir_fd=place.fd, dst_dir_fd=staging, follow_symlinks=False)
+    except (FileNotFoundError, PermissionError) as error:
+        found = place.seen()
+        if found is None or stat.S_ISDIR(found.mode):
+            raise Changed from error
+        raise
+    try:
+        if not _is_same(staging, old, body):
+            raise Changed
+        os.rename(ticket.name, place.name, src_dir_fd=staging, dst_dir_fd=place.fd)
+    except BaseException as error:
+        os.unlink(old, dir_fd=staging)
+        if isinstance(error, IsADirectoryError):
+            raise Changed from error
+        raise
+    return old
 
 
 def _is_same(staging: int, name: bytes, body: Body) -> bool:
@@ -144,13 +166,15 @@ def finish_put(space: Space, intent: Intent) -> list[bytes]:
     body, name = intent.body, intents.staged_name(intent.number)
     path = bytes.fromhex(str(body["path"]))
     with internal(space, "staging") as staging:
-        if binding_at(staging, name + _OLD) is not None:
-            retire(space, body.get("id"), staging, name + _OLD)
         here = binding_at(staging, name)
-        if here is None:
-            return [path]
         if here == bytes.fromhex(str(body["new"])):
+            with suppress(FileNotFoundError):
+                os.unlink(name + _OLD, dir_fd=staging)  # a second name of what stands in the tree still
             os.unlink(name, dir_fd=staging)
+            return [path]
+        if here is None:
+            if binding_at(staging, name + _OLD) is not None:
+                retire(space, body.get("id"), staging, name + _OLD)
             return [path]
         if _is_same(staging, name, body):
             retire(space, body.get("id"), staging, name)
@@ -200,8 +224,9 @@ def put_staged(ticket: Ticket, place: Place, staging: int, *, overwrite: bool, o
             continue
         trash.write_info(space, ticket.name, place.path, old.id, old.size)
         ticket.record("place", {"path": place.path.hex(), "new": new.hex(), "only": only, "overwrite": True})
-        if _exchange_staged(ticket, place, staging):
-            trash.take_in_staged(space, ticket)
+        displaced = _exchange_staged(ticket, place, staging)
+        if displaced is not None:
+            trash.take_in_staged(space, ticket, displaced)
             sync_directory(place.fd)
             return False
     # Taken by the descriptor, free by the path: the directory is not where it was, or the name changes all the time.
@@ -217,35 +242,55 @@ def take_out(ticket: Ticket, place: Place, staging: int, new: bytes) -> None:
         if binding_at(staging, ticket.name) != new:
             if place.binding() != new:
                 return
+            aside = ticket.name + _OLD
             if binding_at(staging, ticket.name) is not None:
-                rename_exchange(staging, ticket.name, place.fd, place.name)
+                swap_names(staging, ticket.name, place)
+            elif binding_at(staging, aside) is not None:
+                rename_new(place.fd, place.name, staging, ticket.name)
+                rename_new(staging, aside, place.fd, place.name)
             elif binding_at(files, ticket.name) is not None:
-                rename_exchange(files, ticket.name, place.fd, place.name)
+                swap_names(files, ticket.name, place)
                 rename_new(files, ticket.name, staging, ticket.name)
             else:
                 rename_new(place.fd, place.name, staging, ticket.name)
         trash.drop_info(place.space, ticket.name)
 
 
-def _exchange_staged(ticket: Ticket, place: Place, staging: int) -> bool:
-    """Swap; False if there is nothing to swap with any more."""
+def _exchange_staged(ticket: Ticket, place: Place, staging: int) -> bytes | None:
+    """Swap; the staged name of what stood there, None if there is nothing to swap with any more."""
     try:
         with mounts_explained(place):
             rename_exchange(staging, ticket.name, place.fd, place.name)
+        return ticket.name
     except FileNotFoundError:
-        return False
+        return None
     except OSError as error:
         if error.errno not in _NO_EXCHANGE:
             raise
-        # No exchange here: for a moment the name is free. After a crash in it, the intent puts the new one there.
-        aside = ticket.name + _OLD
-        try:
-            rename_new(place.fd, place.name, staging, aside)
-        except FileNotFoundError:
-            return False
-        rename_new(staging, ticket.name, place.fd, place.name)
-        rename_new(staging, aside, staging, ticket.name)
-    return True
+    # No exchange here: for a moment the name is free. After a crash in it, the intent puts the new one there.
+    aside = ticket.name + _OLD
+    try:
+        rename_new(place.fd, place.name, staging, aside)
+    except FileNotFoundError:
+        return None
+    rename_new(staging, ticket.name, place.fd, place.name)
+    return aside
+
+
+def swap_names(fd: int, name: bytes, place: Place) -> None:
+    """Swap the internal entry `name` of the directory `fd` with what stands at `place`; for taking something back.
+
+    Where the filesystem has no exchange there are moments in which one of the two has the name `name` + `.old`.
+    """
+    try:
+        rename_exchange(fd, name, place.fd, place.name)
+        return
+    except OSError as error:
+        if error.errno not in _NO_EXCHANGE:
+            raise
+    rename_new(fd, name, fd, name + _OLD)
+    rename_new(place.fd, place.name, fd, name)
+    rename_new(fd, name + _OLD, place.fd, place.name)
 
 
 def finish_place(space: Space, intent: Intent) -> list[bytes]:

@@ -107,10 +107,11 @@ def take_in(space: Space, ticket: Ticket, place: Place, node_id: str | None, siz
             raise
 
 
-def take_in_staged(space: Space, ticket: Ticket) -> None:
-    """Move a staged entry of the ticket into the trash; its info file is there."""
+def take_in_staged(space: Space, ticket: Ticket, staged: bytes | None = None) -> None:
+    """Move a staged entry of the ticket (`staged`, if it is not under its own name) into the trash; its info file is
+    there."""
     with internal(space, "staging") as staging, internal(space, "trash/files") as files:
-        rename_new(staging, ticket.name, files, ticket.name)
+        rename_new(staging, staged or ticket.name, files, ticket.name)
         sync_directory(files)
 
 
