@@ -96,6 +96,12 @@ _SENTENCES = {
 }
 
 
+_ERRNO_SENTENCES = {
+    errno.EDQUOT: "A quota of the storage is used up; delete something or ask for a larger one."
+}
+"""Where the status alone would hide what to do: the storage's own quotas (CephFS, project quotas)."""
+
+
 def status_of(error: OSError) -> int:
     """The status for an OSError.  Unknown ones are 500; nothing but proven absence is 404."""
     for kind, status in _CLASSES:
@@ -111,7 +117,9 @@ def from_os_error(error: OSError) -> HttpError:
         sentence = str(error)
     else:
         # strerror texts and paths stay in the log: they tell strangers about the disk.
-        sentence = _SENTENCES.get(status, "The server could not do this.")
+        sentence = _ERRNO_SENTENCES.get(error.errno or 0) or _SENTENCES.get(
+            status, "The server could not do this."
+        )
     headers: tuple[tuple[str, str], ...] = ()
     if status == 503:
         headers = (("Retry-After", str(RETRY_SECONDS)),)

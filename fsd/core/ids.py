@@ -20,6 +20,8 @@ _WEAK = b"\0ino"
 _OVERLAYFS = 0x794C7630
 _PASSING = frozenset({0x65735546, 0x4D44, 0x2011BAB0})
 """FUSE, FAT and exFAT (statfs(2))."""
+_CEPHFS = frozenset({0x65735546, 0x00C36400})
+"""FUSE, which ceph-fuse is, and the kernel's own client."""
 _MOST_STORAGES = 1000
 _NO_HANDLE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EOVERFLOW, errno.EPERM)
 
@@ -28,9 +30,12 @@ def node_binding(dirfd: int, name: bytes, found: Statx) -> bytes:
     """16 bytes that stand for exactly this node as long as it lives; `b""` names `dirfd` itself.
 
     Where the filesystem has no handles that outlive the mount, inode number and birth time stand in; without birth
-    times the number alone does, and the binding `is_weak`.
+    times the number alone does, and the binding `is_weak`. A CephFS never gives an inode number twice, and each client
+    of it, on any machine, says the same one; handles are only the kernel client's, birth times too.
     """
     storage = _storages.get((found.dev, found.mnt_id)) or _probe(dirfd, name, found)
+    if storage.cluster:
+        return blake2b(storage.cluster + found.ino.to_bytes(8, "little"), digest_size=16).digest()
     if storage.handles:
         try:
             data = file_handle(dirfd, name) + found.btime_ns.to_bytes(8, "little", signed=True)
@@ -49,10 +54,12 @@ def forget_storages() -> None:
     _storages.clear()
 
 
-def told_by(fd: int) -> Literal["handles", "birth times", "inode numbers"]:
+def told_by(fd: int) -> Literal["handles", "birth times", "lasting inode numbers", "inode numbers"]:
     """What the nodes of an open directory's filesystem are told by."""
     found = statx(fd, b"")
     storage = _storages.get((found.dev, found.mnt_id)) or _probe(fd, b"", found)
+    if storage.cluster:
+        return "lasting inode numbers"
     if storage.handles:
         try:
             file_handle(fd, b"")
@@ -69,11 +76,13 @@ def is_weak(binding: bytes) -> bool:
 
 
 class _Storage(NamedTuple):
-    """What a mounted filesystem can tell nodes by. `fsid`: statfs(2)'s, the same at each mount where there is one."""
+    """What a mounted filesystem can tell nodes by. `fsid`: statfs(2)'s, the same at each mount where there is one.
+    `cluster`: the id of the Ceph cluster whose CephFS it is, empty if it is none."""
 
     handles: bool
     births: bool
     fsid: int
+    cluster: bytes
 
 
 _storages: dict[tuple[int, int], _Storage] = {}
@@ -87,7 +96,10 @@ def _probe(dirfd: int, name: bytes, found: Statx) -> _Storage:
     try:
         kind = fs_type(fd)
         storage = _Storage(
-            kind not in _PASSING, kind not in _PASSING | {_OVERLAYFS}, os.fstatvfs(fd).f_fsid & (2**64 - 1)
+            kind not in _PASSING,
+            kind not in _PASSING | {_OVERLAYFS},
+            os.fstatvfs(fd).f_fsid & (2**64 - 1),
+            cluster_of(fd, kind),
         )
     finally:
         if fd != dirfd:
@@ -96,6 +108,21 @@ def _probe(dirfd: int, name: bytes, found: Statx) -> _Storage:
         _storages.clear()
     _storages[found.dev, found.mnt_id] = storage
     return storage
+
+
+def cluster_of(fd: int, kind: int | None = None) -> bytes:
+    """The id of the Ceph cluster an open node's CephFS belongs to; empty if it is on no CephFS.
+
+    `kind`: the filesystem's magic number, where it is known. `fd` may be O_PATH.
+    """
+    if (fs_type(fd) if kind is None else kind) not in _CEPHFS:
+        return b""
+    try:
+        return os.getxattr(b"/proc/self/fd/%d" % fd, "ceph.cluster_fsid")
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.ENOSYS):
+            return b""
+        raise
 
 
 def derived_id(space_key: bytes, binding: bytes) -> bytes:

@@ -13,6 +13,8 @@ NAME_MAX = 255
 """Longest name in bytes that Linux filesystems take (limits.h NAME_MAX)."""
 
 INTERNAL = b".fsd"
+SNAPSHOTS = b".snap"
+"""Of a CephFS: in each directory, never listed; what is below it was, and a directory made in it is a snapshot."""
 """The directory in a space's root in which the service keeps what is its own."""
 _URL_SAFE = "/!$'()*,;:@&=~-._"
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from fsd.core import ids
 from fsd.core.errors import AcrossMounts, Forbidden, NameRefused, ParentMissing, ReadOnlySpace, SpaceDisabled
-from fsd.core.names import INTERNAL, check_new_name, to_text
+from fsd.core.names import INTERNAL, SNAPSHOTS, check_new_name, to_text
 from fsd.core.syscalls import Statx, rename_noreplace, statx
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class Place:
         return binding_at(self.fd, self.name)
 
     def reserved(self) -> bool:
-        """Whether the space's internal directory stands here."""
-        if self.parent and self.name != INTERNAL:
+        """Whether the space's internal directory stands here, or a filesystem's snapshots."""
+        if self.parent and self.name not in (INTERNAL, SNAPSHOTS):
             return False
         try:
             return self.space.is_hidden(os.stat(self.name, dir_fd=self.fd, follow_symlinks=False), self.name)

@@ -20,7 +20,7 @@ from fsd.core import ids
 from fsd.core.announced import Board
 from fsd.core.errors import FsdError, ReadOnlySpace, StorageUnavailable
 from fsd.core.index import Index
-from fsd.core.names import INTERNAL
+from fsd.core.names import INTERNAL, SNAPSHOTS
 from fsd.core.state import State
 from fsd.core.syscalls import open_beneath, statx
 
@@ -67,6 +67,8 @@ class Space:
         self._proved_at = 0.0
         self._secret: bytes | None = None
         self._fsd_ident: tuple[int, int] | None = None
+        self._snapshots = False
+        """Whether its filesystem is a CephFS, which has snapshots under a name in each directory."""
         base = state_dir / record.hex
         self.state = State(base.with_suffix(".state.db"), base.with_suffix(".state-lock"))
         self.index = Index(base.with_suffix(".index.db"), base.with_suffix(".lock"), self)
@@ -93,6 +95,9 @@ class Space:
             self._proved_at = now
             return known[0]
         with self._guard:
+            known = self._root
+            if known is not None and known[1] == ident:
+                return known[0]  # another thread was faster, and uses its descriptor already
             self._drop_root()
             return self._prove_root()
 
@@ -116,6 +121,7 @@ class Space:
         if self._fsd_ident is not None and self._fsd_ident[0] != found.dev:
             # The storage was plugged in again under another device number; space.json tells whether it is ours.
             self._fsd_ident = None
+        self._snapshots = ids.cluster_of(fd) != b""
         self._root = (fd, (found.dev, found.ino))
         return fd
 
@@ -210,8 +216,10 @@ class Space:
         return open_beneath(self.root_fd(), path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def _leads_inside(self, path: bytes) -> bool:
-        """Whether a path is, or lies below, the internal directory, also where somebody has moved it."""
+        """Whether a path is, or lies below, the internal directory, also where somebody has moved it, or snapshots."""
         parts = path.split(b"/")
+        if SNAPSHOTS in parts and self.keeps_snapshots():
+            return True
         at_home = self.internals_at_home()
         if at_home and parts[0] == INTERNAL and not self.record.read_only:
             return True
@@ -241,15 +249,21 @@ class Space:
         parent, _, name = path.rpartition(b"/")
         return self.open_dir(parent), name
 
+    def keeps_snapshots(self) -> bool:
+        """Whether SNAPSHOTS is a name that the filesystem has for itself, as CephFS does."""
+        self.root_fd()
+        return self._snapshots
+
     def is_hidden(self, found: os.stat_result, name: bytes) -> bool:
-        """Whether an entry is the internal directory, under any name, or that of another space or another time.
+        """Whether an entry is the internal directory, under any name, or that of another space or another time; or a
+        filesystem's directory of snapshots.
 
         A snapshot or a backup that lies in the space has one too, with the key that proves labels: what has the name,
         is a directory of the service's and closed to all others.
         """
         if not stat.S_ISDIR(found.st_mode):
             return False
-        if (found.st_dev, found.st_ino) == self.fsd_ident:
+        if (found.st_dev, found.st_ino) == self.fsd_ident or (name == SNAPSHOTS and self.keeps_snapshots()):
             return True
         return name == INTERNAL and not found.st_mode & 0o077 and found.st_uid == os.geteuid()
 

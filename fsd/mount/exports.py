@@ -10,7 +10,7 @@ from fsd.core import quota, tree
 from fsd.core.announced import Announcer
 from fsd.core.errors import QuotaExceeded, ReadOnlySpace, StorageUnavailable
 from fsd.core.grants import Role
-from fsd.core.names import INTERNAL
+from fsd.core.names import INTERNAL, SNAPSHOTS
 from fsd.core.space import Space
 from fsd.mount.rights import AS_IT_IS, Rights
 
@@ -30,6 +30,7 @@ class Export:
         self.space = space
         self.hidden = space.fsd_ident
         self.hidden_ino = self.hidden[1]
+        self._snapshots = space.keeps_snapshots()
         self.rights: Rights = AS_IT_IS
         self.limit: int | None = None
         self.trash = False
@@ -56,13 +57,19 @@ class Export:
             self.rights.check_write(ctx)
 
     def may_create(self, parent: Node, name: bytes) -> None:
-        """Refuse the name of the internals at the space's root."""
+        """Refuse the name of the internals at the space's root, and the filesystem's own."""
+        if self.is_snapshots(name):
+            raise PermissionError(1, "The name is the filesystem's own.")
         if name == INTERNAL and (parent.parent is None or parent.parent.export is None):
             raise PermissionError(1, "The name is fsd's own.")
 
     def hides(self, found: os.stat_result) -> bool:
         """Whether this is the internal directory."""
         return found.st_ino == self.hidden_ino and (found.st_dev, found.st_ino) == self.hidden
+
+    def is_snapshots(self, name: bytes) -> bool:
+        """Whether this name is a filesystem's directory of snapshots, in whatever directory."""
+        return name == SNAPSHOTS and self._snapshots
 
     # -- quota
 

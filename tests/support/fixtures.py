@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ceph import Ceph, running
 from tests.support.serving import Server
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
+    """A CephFS of this session's own; up in some ten seconds."""
+    with running(tmp_path_factory.mktemp("ceph") / "c") as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ from tests.support.oracle import OnDisk, walk
 Hint = tuple[bytes, bytes | None]
 
 
-def make_space(base: Path, *, label: str = "now") -> Space:
-    """A new space on a directory of its own below `base`."""
-    root, state = base / "root", base / "state"
+def make_space(base: Path, *, label: str = "now", root: Path | None = None) -> Space:
+    """A new space on a directory of its own below `base`, or on `root`; its state is below `base`."""
+    state = base / "state"
+    root = root or base / "root"
     root.mkdir(parents=True)
-    state.mkdir()
+    state.mkdir(parents=True)
     key = secrets.token_hex(16)
     space_id = f"00000000${key}"
     binding = initialise_root(os.fsencode(root), space_id, secrets.token_bytes(32))
