@@ -104,7 +104,13 @@ def test_power_goes_before_each_call(
     case: Case, disk: Disk, world: World, request: pytest.FixtureRequest
 ) -> None:
     step = 1 if request.config.getoption("--big") else 4
-    stops = killpoints.kill_at_each(world.opened, case.operate, fresh=lambda: start(disk, world), step=step)
+    stops = killpoints.kill_at_each(
+        world.opened,
+        case.operate,
+        fresh=lambda: start(disk, world),
+        step=step,
+        calls=killpoints.REACHING,
+    )
     for stop in stops:
         disk.power_cut(world)
         try:

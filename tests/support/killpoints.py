@@ -20,7 +20,7 @@ import signal
 import struct
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -47,6 +47,12 @@ CHANGING = {
 }  # fmt: skip
 """Calls whose effect outlives the process or that others can see; `open` only when it creates, `fcntl` only
 locks."""
+
+REACHING = CHANGING.keys() - {73, 72}
+"""What changes a disk: locks do not, and they go with the process that is killed."""
+
+KILLING = REACHING - {26, 74, 75, 306}
+"""What changes what others read. A sync does not: a kill before it leaves what a kill before the next call leaves."""
 
 FAILING = {
     1, 18, 326, 2, 257, 82, 264, 316, 86, 265, 87, 263, 83, 258, 84, 88, 266, 133, 259, 91, 93, 77, 74, 75,
@@ -87,8 +93,9 @@ def kill_at_each(
     first: int = 0,
     step: int = 1,
     every: bool = False,
+    calls: Set[int] = KILLING,
 ) -> Iterator[Stop]:
-    """Run the operation again and again, killed before call 0, 1, 2, ... and at last not at all.
+    """Run the operation again and again, killed before call 0, 1, 2, ... of `calls` and at last not at all.
 
     `fresh` makes the world new in this process before each run. `every`: also before calls that change
     nothing.
@@ -97,7 +104,7 @@ def kill_at_each(
     while True:
         if fresh is not None:
             fresh()
-        stop = _counted(prepare, operate, index, set(CHANGING), None, every)
+        stop = _counted(prepare, operate, index, calls, None, every)
         yield stop
         if stop.call is None:
             return
@@ -110,7 +117,7 @@ def fail_at_each(
     errors: Sequence[int],
     *,
     fresh: Callable[[], object] | None = None,
-    calls: set[int] = FAILING,
+    calls: Set[int] = FAILING,
     step: int = 1,
 ) -> Iterator[Stop]:
     """The same, but the call fails with one of `errors` (in turn) without having been made, and the operation goes
@@ -126,8 +133,10 @@ def fail_at_each(
         index += step
 
 
-def calls_made(prepare: Callable[[], Any], operate: Callable[[Any], object]) -> list[str]:
-    """The changing calls of one unharmed run, in order, by name."""
+def calls_made(
+    prepare: Callable[[], Any], operate: Callable[[Any], object], calls: Set[int] = CHANGING.keys()
+) -> list[str]:
+    """Which of these calls one unharmed run makes, in order, by name."""
     made: list[str] = []
 
     def note(regs: Any) -> bool:
@@ -135,7 +144,7 @@ def calls_made(prepare: Callable[[], Any], operate: Callable[[Any], object]) -> 
             made.append(CHANGING[regs[_ORIG_RAX]])
         return False
 
-    message = _run(prepare, operate, note, calls=sorted(CHANGING))
+    message = _run(prepare, operate, note, calls=sorted(calls))
     assert message is None, message
     return made
 
@@ -143,7 +152,7 @@ def calls_made(prepare: Callable[[], Any], operate: Callable[[Any], object]) -> 
 class _Counter:
     """Decides at each call's entry; remembers at which one it struck."""
 
-    def __init__(self, index: int, wanted: set[int], every: bool, looks: bool) -> None:
+    def __init__(self, index: int, wanted: Set[int], every: bool, looks: bool) -> None:
         self._left = index
         self._looks = looks
         self._wanted = wanted
@@ -176,7 +185,7 @@ def _counted(
     prepare: Callable[[], Any],
     operate: Callable[[Any], object],
     index: int,
-    wanted: set[int],
+    wanted: Set[int],
     error: int | None,
     every: bool,
 ) -> Stop:
