@@ -68,6 +68,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays, so that the collection after each test looks at what the test made alone."""
+    gc.collect()
+    gc.freeze()
+
+
 def _tier(nodeid: str) -> str:
     parts = nodeid.split("/")
     return parts[1] if len(parts) > 2 else parts[0]
