@@ -15,34 +15,25 @@ from urllib.parse import quote
 from dav.http import digests
 from dav.http.dates import http_date, parse_mtime
 from dav.http.errors import HttpError
-from dav.http.target import request_path, segments
-from dav.routes import Router, Virtual
 from dav.uploads import finishing
 from dav.view import View
+from dav.webdav import beside
 from dav.webdav.call import Body, Call, Reply, lookup_or_none
-from dav.webdav.propfind import depth_of, make_plan, wants_minimal
-from dav.webdav.xml import DAV, MULTISTATUS, OC, XML_TYPE, listed_response, read_body
+from dav.webdav.xml import DAV, OC
 from fsd.core import partials, uploads
 from fsd.core.accounts import User
 from fsd.core.names import check_new_name
 from fsd.core.partials import Part, Partial, Terms
 from fsd.core.space import Space
 
-_PREFIXES = ((b"dav", b"uploads"), (b"remote.php", b"dav", b"uploads"))
+_PREFIXES = beside.Prefixes("/dav/uploads")
 _WHOLE = b".file"
 _ALLOW = ("Allow", "OPTIONS, PROPFIND, MKCOL, PUT, MOVE, DELETE")
 
 
 def is_here(path: str) -> bool:
     """Whether a URL path (still encoded) is one of chunked uploads."""
-    return "/uploads/" in path and _used(tuple(segments(path))) is not None
-
-
-def _used(names: tuple[bytes, ...]) -> int | None:
-    for prefix in _PREFIXES:
-        if names[: len(prefix)] == prefix and len(names) > len(prefix):
-            return len(prefix) + 1
-    return None
+    return "/uploads/" in path and _PREFIXES.lead(path)
 
 
 @dataclass(slots=True)
@@ -76,23 +67,19 @@ def answer(environ: dict[str, Any], user: User, view: View) -> Reply | tuple[Cal
 
 
 def _resolve(environ: dict[str, Any], user: User, view: View) -> _Request:
-    raw = request_path(environ["REQUEST_URI"])
-    names = tuple(segments(raw))
-    used = _used(names)
-    assert used is not None
-    owner = view.user(names[used - 1].decode("utf-8", "replace"))
-    record = view.personal(user)
-    if owner is None or owner.id != user.id or record is None or not used < len(names) <= used + 2:
-        raise HttpError(404, "There is nothing here.")
-    href = "/" + "/".join([part for part in raw.split("/") if part][: used + 1])
-    check_new_name(names[used])
-    call = Call(environ, user, Router(view), Virtual(names, href, raw.endswith("/"), []))
-    part = names[used + 1] if len(names) > used + 1 else None
-    return _Request(call, view.space(record), href, names[used].decode(), part)
+    address = beside.address(environ, _PREFIXES)
+    owner = view.user(address.text(0))
+    if owner is None or owner.id != user.id or not 2 <= len(address.names) <= 3:
+        raise beside.nothing_here()
+    space, _ = beside.enter(view, user, view.personal(user))
+    name = address.names[1]
+    check_new_name(name)
+    part = address.names[2] if len(address.names) > 2 else None
+    return _Request(address.call(environ, user, view, 2), space, address.href(2), name.decode(), part)
 
 
 def _options(_: _Request) -> Reply:
-    return Reply(200, [_ALLOW, ("DAV", "1"), ("Content-Length", "0")])
+    return beside.options(_ALLOW)
 
 
 def _mkcol(request: _Request) -> Reply:
@@ -155,8 +142,7 @@ def _put(request: _Request) -> tuple[Call, Body]:
 
 def _propfind(request: _Request) -> Reply:
     """What has arrived, so that a client goes on where it was."""
-    depth = depth_of(request.environ)
-    plan, minimal = make_plan(read_body(request.environ)), wants_minimal(request.environ)
+    wanted = beside.Listing(request.environ)
     partial = request.partial()
     with partials.opened(request.space, partial) as directory:
         found = partials.parts(directory)
@@ -166,7 +152,7 @@ def _propfind(request: _Request) -> Reply:
             raise HttpError(404, "There is no such chunk.")
     own = {f"{DAV}resourcetype": "<d:collection/>", **_common(partial, b"", sum(size for _, size in found))}
     listed = [(f"{request.href}/", own)] if request.part is None else []
-    if depth == "1" or request.part is not None:
+    if wanted.deep or request.part is not None:
         for name, size in found:
             values = {
                 f"{DAV}resourcetype": "",
@@ -174,9 +160,7 @@ def _propfind(request: _Request) -> Reply:
                 **_common(partial, name, size),
             }
             listed.append((f"{request.href}/{quote(name)}", values))
-    pieces = [listed_response(href, values, plan.asked(values), minimal) for href, values in listed]
-    body = b"".join((MULTISTATUS, *pieces, b"</d:multistatus>"))
-    return Reply(207, [XML_TYPE, ("DAV", "1"), ("Content-Length", str(len(body)))], [body])
+    return wanted.reply(listed)
 
 
 def _common(partial: Partial, name: bytes, size: int) -> dict[str, str]:

@@ -18,10 +18,11 @@ from dav.http import digests
 from dav.http.conditions import etags
 from dav.http.dates import http_date, parse_mtime
 from dav.http.errors import HttpError
-from dav.http.target import request_path, segments
-from dav.routes import Place, Router, Virtual
+from dav.http.target import segments
+from dav.routes import Place
 from dav.uploads import finishing
 from dav.view import View
+from dav.webdav import beside
 from dav.webdav.call import Body, Call, Headers, Reply, lookup_or_none
 from fsd.core import partials, tree, uploads
 from fsd.core.accounts import User
@@ -34,7 +35,7 @@ from fsd.core.uploads import Tail, WrongOffset
 VERSION = "1.0.0"
 EXTENSIONS = "creation,creation-with-upload,checksum,expiration,termination"
 _ALGORITHMS = {"sha1": 20, "md5": 16, "sha256": 32}
-_PREFIX = (b"dav", b"tus")
+_PREFIXES = beside.Prefixes("/dav/tus")
 _BYTES_TYPE = "application/offset+octet-stream"
 _MISMATCH = 460
 
@@ -51,7 +52,7 @@ def headers_of_server() -> Headers:
 
 def is_here(path: str) -> bool:
     """Whether a URL path (still encoded) is that of an upload under way."""
-    return path.startswith("/dav/tus/") and len(segments(path)) == len(_PREFIX) + 2
+    return path.startswith("/dav/tus/") and len(segments(path)) == 4
 
 
 @dataclass(slots=True)
@@ -179,28 +180,18 @@ def answer(environ: dict[str, Any], user: User, view: View) -> Reply | tuple[Cal
 
 
 def _resolve(environ: dict[str, Any], user: User, view: View) -> _Upload:
-    raw = request_path(environ["REQUEST_URI"])
-    names = tuple(segments(raw))
+    address = beside.address(environ, _PREFIXES)
     gone = HttpError(404, "There is no such upload (any more).")
+    space, role = beside.enter_by_id(view, user, address.text(0))
     try:
-        record = view.record(names[2].decode("utf-8", "replace"))
-    except FileNotFoundError:
-        raise gone from None
-    role = view.role(record, user)
-    if role is None:
-        raise gone
-    space = view.space(record)
-    try:
-        partial = partials.get(space, user.id, ident=names[3].decode("utf-8", "replace"))
+        partial = partials.get(space, user.id, ident=address.text(1))
     except FileNotFoundError:
         raise gone from None
     if partial.path is None:
         raise gone
-    href = f"/dav/spaces/{record.id}"
+    href = f"/dav/spaces/{space.record.id}"
     place = Place(space, role, partial.path, href, href, b"", False)
-    router = Router(view)
-    outer = Call(environ, user, router, Virtual(names, raw, False, []))
-    return _Upload(finishing.target_call(outer, place), space, partial)
+    return _Upload(finishing.target_call(address.call(environ, user, view, 2), place), space, partial)
 
 
 def _head(upload: _Upload) -> Reply:

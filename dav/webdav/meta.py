@@ -14,15 +14,13 @@ from xml.sax.saxutils import escape
 
 from dav.http.dates import NANO, http_date
 from dav.http.errors import HttpError
-from dav.http.target import request_path, segments
-from dav.routes import Place, Router, Virtual
+from dav.routes import Place
 from dav.uploads.finishing import check_locks
 from dav.view import View
-from dav.webdav import get
+from dav.webdav import beside, get
 from dav.webdav.call import Call, Reply, entry_headers, require_writable
 from dav.webdav.properties import content_type
-from dav.webdav.propfind import depth_of, make_plan, wants_minimal
-from dav.webdav.xml import DAV, MULTISTATUS, OC, XML_TYPE, listed_response, read_body
+from dav.webdav.xml import DAV, OC
 from fsd.core import reverting, tree, versions
 from fsd.core.accounts import User
 from fsd.core.names import split, to_text
@@ -30,20 +28,13 @@ from fsd.core.tree import Entry
 from fsd.core.versions import Version
 from fsd.service import logs
 
-_PREFIXES = ((b"dav", b"meta"), (b"remote.php", b"dav", b"meta"))
+_PREFIXES = beside.Prefixes("/dav/meta")
 _ALLOW = ("Allow", "OPTIONS, GET, HEAD, PROPFIND, COPY, DELETE")
 
 
 def is_here(path: str) -> bool:
     """Whether a URL path (still encoded) is one of these."""
-    return "/meta/" in path and _used(tuple(segments(path))) is not None
-
-
-def _used(names: tuple[bytes, ...]) -> int | None:
-    for prefix in _PREFIXES:
-        if names[: len(prefix)] == prefix and len(names) > len(prefix):
-            return len(prefix)
-    return None
+    return "/meta/" in path and _PREFIXES.lead(path)
 
 
 @dataclass(slots=True)
@@ -74,35 +65,24 @@ def answer(environ: dict[str, Any], user: User, view: View) -> Reply:
 
 
 def _resolve(environ: dict[str, Any], user: User, view: View) -> _Request:
-    raw = request_path(environ["REQUEST_URI"])
-    names = tuple(segments(raw))
-    used = _used(names)
-    assert used is not None
-    space_id, mark, node_id = names[used].decode("utf-8", "replace").partition("!")
-    nothing = HttpError(404, "There is nothing here.")
-    try:
-        record = view.record(space_id)
-    except FileNotFoundError:
-        raise nothing from None
-    role = view.role(record, user)
-    below = names[used + 1 :]
-    if role is None or not mark or len(below) > 2 or (below and below[0] != b"v"):
-        raise nothing
-    space = view.space(record)
+    address = beside.address(environ, _PREFIXES)
+    space_id, mark, node_id = address.text(0).partition("!")
+    space, role = beside.enter_by_id(view, user, space_id)
+    below = address.names[1:]
+    if not mark or len(below) > 2 or (below and below[0] != b"v"):
+        raise beside.nothing_here()
     path = tree.path_of(space, node_id)
-    root = f"/dav/spaces/{record.id}"
-    href = "/" + "/".join([part for part in raw.split("/") if part][: used + 1])
-    call = Call(environ, user, Router(view), Virtual(names, href, raw.endswith("/"), []))
-    return _Request(call, Place(space, role, path, root, root, b"", False), node_id, href, below)
+    root = f"/dav/spaces/{space.record.id}"
+    call = address.call(environ, user, view, 1)
+    return _Request(call, Place(space, role, path, root, root, b"", False), node_id, address.href(1), below)
 
 
 def _options(_: _Request) -> Reply:
-    return Reply(200, [_ALLOW, ("DAV", "1"), ("Content-Length", "0")])
+    return beside.options(_ALLOW)
 
 
 def _propfind(request: _Request) -> Reply:
-    depth = depth_of(request.call.environ)
-    plan, minimal = make_plan(read_body(request.call.environ)), wants_minimal(request.call.environ)
+    wanted = beside.Listing(request.call.environ)
     if not request.below:
         listed = [(f"{request.href}/", _own(request, "meta"))]
     elif len(request.below) == 2:
@@ -111,12 +91,10 @@ def _propfind(request: _Request) -> Reply:
         listed = [(f"{request.href}/v/{version.key}", _values(request, version))]
     else:
         listed = [(f"{request.href}/v/", _own(request, "versions"))]
-        if depth == "1":
+        if wanted.deep:
             for version in versions.items(request.place.space, request.node_id):
                 listed.append((f"{request.href}/v/{version.key}", _values(request, version)))
-    pieces = [listed_response(href, values, plan.asked(values), minimal) for href, values in listed]
-    body = b"".join((MULTISTATUS, *pieces, b"</d:multistatus>"))
-    return Reply(207, [XML_TYPE, ("DAV", "1"), ("Content-Length", str(len(body)))], [body])
+    return wanted.reply(listed)
 
 
 def _own(request: _Request, what: str) -> dict[str, str]:

@@ -16,12 +16,12 @@ from xml.sax.saxutils import escape
 
 from dav.http.dates import NANO, http_date
 from dav.http.errors import HttpError
-from dav.http.target import request_path, segments
-from dav.routes import Place, Router, Virtual
+from dav.http.target import request_path
+from dav.routes import Place
 from dav.view import View
+from dav.webdav import beside
 from dav.webdav.call import Call, Reply, entry_headers, require_writable
-from dav.webdav.propfind import depth_of, make_plan, wants_minimal
-from dav.webdav.xml import DAV, MULTISTATUS, OC, XML_TYPE, listed_response, read_body
+from dav.webdav.xml import DAV, OC
 from fsd.core import operations, trash, tree
 from fsd.core.accounts import User
 from fsd.core.locks import LockTable
@@ -31,22 +31,13 @@ from fsd.core.trash import TrashItem
 from fsd.service import logs
 
 _ALLOW = ("Allow", "OPTIONS, PROPFIND, MOVE, DELETE")
-_SPACES = ((b"dav", b"spaces", b"trash-bin"), (b"remote.php", b"dav", b"spaces", b"trash-bin"))
-_USERS = ((b"dav", b"trash-bin"), (b"remote.php", b"dav", b"trash-bin"))
+_SPACES = beside.Prefixes("/dav/spaces/trash-bin")
+_USERS = beside.Prefixes("/dav/trash-bin")
 
 
 def is_here(path: str) -> bool:
     """Whether a URL path (still encoded) leads into a trash bin."""
-    return "/trash-bin/" in path + "/" and _found(tuple(segments(path))) is not None
-
-
-def _found(names: tuple[bytes, ...]) -> tuple[bool, int] | None:
-    """(whether the next name is a space's id, not a user's, and how many names lead there)."""
-    for by_space, prefixes in ((True, _SPACES), (False, _USERS)):
-        for prefix in prefixes:
-            if names[: len(prefix)] == prefix and len(names) > len(prefix):
-                return by_space, len(prefix)
-    return None
+    return "/trash-bin/" in path + "/" and (_SPACES.lead(path) or _USERS.lead(path))
 
 
 @dataclass(slots=True)
@@ -73,28 +64,19 @@ def answer(environ: dict[str, Any], user: User, view: View) -> Reply:
 
 
 def _resolve(environ: dict[str, Any], user: User, view: View) -> _Bin:
-    raw = request_path(environ["REQUEST_URI"])
-    names = tuple(segments(raw))
-    found = _found(names)
-    assert found is not None
-    by_space, used = found
-    try:
-        name = names[used].decode()
-        record = view.record(name) if by_space else _personal(name, view)
-    except (FileNotFoundError, UnicodeDecodeError):
-        raise HttpError(404, "There is nothing here.") from None
-    role = view.role(record, user) if record is not None else None
-    if record is None or role is None:
-        raise HttpError(404, "There is nothing here.")
+    by_space = _SPACES.lead(request_path(environ["REQUEST_URI"]))
+    address = beside.address(environ, _SPACES if by_space else _USERS)
+    name = address.text(0)
+    if by_space:
+        space, role = beside.enter_by_id(view, user, name)
+    else:
+        space, role = beside.enter(view, user, _personal(name, view))
     if not role.can_write:
         raise HttpError(403, "Only who may write in a space sees its trash.")
-    if len(names) > used + 2:
+    if len(address.names) > 2:
         raise HttpError(404, "What lies in a deleted folder is seen when the folder is restored.")
-    spelled = [part for part in raw.split("/") if part]
-    key = names[used + 1].decode("utf-8", "surrogateescape") if len(names) > used + 1 else None
-    href = "/" + "/".join(spelled[: used + 1])
-    call = Call(environ, user, Router(view), Virtual(names, href, raw.endswith("/"), []))
-    return _Bin(call, view.space(record), href, key)
+    key = address.names[1].decode("utf-8", "surrogateescape") if len(address.names) > 1 else None
+    return _Bin(address.call(environ, user, view, 1), space, address.href(1), key)
 
 
 def _personal(name: str, view: View) -> SpaceRecord | None:
@@ -111,23 +93,19 @@ def _item(bin_: _Bin) -> TrashItem:
 
 
 def _options(_: _Bin) -> Reply:
-    return Reply(200, [_ALLOW, ("DAV", "1"), ("MS-Author-Via", "DAV"), ("Content-Length", "0")])
+    return beside.options(_ALLOW, ("MS-Author-Via", "DAV"))
 
 
 def _propfind(bin_: _Bin) -> Reply:
-    depth = depth_of(bin_.environ)
-    plan = make_plan(read_body(bin_.environ))
-    minimal = wants_minimal(bin_.environ)
+    wanted = beside.Listing(bin_.environ)
     if bin_.key is not None:
         found = [(_href(bin_, item := _item(bin_)), _values(bin_, item))]
     else:
         items = trash.items(bin_.space)
         found = [(f"{bin_.href}/", _own_values(bin_, items))]
-        if depth == "1":
+        if wanted.deep:
             found += [(_href(bin_, item), _values(bin_, item)) for item in items]
-    parts = [listed_response(href, values, plan.asked(values), minimal) for href, values in found]
-    body = b"".join((MULTISTATUS, *parts, b"</d:multistatus>"))
-    return Reply(207, [XML_TYPE, ("DAV", "1"), ("Content-Length", str(len(body)))], [body])
+    return wanted.reply(found)
 
 
 def _href(bin_: _Bin, item: TrashItem) -> str:
