@@ -11,7 +11,7 @@ from dav.http.errors import HttpError
 from dav.routes import Place, Virtual
 from dav.webdav.call import Call, Headers, Reply, etag_headers
 from dav.webdav.properties import DIRECTORY_TYPE, content_type, disposition
-from fsd.core import tree
+from fsd.core import hashing, tree
 from fsd.core.tree import Entry
 
 _INLINE = ("image/", "audio/", "video/", "font/")
@@ -151,6 +151,9 @@ def _file_headers(place: Place, entry: Entry) -> Headers:
         ("X-Content-Type-Options", "nosniff"),
         ("Cache-Control", "private, no-cache"),
     ]
+    known = hashing.known(place.space, entry)
+    if known is not None:
+        headers.append(("OC-Checksum", known.best))
     inline = media_type in _INLINE_TYPES or (media_type.startswith(_INLINE) and media_type != "image/svg+xml")
     if not inline:
         headers.append(("Content-Disposition", disposition(entry.name)))

@@ -7,7 +7,7 @@ held, free space, dead properties) is never kept.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 from dav.routes import Place
@@ -23,6 +23,12 @@ _MOST = 12_000
 class _Kept:
     snapshot: Snapshot
     elements: list[bytes]
+    open: list[int]
+    """Which elements are to be made again, as there may be more to tell."""
+
+
+Make = Callable[[list[Entry]], Iterable[tuple[bytes, bool]]]
+"""Elements of some entries, in their order, and whether that is all there is to tell of them."""
 
 
 class Listings:
@@ -33,9 +39,7 @@ class Listings:
         self._count = 0
         self._guard = threading.Lock()
 
-    def elements(
-        self, place: Place, key: Hashable, make: Callable[[Entry], bytes]
-    ) -> tuple[Entry, list[bytes]] | None:
+    def elements(self, place: Place, key: Hashable, make: Make) -> tuple[Entry, list[bytes]] | None:
         """The directory's own entry, and one element for each of its entries, sorted by name; None for a large
         directory, which is not kept.
 
@@ -48,19 +52,22 @@ class Listings:
             # Before the entries, so that a change in between shows in the next etag.
             own = tree.lookup(space, path)
             if own.kind == "d" and kept.snapshot.holds(space):
-                self._touch(key)
+                if kept.open:
+                    kept = _completed(kept, make)
+                    self._keep(key, kept)
+                else:
+                    self._touch(key)
                 return own, kept.elements
         if longlisting.is_large(space, path):
             self._drop(key)
             return None
         own, entries, taken = snapshot.take(space, path)
-        known = dict(zip(kept.snapshot.entries, kept.elements, strict=True)) if kept is not None else {}
-        elements = [known.get(entry) or make(entry) for entry in entries]
+        new = _made(entries, kept, make)
         if taken is not None and len(entries) <= longlisting.LARGE:
-            self._keep(key, _Kept(taken, elements))
+            self._keep(key, _Kept(taken, *new))
         else:
             self._drop(key)
-        return own, elements
+        return own, new[0]
 
     def _touch(self, key: Hashable) -> None:
         with self._guard:
@@ -83,3 +90,33 @@ class Listings:
         old = self._kept.pop(key, None)
         if old is not None:
             self._count -= len(old.elements) + 1
+
+
+def _made(entries: list[Entry], kept: _Kept | None, make: Make) -> tuple[list[bytes], list[int]]:
+    """The elements of entries, and which of them are open; those that are kept, and final, are not made again."""
+    known: dict[Entry, bytes] = {}
+    if kept is not None:
+        known = dict(zip(kept.snapshot.entries, kept.elements, strict=True))
+        for index in kept.open:
+            del known[kept.snapshot.entries[index]]
+    fresh = iter(make([entry for entry in entries if entry not in known]))
+    elements, unsettled = [], []
+    for index, entry in enumerate(entries):
+        element = known.get(entry)
+        if element is None:
+            element, final = next(fresh)
+            if not final:
+                unsettled.append(index)
+        elements.append(element)
+    return elements, unsettled
+
+
+def _completed(kept: _Kept, make: Make) -> _Kept:
+    """The same, after another look at what was open."""
+    elements, unsettled = list(kept.elements), []
+    made = make([kept.snapshot.entries[index] for index in kept.open])
+    for index, (element, final) in zip(kept.open, made, strict=True):
+        elements[index] = element
+        if not final:
+            unsettled.append(index)
+    return _Kept(kept.snapshot, elements, unsettled)

@@ -103,7 +103,7 @@ def _own(request: _Request, what: str) -> dict[str, str]:
     ident = request.place.file_id(request.node_id)
     return {
         f"{DAV}resourcetype": "<d:collection/>",
-        f"{DAV}getetag": _etag(what, request.node_id, path, *(version.key for version in found)),
+        f"{DAV}getetag": f'"{_digest(what, request.node_id, path, *(version.key for version in found))}"',
         f"{DAV}getlastmodified": http_date(max((version.mtime_ns for version in found), default=0) // NANO),
         f"{OC}id": ident,
         f"{OC}fileid": ident,
@@ -120,16 +120,12 @@ def _values(request: _Request, version: Version) -> dict[str, str]:
         f"{DAV}getcontentlength": str(version.size),
         f"{DAV}getcontenttype": content_type(split(request.place.path)[1]),
         f"{DAV}getlastmodified": http_date(version.mtime_ns // NANO),
-        f"{DAV}getetag": _etag(request.node_id, version.key),
+        f"{DAV}getetag": f'"{versions.etag_of(request.node_id, version.key)}"',
         f"{OC}id": ident,
         f"{OC}fileid": ident,
         f"{OC}permissions": "",
         f"{OC}size": str(version.size),
     }
-
-
-def _etag(*parts: str) -> str:
-    return f'"{_digest(*parts)}"'
 
 
 def _digest(*parts: str) -> str:
@@ -150,7 +146,7 @@ def _get(request: _Request) -> Reply:
         found = os.fstat(fd)
         path = request.place.path
         entry = Entry(
-            path, split(path)[1], "f", request.node_id, version.size, _digest(request.node_id, version.key),
+            path, split(path)[1], "f", request.node_id, version.size, versions.etag_of(request.node_id, version.key),
             version.mtime_ns, found.st_ctime_ns, found.st_mode, found.st_uid, found.st_gid, 1, found.st_ino,
             unreadable=False,
         )  # fmt: skip

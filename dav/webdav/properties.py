@@ -8,7 +8,7 @@ import math
 import mimetypes
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from urllib.parse import quote
 from xml.sax.saxutils import escape
@@ -16,12 +16,14 @@ from xml.sax.saxutils import escape
 from dav.http.dates import NANO, http_date, iso_date
 from dav.routes import Place
 from dav.webdav.xml import DAV, OC
+from fsd.core import hashing, quota, tree
 from fsd.core import properties as dead
-from fsd.core import quota, tree
 from fsd.core.copying import list_attributes
+from fsd.core.errors import FsdError
 from fsd.core.labels import ID_ATTRIBUTE, PROPERTY_PREFIX
 from fsd.core.locks import Lock, LockTable
 from fsd.core.names import split, to_text
+from fsd.core.sums import EMPTY, Sum
 from fsd.core.tree import Entry
 
 ROOT_PERMISSIONS = "RCK"
@@ -30,10 +32,15 @@ DEFAULT_TYPE = "application/octet-stream"
 DIRECTORY_TYPE = "httpd/unix-directory"
 
 
+_FILE_COST = 64 << 10
+"""What reading a file costs at least, in bytes."""
+
+
 class Scope:
     """What all entries of one answer share; costly parts are made when first asked."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, read_for_sums: int = 0) -> None:
+        """`read_for_sums`: how many bytes may be read at once for checksums that nobody knows yet."""
         self.place = place
         self.id_prefix = place.record.id + "!"
         self._writable = place.writable
@@ -41,6 +48,8 @@ class Scope:
         self._any_lock: bool | None = None
         self._available: int | None = None
         self._fingerprint: str | None = None
+        self._sums: dict[str, Sum] = {}
+        self._read_for_sums = read_for_sums
 
     def permissions(self, entry: Entry) -> str:
         """Letters of clients.md: empty of all that writes where the user may only look."""
@@ -70,6 +79,36 @@ class Scope:
 
     def locks(self, path: bytes) -> list[Lock]:
         return LockTable(self.place.space).covering(path) if self.locked() else []
+
+    def find_sums(self, entries: Iterable[Entry]) -> None:
+        """Ask for the checksums of all these at once; those that are not known are computed, now or soon."""
+        files = [entry for entry in entries if entry.kind == "f" and entry.size]
+        space = self.place.space
+        self._sums |= space.sums.known(entry.etag for entry in files)
+        for entry in files:
+            if entry.etag in self._sums or entry.writing or entry.unreadable:
+                continue
+            cost = max(entry.size, _FILE_COST)
+            if cost > self._read_for_sums:
+                hashing.soon(space, entry.path)
+                continue
+            self._read_for_sums -= cost
+            try:
+                found, value = hashing.compute(space, entry.path)
+            except (FsdError, OSError):
+                continue  # being written, replaced or unreadable: the listing stands
+            self._sums[found.etag] = value
+
+    def checksums(self, entry: Entry) -> str | None:
+        """Those of a file, as far as ``find_sums`` found them."""
+        if entry.kind != "f":
+            return None
+        value = self._sums.get(entry.etag) if entry.size else EMPTY
+        return f"<oc:checksum>{value.text}</oc:checksum>" if value is not None else None
+
+    def final(self, entry: Entry) -> bool:
+        """Whether there is no more to be known of its checksums."""
+        return entry.kind != "f" or not entry.size or entry.etag in self._sums
 
     def dead(self, entry: Entry) -> dict[str, bytes]:
         """Dead properties; {} for what cannot have any or cannot be read."""
@@ -162,11 +201,12 @@ LIVE: dict[str, Getter] = {
     f"{OC}fileid": _id,
     f"{OC}permissions": lambda scope, entry: scope.permissions(entry),
     f"{OC}size": lambda scope, entry: str(entry.size),
+    f"{OC}checksums": lambda scope, entry: scope.checksums(entry),
     f"{OC}data-fingerprint": lambda scope, entry: escape(scope.fingerprint()) if entry.kind == "d" else None,
 }
 ABSENT: frozenset[str] = frozenset(
     {
-        *(f"{OC}{name}" for name in ("downloadURL", "dDC", "share-types", "checksums", "privatelink")),
+        *(f"{OC}{name}" for name in ("downloadURL", "dDC", "share-types", "privatelink")),
         *(f"{OC}{name}" for name in ("owner-id", "owner-display-name", "public-link-permission", "tags")),
         f"{DAV}getcontentlanguage",
         f"{DAV}current-user-principal",
@@ -175,8 +215,9 @@ ABSENT: frozenset[str] = frozenset(
 )
 """Known names that nothing here has: asking for them costs no look-up of dead properties."""
 
-ALLPROP: tuple[str, ...] = tuple(name for name in LIVE if "quota" not in name and "fingerprint" not in name)
-"""RFC 4331 keeps quota properties out of allprop, since they may be costly."""
+_ONLY_IF_NAMED = ("quota", "fingerprint", "checksums")
+ALLPROP: tuple[str, ...] = tuple(name for name in LIVE if not any(part in name for part in _ONLY_IF_NAMED))
+"""RFC 4331 keeps quota properties out of allprop, since they may be costly; checksums may be, too."""
 
 IGNORED_WRITES: frozenset[str] = frozenset(
     {

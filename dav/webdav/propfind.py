@@ -4,6 +4,8 @@ Bodies are interned, since clients send three or four different ones; nothing is
 XML nodes is built for the reply.
 """
 
+import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +30,10 @@ _END = b"</d:multistatus>"
 _STREAM_BLOCK = 500
 
 
+_SUMS = f"{OC}checksums"
+_READ_FOR_SUMS = 4 << 20
+"""Bytes that one answer may read for checksums that its client can't do without: about 10 ms."""
+_NEEDS_SUMS = re.compile(r"mirall/([3-9]|\d\d)|OpenCloud")
 _UNSTEADY = frozenset({f"{DAV}quota-available-bytes", f"{OC}data-fingerprint"})
 
 
@@ -45,6 +51,7 @@ class Plan:
     names_only: bool
     steady: bool
     locks: bool
+    sums: bool
 
     def asked(self, values: Mapping[str, str]) -> list[str]:
         """Which properties to tell of something that has exactly `values`: all of them, or the named ones."""
@@ -59,7 +66,8 @@ def _plan(names: tuple[str, ...], all_dead: bool = False, names_only: bool = Fal
     absent = tuple(name for name in others if name in ABSENT)
     dead = tuple(name for name in others if name not in ABSENT)
     steady = not (dead or all_dead or _UNSTEADY.intersection(names))
-    return Plan(live, dead, absent, all_dead, names_only, steady, f"{DAV}lockdiscovery" in names)
+    locks, sums = f"{DAV}lockdiscovery" in names, _SUMS in names and not names_only
+    return Plan(live, dead, absent, all_dead, names_only, steady, locks, sums)
 
 
 @lru_cache(maxsize=256)
@@ -129,6 +137,8 @@ def handle(call: Call) -> Reply:
 def _body(call: Call, place: Place, plan: Plan, minimal: bool, *, children: bool) -> bytes | Iterator[bytes]:
     """The document, whole, or for a large directory in pieces: one that can't be finished is cut off, never closed."""
     scope = Scope(place)
+    if plan.sums and (not children or _NEEDS_SUMS.search(call.environ.get("HTTP_USER_AGENT", ""))):
+        scope = Scope(place, _READ_FOR_SUMS)
     if not children:
         entry = tree.lookup(place.space, place.path)
         call.check_conditions(entry)
@@ -149,9 +159,11 @@ def _body(call: Call, place: Place, plan: Plan, minimal: bool, *, children: bool
 def _kept(call: Call, place: Place, scope: Scope, plan: Plan, minimal: bool) -> bytes | None:
     base = escape(place.href)
 
-    def make(entry: Entry) -> bytes:
-        name = quote_path(entry.name).replace("&", "&amp;")
-        return response(f"{base}/{name}", entry, scope, plan, minimal)
+    def make(entries: Iterable[Entry]) -> Iterator[tuple[bytes, bool]]:
+        for entry in prepared(entries, scope, plan):
+            name = quote_path(entry.name).replace("&", "&amp;")
+            final = not plan.sums or scope.final(entry)
+            yield response(f"{base}/{name}", entry, scope, plan, minimal), final
 
     try:
         found = _listings.elements(place, (plan, minimal, place.writable), make)
@@ -161,6 +173,8 @@ def _kept(call: Call, place: Place, scope: Scope, plan: Plan, minimal: bool) -> 
         return None
     own, elements = found
     call.check_conditions(own)
+    if plan.sums:
+        scope.find_sums([own])
     return b"".join((MULTISTATUS, response(base, own, scope, plan, minimal), *elements, _END))
 
 
@@ -179,13 +193,25 @@ def _responses(
 ) -> Iterator[bytes]:
     try:
         base = escape(base)
-        yield response(base, entry, scope, plan, minimal)
-        for child in children:
+        for own in prepared([entry], scope, plan):
+            yield response(base, own, scope, plan, minimal)
+        for child in prepared(children, scope, plan):
             # Of all that means something in XML, a quoted name still has the ampersand.
             name = quote_path(child.name).replace("&", "&amp;")
             yield response(f"{base}/{name}", child, scope, plan, minimal)
     finally:
         scope.close()
+
+
+def prepared(entries: Iterable[Entry], scope: Scope, plan: Plan) -> Iterator[Entry]:
+    """The entries, after what has to be asked for many of them at once."""
+    if not plan.sums:
+        yield from entries
+        return
+    left = iter(entries)
+    while block := list(itertools.islice(left, _STREAM_BLOCK)):
+        scope.find_sums(block)
+        yield from block
 
 
 def _stream(pieces: Iterator[bytes]) -> Iterator[bytes]:

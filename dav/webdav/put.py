@@ -7,6 +7,7 @@ from dav.http.conditions import etags, strong_match, weak_match
 from dav.http.dates import parse_mtime
 from dav.http.errors import HttpError
 from dav.webdav.call import Call, Reply, entry_headers, lookup_or_none
+from fsd.core import hashing
 from fsd.core.content import Upload
 
 
@@ -33,7 +34,11 @@ class Incoming:
             # A lock may have been taken while the body was arriving.
             _check_locks(self._call)
             entry, created = upload.commit()
-        headers = entry_headers(self._call.place, entry)
+        place = self._call.place
+        headers = entry_headers(place, entry)
+        known = hashing.known(place.space, entry)
+        if known is not None:
+            headers.append(("OC-Checksum", known.best))
         if self._timed:
             headers.append(("X-OC-Mtime", "accepted"))
         return Reply(201 if created else 204, headers)

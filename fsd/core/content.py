@@ -8,17 +8,15 @@ directory; the last two are shared by all threads that wait for one.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import stat
-import zlib
 from collections.abc import Collection
 from contextlib import ExitStack, closing
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
-from fsd.core import copying, ids, intents, labels, quota
+from fsd.core import copying, ids, intents, labels, quota, sums
 from fsd.core.errors import Forbidden, NameRefused, ParentMissing, PreconditionFailed, QuotaExceeded
 from fsd.core.groupsync import sync_directory
 from fsd.core.index import FILE, READY, NodeRow
@@ -31,6 +29,7 @@ from fsd.core.tree import file_entry, lookup
 if TYPE_CHECKING:
     from fsd.core.intents import Ticket
     from fsd.core.space import Space
+    from fsd.core.sums import Sum
     from fsd.core.tree import Entry
 
 _log = logging.getLogger(__name__)
@@ -39,32 +38,6 @@ _ACL = "system.posix_acl_access"
 _DISK_EVERY = 16 << 20
 """Bytes between two looks at what the disk has left, because others write, too. Where no length was announced each
 write looks."""
-
-
-class _Hash(Protocol):
-    def update(self, data: bytes | memoryview, /) -> None: ...
-    def hexdigest(self) -> str: ...
-
-
-class _Adler32:
-    def __init__(self) -> None:
-        self._value = 1
-
-    def update(self, data: bytes | memoryview, /) -> None:
-        self._value = zlib.adler32(data, self._value)
-
-    def hexdigest(self) -> str:
-        return f"{self._value:08x}"
-
-
-def new_hash(algorithm: str) -> _Hash:
-    """A running checksum; NameRefused for one that is not known. Names as in `OC-Checksum`, any case."""
-    name = algorithm.lower().replace("-", "")
-    if name == "adler32":
-        return _Adler32()
-    if name not in ("md5", "sha1", "sha256", "sha512"):
-        raise NameRefused(f"The checksum algorithm '{algorithm}' is not known.")
-    return hashlib.new(name, usedforsecurity=False)
 
 
 class Upload:
@@ -96,7 +69,9 @@ class Upload:
         self._if_match = if_match
         self._must_not_exist = must_not_exist
         self._expected = checksum[1].strip().lower() if checksum else None
-        self._hash = new_hash(checksum[0]) if checksum else None
+        self._algorithm = checksum[0].lower().replace("-", "") if checksum else None
+        self._hashes = sums.upload_hashes(length, self._algorithm)
+        self._sum: Sum | None = None
         self._durability = durability
         self._reserved = reserved
         self._written = 0
@@ -128,13 +103,15 @@ class Upload:
         if self._written > self._look_at_disk:
             quota.check_disk(self._space, len(view))
             self._look_at_disk = self._written + (_DISK_EVERY if self._length is not None else 0)
-        if self._hash is not None:
-            self._hash.update(view)
+        for each in self._hashes.values():
+            each.update(view)
         while view:
             view = view[os.write(self._fd, view) :]
 
-    def fill_from(self, fd: int) -> None:
-        """Take the content, the `user.*` attributes and the x bits of an open file instead of `write` (COPY)."""
+    def fill_from(self, fd: int, known: Sum | None = None) -> None:
+        """Take the content, the `user.*` attributes and the x bits of an open file instead of `write` (COPY); `known`:
+        the checksums of what it holds."""
+        self._hashes, self._sum = {}, known
         self._written = copying.copy_data(fd, self._fd)
         self._attributes = copying.user_attributes(fd)
         self._mode_bits = os.fstat(fd).st_mode & 0o111
@@ -150,9 +127,11 @@ class Upload:
         try:
             with intents.of(self._space).alone(self._place.path):
                 self._reopen()
-                return self._publish()
+                entry, created = self._publish()
         finally:
             self.abort()
+        self._space.sums.note(entry.etag, entry.id, sums.of_hashes(self._hashes) or self._sum)
+        return entry, created
 
     def abort(self) -> None:
         """Drop everything; harmless when done already."""
@@ -220,7 +199,7 @@ class Upload:
             raise NameRefused(
                 f"{self._written} of {self._length} announced bytes arrived; nothing was changed."
             )
-        if self._hash is not None and self._hash.hexdigest() != self._expected:
+        if self._algorithm is not None and self._hashes[self._algorithm].hexdigest() != self._expected:
             raise NameRefused("The checksum does not fit the bytes that arrived; nothing was changed.")
 
     def _reopen(self) -> None:
@@ -291,7 +270,7 @@ class Upload:
                 settle_quietly(space, place.path)
                 raise
             try:
-                retire(space, old.entry.id, staging, displaced)
+                retire(space, old.entry.id, staging, displaced, old.entry.etag)
             except OSError as error:
                 # The change is made and durable; the intent knows what is left to do.
                 _log.error("space %s: a replaced file is left to the next replay: %s", space.record.id, error)

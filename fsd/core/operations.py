@@ -13,7 +13,7 @@ from collections.abc import Collection
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from fsd.core import copying, intents, labels, moving, properties, quota, trash
+from fsd.core import copying, hashing, intents, labels, moving, properties, quota, trash
 from fsd.core.building import build
 from fsd.core.content import Upload, set_owner
 from fsd.core.errors import Forbidden, PreconditionFailed
@@ -37,6 +37,7 @@ from fsd.core.tree import Entry, lookup
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
+    from fsd.core.sums import Sum
 
 __all__ = ["copy", "delete", "make_directory", "move", "replay", "set_mtime"]
 
@@ -207,13 +208,19 @@ def _copy_file(src_space: Space, entry: Entry, dst_space: Space, dst: bytes, *, 
         with Upload(
             dst_space, dst, length=found.st_size, mtime_ns=found.st_mtime_ns, must_not_exist=must_not_exist
         ) as upload:
-            upload.fill_from(fd)
+            upload.fill_from(fd, _sum_of(src_space, entry, found))
             new, created = upload.commit()
         if overflow:
             properties.store_overflow(dst_space, new.id, overflow)
         return created
     finally:
         os.close(fd)
+
+
+def _sum_of(space: Space, entry: Entry, found: os.stat_result) -> Sum | None:
+    """The checksums of an open file, if it is what the entry describes and nobody is writing it."""
+    same = (found.st_ino, found.st_ctime_ns, found.st_size) == (entry.ino, entry.ctime_ns, entry.size)
+    return hashing.known(space, entry) if same and not entry.writing else None
 
 
 def _copy_aside(here: Place, there: Place, overwrite: bool, deep: bool) -> bool:
@@ -233,7 +240,9 @@ def _copy_aside(here: Place, there: Place, overwrite: bool, deep: bool) -> bool:
             settle_quietly(space, there.path)
             raise
         ticket.finish()
-        return created
+    if deep and here.space is space:
+        hashing.inherit_below(space, here.path, there.path)
+    return created
 
 
 def _open_any(space: Space, path: bytes) -> Place:

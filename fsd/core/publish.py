@@ -91,11 +91,12 @@ def swap_out(ticket: Ticket, place: Place, old: Seen, staging: int) -> None:
             sync_directory(place.fd)
 
 
-def retire(space: Space, body_id: object, staging: int, name: bytes) -> None:
+def retire(space: Space, body_id: object, staging: int, name: bytes, etag: str | None = None) -> None:
     """A replaced file has done its duty; it becomes a version of its successor, in which its id lives on, and so do the
-    properties that are kept by id. An intent of an earlier release knows no id: the file is dropped."""
+    properties that are kept by id. An intent of an earlier release knows no id: the file is dropped. `etag`: what its
+    checksums are known by."""
     if isinstance(body_id, str):
-        versions.keep(space, body_id, staging, name)
+        versions.keep(space, body_id, staging, name, etag)
     else:
         os.unlink(name, dir_fd=staging)
 

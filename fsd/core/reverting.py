@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from fsd.core.content import Upload
-from fsd.core.versions import open_version
+from fsd.core.versions import etag_of, open_version
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -22,7 +22,7 @@ def restore(space: Space, node_id: str, key: str, path: bytes, if_match: str | N
     try:
         wanted = None if if_match is None else (if_match,)
         with Upload(space, path, length=version.size, mtime_ns=version.mtime_ns, if_match=wanted) as upload:
-            upload.fill_from(fd)
+            upload.fill_from(fd, space.sums.one(etag_of(node_id, key)))
             entry, _ = upload.commit()
     finally:
         os.close(fd)

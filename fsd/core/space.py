@@ -22,6 +22,7 @@ from fsd.core.errors import FsdError, ReadOnlySpace, StorageUnavailable
 from fsd.core.index import Index
 from fsd.core.names import INTERNAL, SNAPSHOTS
 from fsd.core.state import State
+from fsd.core.sums import Sums
 from fsd.core.syscalls import open_beneath, statx
 
 INTERNAL_PARTS = (b"trash", b"trash/files", b"trash/info", b"versions", b"staging", b"meta")
@@ -72,6 +73,7 @@ class Space:
         base = state_dir / record.hex
         self.state = State(base.with_suffix(".state.db"), base.with_suffix(".state-lock"))
         self.index = Index(base.with_suffix(".index.db"), base.with_suffix(".lock"), self)
+        self.sums = Sums(base.with_suffix(".sums.db"), base.with_suffix(".sums-lock"))
         self.board = Board(base)
 
     def root_fd(self) -> int:
@@ -268,10 +270,11 @@ class Space:
         return name == INTERNAL and not found.st_mode & 0o077 and found.st_uid == os.geteuid()
 
     def close(self) -> None:
-        """Close the root and both databases; the next use opens them again."""
+        """Close the root and the databases; the next use opens them again."""
         self._drop_root()
         self.board.close()
         self.index.close()
+        self.sums.close()
         self.state.close()
 
 

@@ -10,6 +10,7 @@ the file.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def use(state_dir: Path, keep_s: float) -> None:
     _kept[state_dir] = keep_s
 
 
-def keep(space: Space, node_id: str, staging: int, name: bytes) -> None:
+def keep(space: Space, node_id: str, staging: int, name: bytes, etag: str | None = None) -> None:
     """A staged file has been replaced by its successor `node_id`: make it a version of that, or drop it.
 
     Idempotent: nothing happens if it is gone from the staging directory. An empty file is no version of anything.
@@ -61,10 +62,17 @@ def keep(space: Space, node_id: str, staging: int, name: bytes) -> None:
         return
     with _directory(space, node_id, make=True) as into:
         if found.st_nlink == 1 and _alone(staging, name):
-            _rename(staging, name, into)
+            key = _rename(staging, name, into)
+            if etag is not None:
+                space.sums.note(etag_of(node_id, key), node_id, space.sums.one(etag))
         else:
             _copy(staging, name, into)
             os.unlink(name, dir_fd=staging)
+
+
+def etag_of(node_id: str, key: str) -> str:
+    """A version's own etag, unquoted: it stands for one content, as a file's does."""
+    return hashlib.blake2b(f"{node_id}\0{key}".encode(), digest_size=16).hexdigest()
 
 
 def items(space: Space, node_id: str) -> list[Version]:
@@ -96,6 +104,11 @@ def remove(space: Space, node_id: str, key: str) -> None:
 def usage(space: Space) -> int:
     """Bytes of all versions of a space; looks at each of them."""
     return sum(version.size for node_id in _ids(space) for version in items(space, node_id))
+
+
+def any_of(space: Space, node_id: str) -> bool:
+    """Whether a file has versions."""
+    return bool(items(space, node_id))
 
 
 def superfluous(versions: list[Version], now_s: float, keep_s: float) -> list[Version]:
@@ -169,12 +182,12 @@ def _alone(staging: int, name: bytes) -> bool:
         os.close(fd)
 
 
-def _rename(staging: int, name: bytes, into: int) -> None:
+def _rename(staging: int, name: bytes, into: int) -> str:
     moment = time.time_ns()
     while True:
         try:
             rename_new(staging, name, into, b"%d" % moment)
-            return
+            return str(moment)
         except FileExistsError:
             moment += 1
 

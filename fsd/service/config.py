@@ -173,6 +173,12 @@ class Settings:
     versions_limit: int | None = _option(
         "versions.limit", options.OPTIONAL_SIZE, None, "most bytes in a space's versions; the oldest go first"
     )
+    checksums_rate: int = _option(
+        "checksums.rate",
+        options.SIZE,
+        64 << 20,
+        "bytes a second that are read in the background for checksums of files written straight to disk; 0: none",
+    )
     spaces_quota: int | None = _option(
         "spaces.quota", options.OPTIONAL_SIZE, None, "quota of new personal spaces"
     )

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 
 from fsd.core import journal, partials, replay, restoring, returning, trash, versions, writers
 from fsd.core.errors import FsdError, StorageUnavailable
+from fsd.core.hashing import forget_gone
 from fsd.core.limbo import TOMBSTONE_S
 from fsd.core.locks import LockTable
 from fsd.core.registry import Registry
 from fsd.core.sweep import Sweep
 from fsd.service import alarms, health
+from fsd.service.hasher import Hasher
 from fsd.service.status import replace_json
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ VERSIONS_EVERY = 3600.0
 UPLOADS_EVERY = 600.0
 OLD_EVERY = 3600.0
 ROOT_EVERY = 2.0
+SUMS_EVERY = 60.0
 ALARMS_EVERY = 5.0
 OPS_RETRY = 10.0
 
@@ -94,6 +97,7 @@ class Jobs:
             Job("trash", TRASH_EVERY, self._trash, due=time.monotonic() + 30.0),
             Job("versions", VERSIONS_EVERY, self._versions, due=time.monotonic() + 90.0),
             Job("uploads", UPLOADS_EVERY, partials.expire, due=time.monotonic() + 45.0),
+            Job("old checksums", SUMS_EVERY, self._forget_sums, due=time.monotonic() + 120.0),
             Job("old rows", OLD_EVERY, forget_old, due=time.monotonic() + 60.0),
         ]
         self._verify = Job("verify", 0.0, self._verify_restored)
@@ -101,12 +105,16 @@ class Jobs:
         self._alarms: dict[str, dict[str, str]] = {}
         self._at_work: tuple[str, str, float] | None = None
         """(job, space, since), for whoever asks whether its storage hangs."""
+        self._sums_swept: dict[str, bytes] = {}
         self._said: set[tuple[str, str, str]] = set()
 
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop."""
         told = threading.Thread(target=self._tell, args=(stop,), name="status", daemon=True)
         told.start()
+        if self._settings.checksums_rate:
+            hasher = Hasher(self._registry, self._settings.checksums_rate)
+            threading.Thread(target=hasher.run, args=(stop,), name="hashing", daemon=True).start()
         try:
             while not stop.is_set():
                 self._serve_operations()
@@ -234,6 +242,16 @@ class Jobs:
 
     def _versions(self, space: Space) -> None:
         versions.thin(space, float(self._settings.versions_keep), self._settings.versions_limit)
+
+    def _forget_sums(self, space: Space) -> None:
+        trashed = {item.node_id for item in trash.items(space)}
+
+        def kept(node_id: str) -> bool:
+            return node_id in trashed or versions.any_of(space, node_id)
+
+        self._sums_swept[space.record.id] = forget_gone(
+            space, self._sums_swept.get(space.record.id, b""), kept
+        )
 
     def _serve_operations(self) -> None:
         """Open the operations address; another server on this machine may have the default one."""

@@ -1,0 +1,63 @@
+"""The jobs process's second thread: checksums of files that were written straight to disk, at a bounded rate."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from fsd.core.errors import StorageUnavailable
+from fsd.core.hashing import Background, Stopped
+
+if TYPE_CHECKING:
+    from fsd.core.registry import Registry
+    from fsd.core.space import Space
+
+log = logging.getLogger(__name__)
+
+EVERY = 1.0
+
+
+class Hasher:
+    """Space after space, a page of files each."""
+
+    def __init__(self, registry: Registry, rate: int) -> None:
+        """`rate`: bytes a second; a small file counts as 64 KiB."""
+        self._registry = registry
+        self._rate = rate
+        self._known: dict[str, tuple[Space, Background]] = {}
+        self._said: dict[str, str] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until told to stop."""
+        while not stop.wait(EVERY):
+            waiting = [record.id for record in self._registry.spaces() if record.state == "active"]
+            while waiting and not stop.is_set():
+                space_id = waiting.pop(0)
+                try:
+                    if self._step(space_id, stop):
+                        waiting.append(space_id)
+                except Stopped:
+                    return
+
+    def _step(self, space_id: str, stop: threading.Event) -> bool:
+        """One space's failure keeps no other from its turn, and is said once until it changes."""
+        said = ""
+        more = False
+        try:
+            space = self._registry.open(space_id)
+            known = self._known.get(space_id)
+            if known is None or known[0] is not space:
+                known = self._known[space_id] = (
+                    space,
+                    Background(space, lambda count: stop.wait(count / self._rate)),
+                )
+            more = known[1].step()
+        except StorageUnavailable:
+            pass
+        except OSError as error:
+            said = str(error)
+            if self._said.get(space_id) != said:
+                log.error("space %s: checksums wait: %s", space_id, error)
+        self._said[space_id] = said
+        return more
