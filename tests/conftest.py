@@ -21,7 +21,7 @@ import pytest
 from tests.support.logwatch import LogWatch
 from tests.support.skips import allowed
 
-pytest_plugins = ["tests.support.fixtures"]
+pytest_plugins = ["tests.support.fixtures", "tests.support.kafka.shared"]
 
 _tier_seconds: dict[str, float] = defaultdict(float)
 _tier_tests: dict[str, int] = defaultdict(int)
