@@ -34,7 +34,8 @@ from fsd.service import logs, metrics
 log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
-_QUICK = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND"})
+_QUICK = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND", "PUT"})
+"""What computes for a moment; a PUT waits for the disk where the core says so."""
 _AUDITED = frozenset({"GET", "PUT", "DELETE", "MKCOL", "COPY", "MOVE", "PROPPATCH", "LOCK", "UNLOCK"})
 
 

@@ -198,7 +198,9 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
     def _receive_body(self) -> bool | None:
         request = self.request
         assert request is not None
-        self.server.loop.step_down()
+        small = request.head is not None and not request.head.chunked and request.head.length <= limits.BLOCK
+        if not small:
+            self.server.loop.step_down()
         if self.pace is None:
             self.pace = Pace()
         self._patient = False
@@ -208,7 +210,7 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
                     request.receive(_block.view)
                 except WouldBlock:
                     # From a fast client the next bytes are here sooner than a trip through the loop takes.
-                    if self.wire.wait(_MOMENT):
+                    if not small and self.wire.wait(_MOMENT):
                         continue
                     self.deadline = self.pace.deadline()
                     return True

@@ -1,10 +1,11 @@
 """All connections of a process in one epoll, on cheroot's manager extension point.
 
 One thread leads: it waits in epoll and serves what comes, one event after the other, without handing anything over.
-Before something that may take long (an fsync, a password's hash, a large transfer) it *steps down*, and one of those
-who wait leads on.  A leader that is stuck without having said so, in a system call on a storage that hangs, is
-replaced by the front thread, which also ends what has waited too long.  So a slow client costs a socket, a slow disk
-costs a thread, and what is quick costs neither a thread switch nor a fight for the interpreter's lock.
+Before something that may take long (a password's hash, a large transfer) it *steps down*, and one of those who wait
+leads on; before a wait for the disk (an fsync) it also lets others compute, and gets its turn again when it comes back.
+A thread that is stuck without having said so, in a system call on a storage that hangs, is replaced by the front
+thread, which also ends what has waited too long.  So a slow client costs a socket, a slow disk costs a thread, and what
+is quick costs neither a thread switch nor a fight for the interpreter's lock.
 """
 
 import errno
@@ -22,7 +23,9 @@ from typing import TYPE_CHECKING
 from cheroot.connections import ConnectionManager
 
 from dav.front.connection import Connection, State
+from dav.front.turns import WATCH, Turns
 from dav.front.wire import READ
+from fsd.core import waits
 
 if TYPE_CHECKING:
     from dav.server import Server
@@ -37,27 +40,16 @@ _BUSY = (
 _EVENTS = 64
 _ACCEPTS = 64
 _TICK = 0.5
-_WATCH = 0.025
-"""While there is work the front thread looks so often whether the leader is stuck."""
 _OVERLOADED = 3.0
 """Seconds without a leader, because every thread is busy, after which clients are told so."""
 _FAREWELL = 1.0
 """A connection that was used a moment ago gets so long for its last request before the server stops."""
 
 
-def _asleep(thread: int) -> bool:
-    """Whether a thread of this process waits in the kernel (proc(5): state S or D)."""
-    try:
-        with open(f"/proc/self/task/{thread}/stat", "rb") as file:
-            return file.read(256).rpartition(b") ")[2][:1] in b"SD"
-    except OSError:
-        return False
-
-
-class _Turn(threading.local):
+class _Term(threading.local):
     """The term in which the calling thread leads; 0 if it does not."""
 
-    term = 0
+    number = 0
 
 
 class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
@@ -76,10 +68,11 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
         self._ready: deque[int] = deque()
         self._baton = threading.Lock()
         self._guard = threading.Lock()
-        self._turn = _Turn()
+        self._own = _Term()
+        self._turns = Turns()
         self._term = 0
-        self._since = self._suspect = 0.0
         self._leader = 0
+        self._resting = False
         self._waiting = 0
         self._free_since = 0.0
         self._over = self._draining = self._paused = False
@@ -94,6 +87,7 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
 
     def work(self) -> None:
         """Lead whenever nobody else does; return when the loop is over."""
+        waits.tell(self._leaving, self._turns.back)
         while not self._over:
             with self._guard:
                 self._waiting += 1
@@ -101,14 +95,14 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
             with self._guard:
                 self._waiting -= 1
                 self._term += 1
-                self._turn.term = self._term
+                self._own.number = self._term
                 self._leader = threading.get_native_id()
                 self._free_since = 0.0
-            self._lead(self._turn.term)
-            self._turn.term = 0
+            self._lead(self._own.number)
+            self._own.number = 0
 
     def _lead(self, term: int) -> None:
-        ready, poll = self._ready, self._epoll.poll
+        ready, poll, turns = self._ready, self._epoll.poll, self._turns
         while self._term == term:
             if self._over:
                 self.step_down()
@@ -116,18 +110,30 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
             try:
                 fd = ready.popleft()
             except IndexError:
-                self._since = 0.0
+                self._resting = True
                 ready.extend([fd for fd, _ in poll(-1, _EVENTS)])
+                self._resting = False
                 continue
-            self._since = time.monotonic()
+            turns.take()
             try:
                 self._event(fd)
             except Exception:
                 log.exception("a connection failed")
+            finally:
+                turns.give()
 
     def step_down(self) -> None:
-        """The calling thread may be busy for a while: if it leads, another one does from now on."""
-        term = self._turn.term
+        """The calling thread may be busy for a while: if it leads, another one does from now on.  It does not wait for
+        its turn any more, and computes beside the others."""
+        self._resign_if_leading()
+        self._turns.give()
+
+    def _leaving(self) -> None:
+        self._resign_if_leading()
+        self._turns.leave()
+
+    def _resign_if_leading(self) -> None:
+        term = self._own.number
         if term == 0 or term != self._term:
             return
         with self._guard:
@@ -137,6 +143,7 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
 
     def _resign(self) -> None:
         self._term += 1
+        self._leader = 0
         alone = self._waiting == 0
         if alone:
             self._free_since = time.monotonic()
@@ -152,7 +159,7 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
     @property
     def leader_rests(self) -> bool:
         """Whether somebody leads and has nothing to do."""
-        return self._baton.locked() and not self._since and not self._ready
+        return self._baton.locked() and self._resting
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -268,7 +275,8 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
         checked = active = time.monotonic()
         while not self._over:
             now = time.monotonic()
-            if self._replace_stuck(now) or self._since:
+            self._replace_stuck(now)
+            if self._turns.busy:
                 active = now
             if now - checked >= _TICK:
                 checked = now
@@ -279,27 +287,16 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
                 if self._paused:
                     self._paused = False
                     self._epoll.modify(self._listening, select.EPOLLIN)
-            pause = _WATCH if now - active < 1.0 else _TICK
+            pause = WATCH if now - active < 1.0 else _TICK
             if self._front.wait(min(pause, self.server.streams.tick(now))):
                 self._front.clear()
 
-    def _replace_stuck(self, now: float) -> bool:
-        """Whether the leader had to be replaced: at one event for a while, and asleep in it.
-
-        One that computes, or waits for a processor that others have, goes on: a second one would only fight with it.
-        """
-        since = self._since
-        if not since or now - since < _WATCH or since != self._suspect:
-            self._suspect = since
-            return False
-        if not _asleep(self._leader):
-            return False
+    def _replace_stuck(self, now: float) -> None:
+        """Whoever sleeps in its turn loses it, and the lead if it has that."""
+        stuck = self._turns.take_from_stuck(now)
         with self._guard:
-            if self._since != since or not self._baton.locked():
-                return False
-            self._since = 0.0
-            self._resign()
-        return True
+            if stuck and self._leader == stuck:
+                self._resign()
 
     def _expire(self, now: float) -> None:
         for conn in list(self._connections.values()):

@@ -16,7 +16,7 @@ from contextlib import ExitStack, closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fsd.core import copying, ids, intents, labels, quota, sums
+from fsd.core import copying, ids, intents, labels, quota, sums, waits
 from fsd.core.errors import Forbidden, NameRefused, ParentMissing, PreconditionFailed, QuotaExceeded
 from fsd.core.groupsync import sync_directory
 from fsd.core.index import FILE, READY, NodeRow
@@ -303,7 +303,8 @@ class Upload:
             os.utime(fd, ns=(self._mtime_ns, self._mtime_ns))
             found = statx(fd, b"")
         if self._durability:
-            os.fsync(fd)
+            with waits.aside:
+                os.fsync(fd)
         return NodeRow(
             0, bytes.fromhex(node_id), None, self._place.name, FILE, binding, found.ino, found.size, found.mtime_ns,
             found.ctime_ns, found.mode, found.uid, found.gid, 1, rev, READY, 0,

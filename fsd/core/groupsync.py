@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+from fsd.core import waits
+
 T = TypeVar("T")
 
 
@@ -41,17 +43,18 @@ class Group(Generic[T]):
 
     def submit(self, item: T) -> None:
         """Take part in the next step and wait for it; raises what the step raised."""
-        with self._changed:
-            batch = self._next
-            batch.items.append(item)
-            while self._running and not batch.done:
-                self._changed.wait()
-            leads = not batch.done
+        with waits.aside:
+            with self._changed:
+                batch = self._next
+                batch.items.append(item)
+                while self._running and not batch.done:
+                    self._changed.wait()
+                leads = not batch.done
+                if leads:
+                    self._running = True
+                    self._next = _Batch()
             if leads:
-                self._running = True
-                self._next = _Batch()
-        if leads:
-            self._lead(batch)
+                self._lead(batch)
         if batch.error is not None:
             raise batch.error
 

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from fsd.core import waits
 from fsd.core.groupsync import Group
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Intents:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             for byte in sorted({_path_byte(path) for path in paths}):
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+                _lock_alone(fd, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
             yield
         finally:
             if len(self._idle) < _MAX_IDLE:
@@ -222,6 +223,14 @@ def alone_in_both(first: Space, path: bytes, second: Space, other: bytes) -> Ite
     ends = sorted([(first.record.id, first, path), (second.record.id, second, other)], key=lambda end: end[0])
     with of(ends[0][1]).alone(ends[0][2]), of(ends[1][1]).alone(ends[1][2]):
         yield
+
+
+def _lock_alone(fd: int, lock: bytes) -> None:
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+    except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, fcntl(2)
+        with waits.aside:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, lock)
 
 
 def _set_lock(fd: int, kind: int, number: int) -> None:

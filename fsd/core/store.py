@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from fsd.core import waits
 from fsd.core.errors import NotYetKnown
 from fsd.core.stamp import Answers
 from fsd.core.syscalls import write_in_place
@@ -55,11 +56,12 @@ def _take_turn(fd: int) -> None:
         return
     except BlockingIOError:
         pass
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _TURN)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    finally:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _NO_TURN)
+    with waits.aside:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _TURN)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        finally:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _NO_TURN)
 
 
 def _turn_taken(fd: int) -> bool:
@@ -186,7 +188,11 @@ class Database:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
-                db.execute("COMMIT")
+                if self._synchronous == "FULL":
+                    with waits.aside:
+                        db.execute("COMMIT")
+                else:
+                    db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
@@ -197,7 +203,7 @@ class Database:
         """Hold the writers' lock; re-entrant within a thread. A killed holder releases it (flock(2))."""
         self.check_fork()
         if not self._mutex.acquire(blocking=False):
-            with self._gate:
+            with waits.aside, self._gate:
                 self._mutex.acquire()
         try:
             if self._depth == 0:

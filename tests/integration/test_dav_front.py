@@ -21,6 +21,7 @@ from dav import main
 from dav.front import loop as loop_module
 from dav.front.connection import Connection, State
 from dav.http import limits
+from fsd.core import content
 from tests.support.waiting import wait_for
 from tests.unit.dav.served import Served, basic, serving
 
@@ -304,6 +305,35 @@ def test_a_leader_that_is_stuck_is_replaced(served: Served, monkeypatch):
     assert served.ask("GET", "/").status == 200
     hung.set()
     assert [wire.answer().status for wire in stuck] == [404, 404, 404]
+
+
+def test_requests_take_turns_and_do_not_wait_for_the_disk_of_another(served: Served, monkeypatch):
+    assert served.ask("GET", "/").status == 200, "the password's hash is behind us"
+    inside, most, disk = 0, 0, threading.Event()
+    make_known = content.make_known
+
+    def counting(*args, **more):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        for _ in range(100):
+            os.stat("/")  # gives the interpreter's lock away, and with it the chance to be interrupted
+        inside -= 1
+        return make_known(*args, **more)
+
+    monkeypatch.setattr(content, "make_known", counting)
+    monkeypatch.setattr(content.os, "fsync", lambda fd: disk.wait(20))
+    writers = [served.wire() for _ in range(4)]
+    for number, wire in enumerate(writers):
+        wire.send(served.head("PUT", f"{FILES}/w{number}", "Content-Length: 1") + b"x")
+    wires = [served.wire() for _ in range(4)]
+    for wire in wires:
+        wire.send(served.head("GET", "/") * 5)
+    for wire in wires:
+        assert [wire.answer().status for _ in range(5)] == [200] * 5
+    disk.set()
+    assert [wire.answer().status for wire in writers] == [201] * 4
+    assert most == 1
 
 
 def test_stop_finishes_what_is_under_way(tmp_path):
