@@ -57,7 +57,7 @@ _CLASSES: tuple[tuple[type[BaseException], int], ...] = (
     (BodyError, 400),
     (FileNotFoundError, 404),
     (FileExistsError, 405),
-    (NotADirectoryError, 409),
+    (NotADirectoryError, 404),
     (IsADirectoryError, 405),
     (PermissionError, 403),
     (BlockingIOError, 503),

@@ -61,26 +61,34 @@ def run(args: argparse.Namespace) -> int:
     args.data = data_argument(args)
     settings = _settings(args)
     logs.setup("serve", settings.log_format, settings.log_level)
-    password = ensure_initialised(settings)
-    held = supervisor.lock(settings.state / "run")
+    run_dir = settings.state / "run"
+    held = supervisor.lock(run_dir) if run_dir.is_dir() else None
     sockets: list[socket.socket] = []
     slots: dict[str, socket.socket] = {}
+    untold: list[str] = []
     try:
+        # Before anything is set up: who got an address wrong finds nothing changed.
         if "web" in settings.only:
             sockets.append(supervisor.reserve(settings.listen.host, settings.listen.port))
             settings = replace(settings, listen=Address(settings.listen.host, sockets[0].getsockname()[1]))
+        _check_operations(settings)
+        password = ensure_initialised(settings)
+        untold += [password] if password is not None else []
+        held = held if held is not None else supervisor.lock(run_dir)
+        if sockets:
             slots = supervisor.slots(sockets[0], settings.workers)
         settings = _with_certificate(settings)
-        _check_operations(settings)
         for name in settings.unknown_environment:
             note(f"The environment variable {name} is not a setting of fsd.")
         metrics.prepare(settings.workers)
-        plan = _plan(args, settings, password, slots)
-        return supervisor.Supervisor(plan, [held], sockets, slots).run()
+        return supervisor.Supervisor(_plan(args, settings, untold, slots), [held], sockets, slots).run()
     finally:
+        if untold:  # it could not start; the password that was made exists all the same
+            announce(settings, untold.pop())
         for each in (*sockets, *slots.values()):
             each.close()
-        os.close(held)
+        if held is not None:
+            os.close(held)
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -181,8 +189,9 @@ def _check_operations(settings: Settings) -> None:
 
 
 def _plan(
-    args: argparse.Namespace, first: Settings, password: str | None, slots: Mapping[str, socket.socket]
+    args: argparse.Namespace, first: Settings, untold: list[str], slots: Mapping[str, socket.socket]
 ) -> supervisor.Plan:
+    """`untold` holds the password that a first start has made, until it is shown."""
     current = first
 
     def reload() -> None:
@@ -203,8 +212,8 @@ def _plan(
             say(f"fsd serves {first.data} at {scheme}://{first.listen}/")
         else:
             say(f"fsd runs {', '.join(first.only)} for {first.data}")
-        if password is not None:
-            announce(first, password)
+        if untold:
+            announce(first, untold.pop())
 
     return supervisor.Plan(
         run_dir=first.state / "run",

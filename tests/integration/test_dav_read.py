@@ -104,6 +104,13 @@ def test_no_redirects_and_the_asked_spelling(served, dav):
         assert responses[1].findtext(D + "href") == path.rstrip("/") + "/a.txt"
 
 
+def test_below_a_file_there_is_nothing(served, dav):
+    dav.put(b"leaf", b"x")
+    for method in ("GET", "HEAD", "PROPFIND", "DELETE", "COPY", "MOVE"):
+        answer = dav.raw(method, dav.url(b"leaf/below"), None, {"Depth": "0", "Destination": dav.url(b"new")})
+        assert answer.status == 404, method
+
+
 def test_unencoded_bytes_in_a_request_come_back_encoded(served, dav):
     dav.mkcol("grün".encode())
     with served.wire() as wire:

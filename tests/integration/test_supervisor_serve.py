@@ -67,6 +67,17 @@ def test_a_taken_address_is_refused_before_anything_starts(make_server: Callable
     assert done.returncode == 1
     assert "Cannot listen" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    assert not server.state.exists() and not (server.data / "users").exists()
+
+
+def test_a_first_start_that_fails_later_shows_the_password_all_the_same(make_server: Callable[..., Server]):
+    server = make_server(started=False)
+    server.state.mkdir(parents=True)
+    (server.state / "tls").touch()  # in the way of the certificate, which is made after the administrator
+    server.settings["FSD_ADMIN_PASSWORD"] = ""
+    done = server.run("serve", str(server.data), "--tls-self-signed")
+    assert done.returncode == 1
+    assert "administrator: admin, password: " in done.stdout
 
 
 def test_other_machines_only_with_tls(make_server: Callable[..., Server]):
