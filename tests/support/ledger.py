@@ -5,7 +5,8 @@ the kernel's handles. What it holds to be wrong:
 
 * two names with one id;
 * a living node whose id changed, unless its id stays with the name it had (a file that was saved over its old name, a
-  tree that was restored over one that was renamed away), or it claims by its label an id whose node is gone;
+  tree that was restored over one that was renamed away), or it took over the id that its place had, or one whose
+  node is gone and that it claims by its label;
 * an id that went to another node without reason: not at the place, not by the label that this node carries;
 * an etag that stands for another content than it once did.
 """
@@ -73,7 +74,9 @@ class Ledger:
             if before is not None and before != node_id:
                 place = self._owners[before].path
                 heir = owners.get(before)
-                if not (claims or (heir is not None and heir.path == place)):
+                # Saved over it: without labels only the place tells so.
+                saved = owner is not None and owner.path == path
+                if not (claims or saved or (heir is not None and heir.path == place)):
                     wrong.append(f"{path!r} was {before} and is {node_id} now")
             if owner is not None and owner.node != entry.node:
                 if owner.node in alive and owner.path != path:
