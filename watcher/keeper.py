@@ -64,8 +64,6 @@ class Keeper:
         """Something was mounted or unmounted in it since."""
         self.displaced = False
         """Its `.fsd` is not where it belongs: nothing may be written."""
-        self.mounts_changed = True
-        """Something was mounted or unmounted since the inner filesystems were looked for."""
         self.inner_away: list[tuple[bytes, bytes]] = []
         """Filesystems inside it that are not there (path, binding)."""
         self.waiting = dirty.Counts(0, 0, None)
@@ -90,6 +88,7 @@ class Keeper:
         self._sweep_ended = self._sweep_took = 0.0
         self._labels_left = self._labels_turn = False
         self._index: int | None = None
+        """Which index the last sweep began in, by its birth; None before the first."""
         self._failures = 0
         self._rest_until = 0.0
         self._said = ""
@@ -128,6 +127,7 @@ class Keeper:
 
     def _begin(self) -> None:
         """Verify the whole space from now on. OSError of the state disk."""
+        self._index = self._born()
         known = verified(self.space)
         self.verified_at = known.at
         self.progress = self._sweep.progress()
@@ -221,11 +221,9 @@ class Keeper:
             return
         active = now < self._active_until or self.sweeping
         self._next_tick = now + (TICK if active else QUIET_TICK) - 0.05
-        if self.mounts_changed:
-            self.mounts_changed = False
-            self.inner_away = inner.known(self.space)
+        # Asked for, not noticed: what comes and goes between two looks at the mount table leaves no trace there.
+        self.inner_away = inner.away(self.space, inner.known(self.space))
         if self.inner_away:
-            self.inner_away = inner.away(self.space, self.inner_away)
             self._active_until = now + ACTIVE
         limbo.settle(self.space, time.time())
         if self._readiness.settle(SETTLE):
@@ -243,14 +241,14 @@ class Keeper:
 
     def _follow_index(self, now: float) -> None:
         """Deleting the index is legal at any time; a new one knows nothing until it is swept."""
-        with self.space.index.read() as db:
-            (born,) = db.execute("SELECT born_ns FROM head").fetchone()
-        if born == self._index:
-            return
-        if self._index is not None:
+        if self._index not in (None, self._born()):
             self.gap = True
             self._active_until = now + ACTIVE
-        self._index = born
+
+    def _born(self) -> int:
+        with self.space.index.read() as db:
+            (born,) = db.execute("SELECT born_ns FROM head").fetchone()
+        return int(born)
 
     def lost_storage(self, error: StorageUnavailable) -> None:
         """The root is not provably there: wait, delete nothing."""

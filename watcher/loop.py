@@ -246,7 +246,7 @@ class Watcher:
         remounted = frozenset(self._mounts.changed([keeper.space.root for keeper in self.keepers.values()]))
         for keeper in self.keepers.values():
             if keeper.space.root in remounted:
-                keeper.remounted = keeper.mounts_changed = True
+                keeper.remounted = True
         for key, keeper in list(self.keepers.items()):
             self._front.do(keeper.front, partial(self._beat_one, key, keeper, now))
         self._ears.tidy()

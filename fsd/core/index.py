@@ -64,6 +64,7 @@ CREATE TABLE dir (
     ctime_ns INTEGER NOT NULL, dev INTEGER NOT NULL, mounted INTEGER NOT NULL,
     epoch INTEGER NOT NULL, published INTEGER NOT NULL);
 CREATE INDEX dir_unpublished ON dir (n) WHERE published <> counter;
+CREATE INDEX dir_mounted ON dir (n) WHERE mounted;
 CREATE TABLE dirty (
     n INTEGER PRIMARY KEY, names BLOB, stamp INTEGER NOT NULL, since REAL NOT NULL,
     sweep INTEGER NOT NULL);
@@ -83,7 +84,7 @@ CREATE TABLE journal (
 CREATE TABLE cursor (source TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID
 """
 
-VERSION = 6
+VERSION = 7
 _MAX_PATHS = 20_000
 _DEEPEST = 4096
 """Directories above each other: a path of more could not be opened (PATH_MAX)."""

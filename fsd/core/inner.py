@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 
 def known(space: Space) -> list[tuple[bytes, bytes]]:
-    """(path, binding) of every directory that was a filesystem of its own when it was last seen. Reads all
-    directories' rows: for when something was mounted or unmounted."""
+    """(path, binding) of every directory that was a filesystem of its own when it was last seen."""
     with space.index.read() as db:
         rows = db.execute("SELECT n, binding FROM dir JOIN node USING (n) WHERE mounted").fetchall()
         found = [(index.path_of(db, n), binding) for n, binding in rows]

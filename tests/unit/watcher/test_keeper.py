@@ -11,6 +11,7 @@ import pytest
 from fsd.core import dirty
 from fsd.core.installation import Installation
 from fsd.core.registry import Registry
+from tests.support.mounts import disk
 from watcher.hint import Hint, Kind
 from watcher.keeper import Keeper, verified
 from watcher.report import latency
@@ -70,6 +71,33 @@ def test_a_sweep_has_not_ended_while_a_directory_it_left_to_its_hint_was_never_l
     assert not keeper.sweeping
     with keeper.space.index.read() as db:
         assert db.execute("SELECT total FROM dir WHERE n=1").fetchone() == (60,)
+
+
+def test_an_index_that_is_deleted_before_any_housekeeping_is_swept_again(keeper: Keeper):
+    (root(keeper) / "a").mkdir()
+    gap(keeper)
+    keeper.sweep(5.0)
+    keeper.space.index.path.unlink()
+    keeper.tick(time.monotonic())
+    keeper.sweep(5.0)
+    assert verified(keeper.space).complete
+    keeper.tick(time.monotonic() + 10.0)
+    assert not keeper.gap
+
+
+@pytest.mark.root
+def test_a_filesystem_that_came_and_went_between_two_looks_is_missed(keeper: Keeper):
+    inner = root(keeper) / "inner"
+    with disk(root(keeper), "inner", kind="tmpfs"):
+        gap(keeper)
+        keeper.sweep(5.0)
+        keeper.tick(time.monotonic())
+        assert keeper.inner_away == []
+    keeper.tick(time.monotonic() + 10.0)
+    assert [path for path, _ in keeper.inner_away] == [b"inner"]
+    inner.rmdir()
+    keeper.tick(time.monotonic() + 20.0)
+    assert keeper.inner_away == []
 
 
 def test_what_fails_rests_and_is_said_once(keeper: Keeper, allow_log, caplog: pytest.LogCaptureFixture):
