@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -26,6 +27,11 @@ pytest_plugins = ["tests.support.fixtures", "tests.support.kafka.shared"]
 _tier_seconds: dict[str, float] = defaultdict(float)
 _tier_tests: dict[str, int] = defaultdict(int)
 _bad_skips: list[str] = []
+
+
+def pytest_configure() -> None:
+    """A shell that starts a test run in the background has it ignore ctrl-C, and all that the tests start with it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,6 +6,7 @@ Exit codes: 0 up to date, 3 not (yet), or something needs attention.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from typing import Any
 
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
             if args.watch:
                 print("\033[2J\033[H", end="")
             show(told)
+            sys.stdout.flush()
         if not args.watch:
             return 0 if told["up_to_date"] and not told["problems"] else FINDINGS
         time.sleep(_EVERY)

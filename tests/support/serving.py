@@ -90,8 +90,8 @@ class Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What every command of this server runs with; nothing of the caller's FSD_ variables."""
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("FSD_")}
+        """What every command of this server runs with; nothing of the caller's that fsd or Python would heed."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("FSD_", "PYTHON"))}
         return {
             **clean,
             "FSD_DATA": str(self.data),
@@ -99,7 +99,6 @@ class Server:
             "FSD_LISTEN": f"127.0.0.1:{self.port}",
             "FSD_OPS_LISTEN": f"127.0.0.1:{self.ops_port}",
             "FSD_ADMIN_PASSWORD": ADMIN_PASSWORD,
-            "PYTHONDEVMODE": "",
             **self.settings,
         }
 
