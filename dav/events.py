@@ -31,7 +31,7 @@ _MOST = 500
 """Changes of a space that are told one by one; more at once are told as ``many``."""
 _OVERLAP = 2.0
 """Seconds that are told again to a client that comes back: clocks and commits are not that exact."""
-_QUIET = frozenset({"scanned", "ready"})
+_QUIET = frozenset({"scanned", "ready", "left"})
 _HELLO = b"retry: 3000\n: hello\n\n"
 
 

@@ -76,7 +76,7 @@ def capabilities(agent: str) -> Document:
             "dav": {
                 "chunking": "1.0",
                 "trashbin": "1.0",
-                "reports": [],
+                "reports": ["search-files", "filter-files"],
                 "invalidFilenameRegex": "",
                 "httpErrorCodesThatResetFailingChunkedUploads": [404],
             },
@@ -86,7 +86,7 @@ def capabilities(agent: str) -> Document:
                 "bigfilechunking": True,
                 "undelete": True,
                 "versioning": True,
-                "favorites": False,
+                "favorites": True,
                 "blacklisted_files": [],
             },
             # Clients take a missing api_enabled for yes.

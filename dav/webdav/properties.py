@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 from dav.http.dates import NANO, http_date, iso_date
 from dav.routes import Place
 from dav.webdav.xml import DAV, OC
-from fsd.core import hashing, quota, tree
+from fsd.core import hashing, marks, quota, synced, tree
 from fsd.core import properties as dead
 from fsd.core.copying import list_attributes
 from fsd.core.errors import FsdError
@@ -39,8 +39,10 @@ _FILE_COST = 64 << 10
 class Scope:
     """What all entries of one answer share; costly parts are made when first asked."""
 
-    def __init__(self, place: Place, read_for_sums: int = 0) -> None:
+    def __init__(self, place: Place, user_id: str, read_for_sums: int = 0) -> None:
         """`read_for_sums`: how many bytes may be read at once for checksums that nobody knows yet."""
+        self._user_id = user_id
+        self._dead: tuple[bytes, dict[str, bytes]] | None = None
         self.place = place
         self.id_prefix = place.record.id + "!"
         self._writable = place.writable
@@ -112,6 +114,23 @@ class Scope:
 
     def dead(self, entry: Entry) -> dict[str, bytes]:
         """Dead properties; {} for what cannot have any or cannot be read."""
+        values = self._properties(entry)
+        return {name: value for name, value in values.items() if not name.startswith(marks.PRIVATE)}
+
+    def favorite(self, entry: Entry) -> str:
+        """Whether it is a favourite of the user, "1" or "0"."""
+        return "1" if marks.is_favorite(self._properties(entry), self._user_id) else "0"
+
+    def sync_token(self) -> str | None:
+        """The token that stands for now, in the whole space."""
+        return synced.token(self.place.space)
+
+    def _properties(self, entry: Entry) -> dict[str, bytes]:
+        if self._dead is None or self._dead[0] != entry.path:
+            self._dead = entry.path, self._read_properties(entry)
+        return self._dead[1]
+
+    def _read_properties(self, entry: Entry) -> dict[str, bytes]:
         if entry.kind not in "fd" or entry.unreadable:
             return {}
         try:
@@ -177,6 +196,12 @@ _LOCK_ENTRY = (
 _SUPPORTED_LOCK = _LOCK_ENTRY.format("exclusive") + _LOCK_ENTRY.format("shared")
 
 
+_REPORTS = "".join(
+    f"<d:supported-report><d:report><{name}/></d:report></d:supported-report>"
+    for name in ("d:sync-collection", "oc:filter-files", "oc:search-files")
+)
+
+
 def _display_name(scope: Scope, entry: Entry) -> str:
     return escape(to_text(split(entry.path)[1]) if entry.path else scope.place.record.name)
 
@@ -202,20 +227,22 @@ LIVE: dict[str, Getter] = {
     f"{OC}permissions": lambda scope, entry: scope.permissions(entry),
     f"{OC}size": lambda scope, entry: str(entry.size),
     f"{OC}checksums": lambda scope, entry: scope.checksums(entry),
+    f"{OC}favorite": lambda scope, entry: scope.favorite(entry),
+    f"{DAV}sync-token": lambda scope, entry: scope.sync_token() if entry.kind == "d" else None,
+    f"{DAV}supported-report-set": lambda scope, entry: _REPORTS if entry.kind == "d" else None,
     f"{OC}data-fingerprint": lambda scope, entry: escape(scope.fingerprint()) if entry.kind == "d" else None,
 }
 ABSENT: frozenset[str] = frozenset(
     {
         *(f"{OC}{name}" for name in ("downloadURL", "dDC", "share-types", "privatelink")),
-        *(f"{OC}{name}" for name in ("owner-id", "owner-display-name", "public-link-permission", "tags")),
+        *(f"{OC}{name}" for name in ("owner-id", "owner-display-name", "public-link-permission")),
         f"{DAV}getcontentlanguage",
         f"{DAV}current-user-principal",
-        f"{DAV}supported-report-set",
     }
 )
 """Known names that nothing here has: asking for them costs no look-up of dead properties."""
 
-_ONLY_IF_NAMED = ("quota", "fingerprint", "checksums")
+_ONLY_IF_NAMED = ("quota", "fingerprint", "checksums", "favorite", "sync-token", "report-set")
 ALLPROP: tuple[str, ...] = tuple(name for name in LIVE if not any(part in name for part in _ONLY_IF_NAMED))
 """RFC 4331 keeps quota properties out of allprop, since they may be costly; checksums may be, too."""
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 from dav.http import limits
@@ -24,6 +24,9 @@ from fsd.core import longlisting, tree
 from fsd.core.names import quote_path
 from fsd.core.tree import Entry
 
+if TYPE_CHECKING:
+    from lxml import etree
+
 _OK = "<d:status>HTTP/1.1 200 OK</d:status></d:propstat>"
 _MISSING = "<d:status>HTTP/1.1 404 Not Found</d:status></d:propstat>"
 _END = b"</d:multistatus>"
@@ -34,7 +37,9 @@ _SUMS = f"{OC}checksums"
 _READ_FOR_SUMS = 4 << 20
 """Bytes that one answer may read for checksums that its client can't do without: about 10 ms."""
 _NEEDS_SUMS = re.compile(r"mirall/([3-9]|\d\d)|OpenCloud")
-_UNSTEADY = frozenset({f"{DAV}quota-available-bytes", f"{OC}data-fingerprint"})
+_UNSTEADY = frozenset(
+    {f"{DAV}quota-available-bytes", f"{OC}data-fingerprint", f"{OC}favorite", f"{DAV}sync-token"}
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,13 +89,18 @@ def make_plan(body: bytes) -> Plan:
     kind = kinds[0]
     if kind.tag == f"{DAV}propname":
         return _plan(tuple(LIVE), all_dead=True, names_only=True)
-    names = dict.fromkeys(str(child.tag) for child in elements(kind))
-    if kind.tag == f"{DAV}allprop":
-        include = root.find(f"{DAV}include")
-        more = [str(child.tag) for child in elements(include)] if include is not None else []
-        names = dict.fromkeys((*ALLPROP, *more))
-        return _checked(tuple(names), all_dead=True)
-    return _checked(tuple(names))
+    if kind.tag == f"{DAV}prop":
+        return plan_of(kind)
+    include = root.find(f"{DAV}include")
+    more = [str(child.tag) for child in elements(include)] if include is not None else []
+    return _checked(tuple(dict.fromkeys((*ALLPROP, *more))), all_dead=True)
+
+
+def plan_of(prop: "etree._Element | None") -> Plan:
+    """What a ``prop`` element asks for; the properties of ``allprop`` if there is none."""
+    if prop is None:
+        return _plan(ALLPROP)
+    return _checked(tuple(dict.fromkeys(str(child.tag) for child in elements(prop))))
 
 
 _KINDS = frozenset({f"{DAV}prop", f"{DAV}allprop", f"{DAV}propname"})
@@ -136,9 +146,9 @@ def handle(call: Call) -> Reply:
 
 def _body(call: Call, place: Place, plan: Plan, minimal: bool, *, children: bool) -> bytes | Iterator[bytes]:
     """The document, whole, or for a large directory in pieces: one that can't be finished is cut off, never closed."""
-    scope = Scope(place)
+    scope = Scope(place, call.user.id)
     if plan.sums and (not children or _NEEDS_SUMS.search(call.environ.get("HTTP_USER_AGENT", ""))):
-        scope = Scope(place, _READ_FOR_SUMS)
+        scope = Scope(place, call.user.id, _READ_FOR_SUMS)
     if not children:
         entry = tree.lookup(place.space, place.path)
         call.check_conditions(entry)

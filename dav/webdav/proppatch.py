@@ -7,11 +7,13 @@ from lxml import etree
 from dav.http import limits
 from dav.http.dates import NANO, parse_mtime
 from dav.http.errors import HttpError, from_os_error, status_line
-from dav.webdav.call import Call, Reply
+from dav.webdav.call import Call, Reply, require_writable
 from dav.webdav.properties import IGNORED_WRITES, LIVE, MTIME_WRITES
-from dav.webdav.xml import DAV, MULTISTATUS, XML_TYPE, element, elements, href, parse, read_body
-from fsd.core import operations, properties, tree
+from dav.webdav.xml import DAV, MULTISTATUS, OC, XML_TYPE, element, elements, href, parse, read_body
+from fsd.core import marks, operations, properties, tree
 from fsd.core.tree import Entry
+
+_FAVORITE = f"{OC}favorite"
 
 
 @dataclass(slots=True)
@@ -21,18 +23,24 @@ class _Changes:
     names: dict[str, None] = field(default_factory=dict)
     dead: dict[str, bytes | None] = field(default_factory=dict)
     mtime_ns: int | None = None
+    favorite: bool | None = None
     refused: dict[str, int] = field(default_factory=dict)
 
 
 def handle(call: Call) -> Reply:
     """207 with one propstat a status: 200 for all, or the failures with their status and 424 for the rest."""
-    place = call.writable_place
+    place = call.place
     if call.environ.get("HTTP_DEPTH", "0").strip() != "0":
         raise HttpError(400, "PROPPATCH takes only Depth 0.")
     changes = _parse(read_body(call.environ))
     entry = tree.lookup(place.space, place.path)
     call.check_conditions(entry)
-    call.locks.check(place.path, call.tokens, call.user.id)
+    if changes.names.keys() - {_FAVORITE}:
+        require_writable(place)
+        call.locks.check(place.path, call.tokens, call.user.id)
+    elif place.record.read_only:
+        # What somebody likes is their own: who may look may say so, and no lock is about it.
+        raise HttpError(403, "This space is read-only.")
     if not changes.refused:
         _apply(call, changes, entry)
     path = place.href + ("/" if entry.kind == "d" else "")
@@ -71,7 +79,13 @@ def _add(changes: _Changes, item: "etree._Element", *, removing: bool) -> None:
             changes.mtime_ns = mtime
     elif name in IGNORED_WRITES:
         pass
-    elif name in LIVE or name.startswith(DAV):
+    elif name == _FAVORITE:
+        changes.favorite = not removing and str(item.xpath("string()")).strip().lower() in (
+            "1",
+            "true",
+            "yes",
+        )
+    elif name in LIVE or name.startswith((DAV, marks.PRIVATE)):
         changes.refused[name] = 403
     elif removing:
         changes.dead[name] = None
@@ -85,14 +99,18 @@ def _apply(call: Call, changes: _Changes, entry: Entry) -> None:
     place = call.place
     if changes.mtime_ns is not None:
         operations.set_mtime(place.space, place.path, changes.mtime_ns // NANO * NANO)
-    if not changes.dead:
+    if not changes.dead and changes.favorite is None:
         return
+    own = marks.favorite_name(call.user.id)
+    wanted = dict(changes.dead)
+    if changes.favorite is not None:
+        wanted[own] = b"1" if changes.favorite else None
     try:
         properties.update(
             place.space,
             place.path,
-            {name: value for name, value in changes.dead.items() if value is not None},
-            {name for name, value in changes.dead.items() if value is None},
+            {name: value for name, value in wanted.items() if value is not None},
+            {name for name, value in wanted.items() if value is None},
         )
     except OSError as error:
         if changes.mtime_ns is not None:
@@ -100,7 +118,8 @@ def _apply(call: Call, changes: _Changes, entry: Entry) -> None:
         status = from_os_error(error).status
         if status in (404, 503):
             raise
-        changes.refused.update(dict.fromkeys(changes.dead, status))
+        names = [_FAVORITE if name == own else name for name in wanted]
+        changes.refused.update(dict.fromkeys(names, status))
 
 
 def _reply_xml(path: str, changes: _Changes) -> bytes:

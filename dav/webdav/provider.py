@@ -15,21 +15,21 @@ from dav.http.errors import HttpError, from_os_error
 from dav.routes import Place, Virtual
 from dav.ui import pages
 from dav.uploads import tus
-from dav.webdav import changes, get, locks, propfind, proppatch, put
+from dav.webdav import changes, get, locks, propfind, proppatch, put, report
 from dav.webdav.call import Body, Call, Reply, error_reply
 from dav.webdav.properties import DIRECTORY_TYPE, content_type
 from fsd.core import tree
 from fsd.core.errors import NotYetKnown
 from fsd.core.tree import Entry
 
-_COLLECTION = "OPTIONS, GET, HEAD, PROPFIND, PROPPATCH, DELETE, COPY, MOVE, LOCK, UNLOCK"
+_COLLECTION = "OPTIONS, GET, HEAD, PROPFIND, REPORT, PROPPATCH, DELETE, COPY, MOVE, LOCK, UNLOCK"
 _FILE = "OPTIONS, GET, HEAD, PUT, PROPFIND, PROPPATCH, DELETE, COPY, MOVE, LOCK, UNLOCK"
 _UNMAPPED = "OPTIONS, PUT, MKCOL, LOCK"
 _TRIES = 3
 Method = Callable[[Call], Reply | Body]
 _CREATING = frozenset({"PUT", "MKCOL", "LOCK", "POST"})
 """These do not need their resource: what they miss is a parent (409), or something of the server's own."""
-_VIRTUAL = "OPTIONS, GET, HEAD, PROPFIND"
+_VIRTUAL = "OPTIONS, GET, HEAD, PROPFIND, REPORT"
 
 
 class File(DAVNonCollection):  # type: ignore[misc]
@@ -153,6 +153,7 @@ class Requests(RequestServer):  # type: ignore[misc]
             "HEAD": get.head,
             "PROPFIND": propfind.handle,
             "PROPPATCH": proppatch.handle,
+            "REPORT": report.handle,
             "PUT": put.begin,
             "MKCOL": changes.mkcol,
             "DELETE": changes.delete,

@@ -85,6 +85,14 @@ class Commit:
         with self.space.state.read() as db:
             return db.execute("SELECT 1 FROM binding LIMIT 1").fetchone() is not None
 
+    def tell_look(self) -> None:
+        """Tell the journal of a first look, once; but for those of a tree that was never known whole: of what nobody
+        has a token for there is no news."""
+        if not self.changes or self.changes[-1].kind != "scanned":
+            (complete,) = self.db.execute("SELECT complete FROM head").fetchone()
+            if complete:
+                self.changes.append(Change("scanned", self.id, DIRECTORY, self.id, b""))
+
     # -- entries that are there -------------------------------------------------------------------------------
 
     def put(self, seen: Seen) -> None:
@@ -252,6 +260,7 @@ class Commit:
         if self.first_look:
             # Entries older than the index are not news: whoever read the etag of this directory has seen them.
             self.deltas.add(self.n, visible=seen.ctime_ns > self.head.born_ns)
+            self.tell_look()
         else:
             self.deltas.add(self.n, seen.size, total)
             self.changes.append(Change(kind, node_id, seen.kind, self.id, seen.name))
@@ -290,6 +299,9 @@ class Commit:
         self.note_label(row.n, seen, flags, rebound or rev != row.rev)
         self.deltas.add(self.n, seen.size, total)
         stayed = (row.parent, row.name) == (self.n, seen.name)
+        before = index.node(self.db, row.parent) if row.parent is not None and not stayed else None
+        if before is not None:
+            self.changes.append(Change("left", row.id, seen.kind, before.id, row.name))
         self.changes.append(Change("changed" if stayed else "moved", row.id, seen.kind, self.id, seen.name))
 
     def _update(self, row: NodeRow, seen: Seen) -> None:

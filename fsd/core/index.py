@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import ids, labels
+from fsd.core import ids, journal, labels
 from fsd.core.store import Database
 from fsd.core.syscalls import statx
 
@@ -58,6 +58,7 @@ CREATE UNIQUE INDEX node_place ON node (parent, name);
 CREATE UNIQUE INDEX node_id ON node (id);
 CREATE INDEX node_binding ON node (binding) WHERE flags & 8;
 CREATE INDEX node_writing ON node (n) WHERE flags & 16;
+CREATE INDEX node_marked ON node (n) WHERE xattrs & 1;
 CREATE TABLE dir (
     n INTEGER PRIMARY KEY, own INTEGER NOT NULL, total INTEGER NOT NULL, assumed INTEGER NOT NULL,
     counter INTEGER NOT NULL, seq INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
@@ -171,6 +172,7 @@ class Index(Database):
             (ROOT, assumed, assumed, first, found.mtime_ns, found.ctime_ns, found.dev),
         )
         db.execute("INSERT INTO dirty VALUES (?, NULL, 1, ?, 1)", (ROOT, now / 1e9))
+        journal.set_floor(db, first)
 
 
 def published_size(fd: int, secret: bytes, binding: bytes) -> int:

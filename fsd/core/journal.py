@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from fsd.core.space import Space
 
-Kind = Literal["created", "changed", "moved", "deleted", "metadata", "scanned", "ready"]
+Kind = Literal["created", "changed", "moved", "deleted", "metadata", "scanned", "ready", "left"]
+"""`left`: the place from which something `moved`. `scanned`: a directory (its own `parent`, under an empty name) was
+looked at for the first time, so what lies in it is not told one by one."""
 KEEP = 200_000
 """Rows kept; a reader that is further behind must look at the tree instead."""
 
@@ -66,3 +68,14 @@ def trim(space: Space) -> None:
     if row is not None:
         with space.index.write() as db:
             db.execute("DELETE FROM journal WHERE number<=?", (row[0],))
+            set_floor(db, row[0])
+
+
+def set_floor(db: sqlite3.Connection, number: int) -> None:
+    """From now on the journal is whole only behind `number`."""
+    db.execute("INSERT OR REPLACE INTO cursor VALUES ('journal', ?)", (str(number),))
+
+
+def floor(db: sqlite3.Connection) -> int:
+    """The journal holds every change behind this number."""
+    return int(db.execute("SELECT value FROM cursor WHERE source='journal'").fetchone()[0])

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from fsd.core.space import Space
 
 
+_PROPERTY = labels.PROPERTY_PREFIX.encode()
 _ID, _TREE = labels.ID_ATTRIBUTE.encode(), labels.TREE_ATTRIBUTE.encode()
 
 
 class Seen(NamedTuple):
-    """One entry as it was on disk. `assumed`: a directory's published tree size; `xattrs`: a hash of foreign ones."""
+    """One entry as it was on disk. `assumed`: a directory's published tree size; `xattrs`: a hash of foreign ones, odd
+    if there are properties among them."""
 
     name: bytes
     kind: int
@@ -90,7 +92,8 @@ def _attributes(
     if not foreign:
         return 0, label, assumed
     digest = blake2b(b"\0\0".join(sorted(foreign)), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1, label, assumed
+    marked = any(each.startswith(_PROPERTY) for each in foreign)
+    return int.from_bytes(digest, "little") >> 2 << 1 | marked, label, assumed
 
 
 def _value(dir_fd: int, name: bytes, attribute: bytes) -> bytes | None:

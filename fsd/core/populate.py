@@ -175,6 +175,7 @@ def _account(work: Commit, plain: Sequence[Plain]) -> None:
     news: whoever read the etag of this directory has seen them."""
     if work.first_look:
         work.deltas.add(work.n, visible=any(each.seen.ctime_ns > work.head.born_ns for each in plain))
+        work.tell_look()
         return
     own = sum(each.seen.size for each in plain)
     work.deltas.add(work.n, own, own + sum(each.seen.assumed for each in plain))

@@ -67,7 +67,7 @@ def test_reply_details(dav):
             D + "getlastmodified",
             D + "resourcetype",
         } <= found
-        assert {OC + "downloadURL", OC + "dDC", OC + "checksums", OC + "share-types"} <= absent
+        assert {OC + "downloadURL", OC + "dDC", OC + "share-types"} <= absent
         assert not found & absent
         local = [tag.rpartition("}")[2] for tag in found]
         assert len(local) == len(set(local))

@@ -87,7 +87,7 @@ def test_nothing_is_advertised_that_is_not_there(ask):
     _, document = ask("/ocs/v2.php/cloud/capabilities?format=json")
     found = document["ocs"]["data"]["capabilities"]
     assert found["files_sharing"]["api_enabled"] is False
-    assert not any(found["files"][name] for name in ("favorites", "privateLinks"))
+    assert not found["files"]["privateLinks"]
     for name in found["checksums"]["supportedTypes"]:
         answer, _ = ask("/dav/files/alice/sum", method="PUT", **{"OC-Checksum": f"{name}:00"})
         assert answer.status == 400 and b"checksum" in answer.body.lower()
