@@ -188,11 +188,12 @@ class Database:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
-                if self._synchronous == "FULL":
-                    with waits.aside:
+                with self._answers.stamp.committing():
+                    if self._synchronous == "FULL":
+                        with waits.aside:
+                            db.execute("COMMIT")
+                    else:
                         db.execute("COMMIT")
-                else:
-                    db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
@@ -234,7 +235,7 @@ class Database:
 
     def close(self) -> None:
         """Close every connection of this process; the next use opens again."""
-        self._answers.close()  # first: it only reads, and who closes last brings the file up to date
+        self._answers.close()
         with self._mutex:
             while self.idle:
                 self.idle.pop()[0].close()
@@ -265,7 +266,11 @@ class Database:
             db.close()
         try:
             with self.exclusive():
+                self._answers.stamp.settle()
                 db = self._open_file()
+                if db.total_changes:
+                    with self._answers.stamp.committing():
+                        pass  # what `created` and `opened` wrote
                 found = os.stat(self.path)
         except sqlite3.Error as error:
             raise self.translate(error) from error
