@@ -3,7 +3,7 @@
 import logging
 import ssl
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
@@ -14,6 +14,7 @@ from dav.front.streams import Stream
 from dav.http import limits
 from dav.http.errors import status_line
 from dav.http.failures import WouldBlock
+from dav.http.headers import header_lines
 from dav.http.parser import BadRequest, Head
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class Request:
         body = answer.body
         status = answer.status
         self.begin_stream = getattr(answer, "begin", None)
-        lines, length, close = _header_lines(answer.headers)
+        lines, length, close = header_lines(answer.headers)
         bodyless = status in (204, 304)
         if self.begin_stream is not None:
             bodyless = False
@@ -233,21 +234,3 @@ class Request:
         elif body.broken or (isinstance(body, ChunkedBody) and not body.done):
             self.keep = False
             conn.unwanted = limits.DRAIN_BYTES
-
-
-def _header_lines(headers: Sequence[tuple[str, str]]) -> tuple[str, int | None, bool]:
-    """(the lines, the announced length, whether the application wants the connection closed)."""
-    length: int | None = None
-    close = False
-    lines = []
-    for name, value in headers:
-        if name == "Content-Length":
-            length = int(value)
-        elif name == "Connection":
-            close = value.lower() == "close"
-            continue
-        lines.append(f"{name}: {value}\r\n")
-    text = "".join(lines)
-    if text.count("\n") != len(lines) or text.count("\r") != len(lines) or "\0" in text:
-        raise RuntimeError("a line ending in a reply header")
-    return text, length, close

@@ -8,6 +8,7 @@ from dav.http import limits, ranges
 from dav.http.conditions import range_applies
 from dav.http.dates import NANO, http_date
 from dav.http.errors import HttpError
+from dav.http.headers import KeptHeaders
 from dav.routes import Place, Virtual
 from dav.webdav.call import Call, Headers, Reply, etag_headers
 from dav.webdav.properties import DIRECTORY_TYPE, content_type, disposition
@@ -111,10 +112,12 @@ def get(call: Call) -> Reply:
 
 def send(call: Call, place: Place, fd: int, entry: Entry) -> Reply:
     """The bytes of an open file that the entry describes, or the parts that were asked for; takes the descriptor."""
-    headers = _file_headers(place, entry)
     wanted = call.environ.get("HTTP_RANGE")
+    if not wanted:
+        return Reply(200, _whole_file(place, entry), FileBody(fd, 0, entry.size))
+    headers = _file_headers(place, entry)
     parts: list[tuple[int, int]] | None = None
-    if wanted and range_applies(call.environ.get("HTTP_IF_RANGE"), entry.etag, entry.mtime_ns // NANO):
+    if range_applies(call.environ.get("HTTP_IF_RANGE"), entry.etag, entry.mtime_ns // NANO):
         parts = ranges.parse(wanted, entry.size)
     if parts is None:
         length = ("Content-Length", str(entry.size))
@@ -134,6 +137,25 @@ def send(call: Call, place: Place, fd: int, entry: Entry) -> Reply:
     return Reply(206, [("Content-Length", str(body.length)), *headers], body)
 
 
+_MOST_KEPT = 4096
+_kept: dict[int, tuple[Entry, KeptHeaders]] = {}
+"""By the identity of an entry, which the core makes once and gives out until it is no longer true."""
+
+
+def _whole_file(place: Place, entry: Entry) -> Headers:
+    known = _kept.get(id(entry))
+    if known is not None and known[0] is entry:
+        headers = known[1]
+    else:
+        headers = KeptHeaders([("Content-Length", str(entry.size)), *_lasting_headers(place, entry)])
+        if len(_kept) >= _MOST_KEPT:
+            _kept.clear()
+        _kept[id(entry)] = entry, headers
+    copied = headers.copy()
+    copied += _checksum(place, entry)
+    return copied
+
+
 def _common(place: Place, entry: Entry) -> Headers:
     return [
         *etag_headers(entry.etag),
@@ -142,7 +164,17 @@ def _common(place: Place, entry: Entry) -> Headers:
     ]
 
 
+def _checksum(place: Place, entry: Entry) -> Headers:
+    known = hashing.known(place.space, entry)
+    return [] if known is None else [("OC-Checksum", known.best)]
+
+
 def _file_headers(place: Place, entry: Entry) -> Headers:
+    return [*_lasting_headers(place, entry), *_checksum(place, entry)]
+
+
+def _lasting_headers(place: Place, entry: Entry) -> Headers:
+    """What is the same as long as the entry is."""
     media_type = content_type(entry.name)
     headers = [
         ("Content-Type", media_type),
@@ -151,9 +183,6 @@ def _file_headers(place: Place, entry: Entry) -> Headers:
         ("X-Content-Type-Options", "nosniff"),
         ("Cache-Control", "private, no-cache"),
     ]
-    known = hashing.known(place.space, entry)
-    if known is not None:
-        headers.append(("OC-Checksum", known.best))
     inline = media_type in _INLINE_TYPES or (media_type.startswith(_INLINE) and media_type != "image/svg+xml")
     if not inline:
         headers.append(("Content-Disposition", disposition(entry.name)))

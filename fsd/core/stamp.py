@@ -26,7 +26,7 @@ Value = tuple[int, int, int, int, int]
 
 
 class _Page:
-    """The mapped counter, and its descriptor, which tells whether the file is still there. Closed with its last user."""
+    """The mapped counter; its descriptor tells whether the file is still there. Closed with its last user."""
 
     __slots__ = ("count", "fd", "number")
     _numbers = itertools.count()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any
 
@@ -146,21 +147,18 @@ class _AuditFile(logging.Handler):
         second = int(now)
         if second != self._second[0]:
             self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
-        body = {
-            "time": f"{self._second[1]}.{int(now % 1 * 1000):03d}Z",
-            "level": "info",
-            "process": "audit",
-            "pid": os.getpid(),
-            "logger": "fsd.audit",
-            "event": action,
-            "actor": actor,
-            "target": target,
-            "outcome": outcome,
-            **more,
-        }
-        if ident := request_id.get():
-            body["request"] = ident
-        text = self._encode({key: _plain(value) for key, value in body.items()}) + "\n"
+        # Put together by hand: an encoder for the whole takes three times as long, for each GET.
+        text = (
+            f'{{"time": "{self._second[1]}.{int(now % 1 * 1000):03d}Z", "level": "info", "process": "audit", '
+            f'"pid": {os.getpid()}, "logger": "fsd.audit", "event": {_quoted(action)}, "actor": {_quoted(actor)}, '
+            f'"target": {_quoted(target)}, "outcome": {_quoted(outcome)}'
+        )
+        for key, value in more.items():
+            text += (
+                f", {_quoted(key)}: {_quoted(value) if type(value) is str else self._encode(_plain(value))}"
+            )
+        ident = request_id.get()
+        text += f', "request": {_quoted(ident)}}}\n' if ident else "}\n"
         with self.lock or nullcontext():
             self._waiting.append(text)
             self._size += len(text)

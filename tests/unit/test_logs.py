@@ -101,6 +101,33 @@ def test_the_audit_file_survives_rotation(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "audit.log.1").stat().st_mode & 0o777 == 0o600
 
 
+def test_an_audit_line_is_json_whatever_the_names_are(tmp_path: Path) -> None:
+    logs.audit_to_file(tmp_path)
+    odd = '"\\\n\x00\u2028ü\udcff'
+    with logs.request("r1"):
+        logs.audit(
+            odd, "GET", odd, outcome="ok", status=200, space=odd, raw=b"\xff", none=None, many=[1, odd]
+        )
+    (text,) = (tmp_path / "audit.log").read_text().splitlines()
+    line = json.loads(text)
+    assert line.pop("time").endswith("Z") and line.pop("pid") == os.getpid()
+    assert line == {
+        "level": "info",
+        "process": "audit",
+        "logger": "fsd.audit",
+        "event": "GET",
+        "actor": odd,
+        "target": odd,
+        "outcome": "ok",
+        "status": 200,
+        "space": odd,
+        "raw": "?",
+        "none": None,
+        "many": [1, odd],
+        "request": "r1",
+    }
+
+
 def test_no_audit_file_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = lines(monkeypatch, "text")
     logs.audit_to_file(tmp_path / "missing")
