@@ -24,11 +24,13 @@ class _Kept:
     snapshot: Snapshot
     elements: list[bytes]
     open: list[int]
-    """Which elements are to be made again, as there may be more to tell."""
+    """Of which entries there may be more to tell one day."""
 
 
 Make = Callable[[list[Entry]], Iterable[tuple[bytes, bool]]]
 """Elements of some entries, in their order, and whether that is all there is to tell of them."""
+News = Callable[[list[Entry]], list[bool]]
+"""Of which of some entries, whose elements did not tell all, there is more to tell now."""
 
 
 class Listings:
@@ -39,7 +41,9 @@ class Listings:
         self._count = 0
         self._guard = threading.Lock()
 
-    def elements(self, place: Place, key: Hashable, make: Make) -> tuple[Entry, list[bytes]] | None:
+    def elements(
+        self, place: Place, key: Hashable, make: Make, news: News
+    ) -> tuple[Entry, list[bytes]] | None:
         """The directory's own entry, and one element for each of its entries, sorted by name; None for a large
         directory, which is not kept.
 
@@ -52,12 +56,12 @@ class Listings:
             # Before the entries, so that a change in between shows in the next etag.
             own = tree.lookup(space, path)
             if own.kind == "d" and kept.snapshot.holds(space):
-                if kept.open:
-                    kept = _completed(kept, make)
-                    self._keep(key, kept)
-                else:
+                more = _completed(kept, make, news)
+                if more is kept:
                     self._touch(key)
-                return own, kept.elements
+                else:
+                    self._keep(key, more)
+                return own, more.elements
         if longlisting.is_large(space, path):
             self._drop(key)
             return None
@@ -111,11 +115,16 @@ def _made(entries: list[Entry], kept: _Kept | None, make: Make) -> tuple[list[by
     return elements, unsettled
 
 
-def _completed(kept: _Kept, make: Make) -> _Kept:
-    """The same, after another look at what was open."""
-    elements, unsettled = list(kept.elements), []
-    made = make([kept.snapshot.entries[index] for index in kept.open])
-    for index, (element, final) in zip(kept.open, made, strict=True):
+def _completed(kept: _Kept, make: Make, news: News) -> _Kept:
+    """The same, with what there is to tell by now."""
+    waiting = [kept.snapshot.entries[index] for index in kept.open]
+    if not waiting or not any(told := news(waiting)):
+        return kept
+    elements = list(kept.elements)
+    due = [index for index, more in zip(kept.open, told, strict=True) if more]
+    unsettled = [index for index, more in zip(kept.open, told, strict=True) if not more]
+    made = make([kept.snapshot.entries[index] for index in due])
+    for index, (element, final) in zip(due, made, strict=True):
         elements[index] = element
         if not final:
             unsettled.append(index)

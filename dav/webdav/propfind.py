@@ -175,8 +175,12 @@ def _kept(call: Call, place: Place, scope: Scope, plan: Plan, minimal: bool) -> 
             final = not plan.sums or scope.final(entry)
             yield response(f"{base}/{name}", entry, scope, plan, minimal), final
 
+    def news(entries: list[Entry]) -> list[bool]:
+        scope.find_sums(entries)
+        return [scope.final(entry) for entry in entries]
+
     try:
-        found = _listings.elements(place, (plan, minimal, place.writable), make)
+        found = _listings.elements(place, (plan, minimal, place.writable), make, news)
     except NotADirectoryError:
         found = tree.lookup(place.space, place.path), []
     if found is None:
