@@ -17,10 +17,10 @@ import logging
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import dirty
+from fsd.core import dirty, positions
 from fsd.core.dirty import Hinted
 from fsd.core.errors import StorageUnavailable
 from fsd.core.names import split
@@ -81,6 +81,12 @@ class Drain:
         self._work = work
         self._hearing = threading.Lock()
         self._batch = Coalescer()
+        self._reached: dict[str, str] = {}
+        self.kept: dict[str, str] = {}
+        """The positions in logs that are durable, with everything up to them."""
+        self._gap = False
+        self._trees = False
+        """Trees wait, and the index says so: after a crash a sweep finds what is left of them."""
         self._arrived: deque[_Arrived] = deque()
         self.echoes = Echoes(space, clock)
         self._pacer = Pacer()
@@ -110,41 +116,77 @@ class Drain:
             with self._hearing:
                 self._batch.add(hint)
 
+    def reach(self, positions: Mapping[str, str]) -> None:
+        """Everything that logs said up to these positions was heard: the next `flush` stores them with it."""
+        with self._hearing:
+            self._reached.update(item for item in positions.items() if self.kept.get(item[0]) != item[1])
+
     def heard(self) -> bool:
-        """Whether `flush` has something to do."""
+        """Whether `flush` has something to do that should not wait."""
         batch = self._batch
         return bool(batch.waiting) or batch.gap or batch.moves_heard()
 
+    def owes(self) -> bool:
+        """Whether there are positions to be stored."""
+        return bool(self._reached)
+
     def take_gap(self) -> bool:
-        """True, once, if only a sweep can answer what was heard."""
-        gap, self._batch.gap = self._batch.gap, False
+        """True, once, if only a sweep can answer what was flushed; it is owed from then on, also over a crash."""
+        gap, self._gap = self._gap, False
         return gap
 
     def flush(self) -> None:
-        """Mark what was heard, in one transaction. OSError of the state disk: it is kept, and the next call
-        tries again."""
+        """Mark what was heard, and how far logs were read, in one transaction. OSError of the state disk: it
+        is kept, and the next call tries again."""
         with self._hearing:
-            batch = self._batch
-            if not (batch.waiting or batch.moves_heard()):
+            batch, reached = self._batch, self._reached
+            gap = batch.gap
+            if not (batch.waiting or gap or batch.moves_heard() or reached):
                 return
             fresh = Coalescer()
-            fresh.gap, fresh.collapsed, self._batch = batch.gap, batch.collapsed, fresh
+            fresh.collapsed, self._batch, self._reached = batch.collapsed, fresh, {}
         marks = [Hinted(path, item.names, item.binding) for path, item in batch.waiting.items()]
         marks += [Hinted(path, item.names, item.binding) for path, item in batch.elsewhere.values()]
         try:
-            if marks:
-                dirty.mark(self.space, marks)
+            if marks or reached or gap:
+                trees = any(item.deep for item in batch.waiting.values())
+                dirty.mark(self.space, marks, reached=reached, owed=gap, trees=trees)
+                self._trees |= trees
         except BaseException:
             with self._hearing:
                 batch.take_over(self._batch)
-                self._batch = batch
+                self._batch, self._reached = batch, {**reached, **self._reached}
             raise
+        self.kept.update(reached)
+        self._gap |= gap
+        self._arrive(batch)
+
+    def _arrive(self, batch: Coalescer) -> None:
         arrived = _Arrived(batch.moves(), batch.waiting, bool(batch.elsewhere))
         if self._count_arrived() + len(arrived.waiting) > self._max:
             self.counts["collapsed"] += 1
+            if any(item.deep for item in arrived.waiting.values()):
+                self._owe()
             arrived = _OVERRUN
+        elif not (arrived.moves or arrived.waiting or arrived.more):
+            return
         if arrived != _OVERRUN or not self._arrived or self._arrived[-1] != _OVERRUN:
             self._arrived.append(arrived)
+
+    def _owe(self) -> None:
+        """A tree can't be kept in mind: a sweep looks at all."""
+        with self._hearing:
+            self._batch.gap = True
+
+    def settle(self) -> None:
+        """Once a second: when no tree waits any more, the index need not say so. OSError of the state disk."""
+        if not self._trees:
+            return
+        with self._hearing:
+            waiting = [self._batch.waiting, self._schedule, *(each.waiting for each in self._arrived)]
+            if not any(item.deep for each in waiting for item in each.values()):
+                positions.no_trees(self.space)
+                self._trees = False
 
     # -- handling
 
@@ -300,8 +342,12 @@ class Drain:
         elif self._is_full(path):
             self._more = True
             self.counts["collapsed"] += 1
+            if item.deep:
+                self._owe()
             return
         elif self._held_back(path):
+            if item.deep:
+                self._owe()
             return
         else:
             have = item
@@ -358,6 +404,8 @@ class Drain:
             return
         now = self._clock()
         if whole is None:
+            if item.deep and path not in self._schedule:
+                self._descend(path, now)  # another process served it: what is below is still ours
             return
         self._pacer.done(path, now, now - begin, whole=whole)
         self.counts["whole" if whole else "names"] += 1
@@ -427,6 +475,8 @@ class Drain:
 
     def _again(self, path: bytes, item: Waiting) -> None:
         if self._held_back(path):
+            if item.deep:
+                self._owe()
             return
         now = self._clock()
         self._put(path, item)

@@ -15,14 +15,14 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from fsd.core import hosts
+from fsd.core import hosts, positions
 from fsd.core.hosts import Mount, within
 from watcher.shift import Subject
-from watcher.sources.base import Source, SourceStatus
+from watcher.sources.base import LogReader, Source, SourceStatus
 from watcher.sources.fanotify import FanotifySource
 from watcher.sources.inotify import InotifySource
 from watcher.sources.poll import STATS, PollSource
@@ -32,10 +32,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["fanotify", "inotify", "poll"]
+Kind = Literal["fanotify", "inotify", "poll", "gpfs-watchfolder", "gpfs-audit", "cephfs"]
 KINDS: tuple[Kind, ...] = ("fanotify", "inotify", "poll")
+LOGS: tuple[Kind, ...] = ("gpfs-watchfolder", "gpfs-audit", "cephfs")
+"""They read what a storage writes about itself."""
+_LOGS_OF: dict[str, tuple[Kind, ...]] = {"gpfs": ("gpfs-watchfolder", "gpfs-audit"), "ceph": ("cephfs",)}
 BUSY = 0.5
 """Seconds to wait for a source that is at work."""
+
+
+MakeLog = Callable[[threading.Event], LogReader]
+"""The argument is the bell to be rung when there is something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,8 @@ class Choice:
     polled: frozenset[str] = hosts.NETWORK
     stats: int = STATS
     max_watches: int = 0
+    logs: Mapping[Kind, MakeLog] = field(default_factory=dict)
+    """How to make the sources that are configured and read logs."""
 
 
 @dataclass(slots=True)
@@ -160,6 +169,8 @@ class Ears:
                 with held.subject.held(BUSY) as mine:
                     if not mine:
                         raise OSError(errno.EBUSY, "another thread is at work on it")
+                    if isinstance(held.source, LogReader):
+                        held.source.resume(key, positions.reached(space))
                     without = frozenset(other for other in inside if within(other, point) and other != point)
                     held.source.add(key, point, space.fsd_ident, base=base, without=without)
             except FileExistsError:
@@ -177,6 +188,13 @@ class Ears:
     def _order(self, mount: Mount | None, wanted: str) -> Sequence[Kind]:
         """The kinds to try, best first."""
         wish = wanted if wanted != "auto" else self._choice.source
+        for kind in LOGS:
+            if wish == kind:
+                return (kind, "poll")
+        if wish == "auto" and mount is not None:
+            for kind in _LOGS_OF.get(mount.fstype.removeprefix("fuse.").partition("-")[0], ()):
+                if kind in self._choice.logs:
+                    return (kind, "poll")
         if wish == "auto" and mount is not None and is_polled(mount.fstype, self._choice.polled):
             return ("poll",)
         if wish == "fanotify" or wish == "auto":
@@ -185,6 +203,8 @@ class Ears:
 
     def _source(self, kind: Kind, space: Space, mount: Mount | None) -> Held:
         storage = mount.dev if mount is not None else ""
+        if kind in LOGS:
+            storage = ""  # the log is its own: no storage keeps it from being read
         name = (kind, space.record.hex if kind == "poll" else storage)
         held = self._sources.get(name)
         if held is None:
@@ -199,6 +219,10 @@ class Ears:
                 return InotifySource(max_watches=self._choice.max_watches, bell=self.bell)
             case "poll":
                 return PollSource(space, stats=self._choice.stats, bell=self.bell)
+            case "gpfs-watchfolder" | "gpfs-audit" | "cephfs":
+                if kind not in self._choice.logs:
+                    raise OSError(errno.ENOENT, "no topic or log is configured for it")
+                return self._choice.logs[kind](self.bell)
 
     # -- asking
 

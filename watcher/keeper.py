@@ -17,7 +17,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import dirty, hosts, inner, limbo, ready, relabel, tree
+from fsd.core import dirty, hosts, inner, limbo, positions, ready, relabel, tree
 from fsd.core.errors import StorageUnavailable
 from fsd.core.sweep import Progress, Sweep
 from watcher.drain import Drain
@@ -60,6 +60,8 @@ class Keeper:
         """A source has it."""
         self.next_watch = 0.0
         """When to try again to give it to a source."""
+        self.next_kept = 0.0
+        """When its positions in logs are to be stored, if nothing else is."""
         self.remounted = False
         """Something was mounted or unmounted in it since."""
         self.displaced = False
@@ -103,8 +105,16 @@ class Keeper:
 
     def flush(self) -> None:
         """Make the batch durable. OSError of the state disk: it is kept for the next call."""
-        self.gap |= self.drain.take_gap()
         self.drain.flush()
+        self.gap |= self.drain.take_gap()
+
+    def go_on(self) -> None:
+        """It is heard by a log that is read on from where it was: nothing but what an earlier run left undone needs
+        a sweep."""
+        known = verified(self.space)
+        self.verified_at = known.at
+        if not known.current or positions.sweep_wanted(self.space):
+            self.gap = True
 
     def run(self, budget: float) -> bool:
         """Reconcile what is due; True if more is."""
@@ -118,6 +128,7 @@ class Keeper:
         not."""
         self.space.root_fd()
         self.displaced = not self.space.internals_at_home()
+        self.drain.settle()
         if now < self._active_until or now >= self._next_refill:
             self._next_refill = now + QUIET_TICK
             self.drain.refill(now, force=True)

@@ -25,10 +25,11 @@ from fsd.core.errors import StorageUnavailable
 from fsd.core.space import SpaceRecord
 from fsd.service.status import replace_json
 from watcher import report
-from watcher.ears import Ears, Held
+from watcher.ears import LOGS, Ears, Held
 from watcher.keeper import Keeper
 from watcher.mounts import Mounts
 from watcher.shift import Shift, Subject
+from watcher.sources.base import LogReader
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 COLLECT = 0.005
+KEPT_EVERY, KEPT_EACH = 0.5, 0.01
+"""Seconds after which positions in logs are stored where nothing else is, and for each space there is."""
 COLLECT_SLOW = 0.05
 """Seconds for one call of a source that hears, and of one that asks."""
 RUN = 0.02
@@ -201,6 +204,8 @@ class Watcher:
         keeper.space.root_fd()
         ear = self._ears.add(key, keeper.space, keeper.space.record.source)
         keeper.watched = True
+        if any(held.kind in LOGS for held in ear.held):
+            keeper.go_on()
         kinds = ", ".join(f"{part.base.decode(errors='replace') or '/'}: {part.kind}" for part in ear.parts)
         log.info("space %s is heard by %s", keeper.space.record.id, kinds)
 
@@ -211,10 +216,26 @@ class Watcher:
         for held in self._ears.sources():
             if held.kind != "poll":
                 more |= bool(self._front.do(held.subject, partial(self._collect, held, COLLECT)))
+        now = time.monotonic()
         for keeper in list(self.keepers.values()):
-            if keeper.drain.heard():
+            if keeper.drain.heard() or (keeper.drain.owes() and now >= keeper.next_kept):
+                keeper.next_kept = now + max(KEPT_EVERY, KEPT_EACH * len(self.keepers))
                 self._front.do(keeper.post, partial(self._guard, keeper, keeper.flush))
         return more
+
+    def _say_kept(self) -> None:
+        """The logs learn how far what they said is durable."""
+        for held in self._ears.sources():
+            if held.kind in LOGS:
+                self._front.do(held.subject, partial(self._say_kept_to, held))
+
+    def _say_kept_to(self, held: Held) -> None:
+        assert isinstance(held.source, LogReader)
+        for key in held.source.spaces():
+            keeper = self.keepers.get(key)
+            if keeper is not None:
+                held.source.kept(key, dict(keeper.drain.kept))
+        held.source.commit()
 
     def _collect(self, held: Held, budget: float) -> bool:
         """Everything a source says is taken in before anything else happens, also by a thread that was
@@ -224,6 +245,9 @@ class Watcher:
                 keeper = self.keepers.get(hint.space)
                 if keeper is not None:
                     keeper.hear(hint)
+            if isinstance(held.source, LogReader):
+                for key in held.source.spaces() & self.keepers.keys():
+                    self.keepers[key].drain.reach(held.source.positions(key))
         except StorageUnavailable:
             return False  # the space's own thread notices, and says so
         return held.source.busy()
@@ -249,6 +273,7 @@ class Watcher:
                 keeper.remounted = True
         for key, keeper in list(self.keepers.items()):
             self._front.do(keeper.front, partial(self._beat_one, key, keeper, now))
+        self._say_kept()
         self._ears.tidy()
 
     def _beat_one(self, key: str, keeper: Keeper, now: float) -> None:

@@ -14,6 +14,7 @@ from fsd.core.registry import Registry
 from fsd.service.status import read_json
 from watcher.ears import Choice, Ears
 from watcher.loop import Watcher
+from watcher.streams.make import logs
 
 if TYPE_CHECKING:
     from fsd.service.config import Settings
@@ -45,9 +46,13 @@ class Family:
 
 
 def make_ears(settings: Settings) -> Ears:
-    """The sources as the settings wish them."""
+    """The sources as the settings wish them. UserError if what they say of logs is wrong."""
     choice = Choice(
-        settings.watch_source, frozenset(settings.watch_polled), settings.watch_stats, settings.watch_max
+        settings.watch_source,
+        frozenset(settings.watch_polled),
+        settings.watch_stats,
+        settings.watch_max,
+        logs(settings),
     )
     return Ears(choice, own=Family(settings.state / "run"))
 

@@ -44,6 +44,7 @@ def told(keeper: Keeper, ear: Ear | None, sources: Sequence[SourceStatus], now: 
         "verified_at": keeper.verified_at or None,
         "sweep": None,
         "poll": _poll(sources),
+        "stream": next((each.stream for each in sources if each.stream is not None), None),
         "passes": counts,
         "latency": latency(list(keeper.drain.latencies)),
         "bytes": keeper.usage,
@@ -79,6 +80,8 @@ def _state(keeper: Keeper, sources: Sequence[SourceStatus], hung: float) -> str:
         return "unavailable"
     if not sources or not all(each.ready for each in sources):
         return "starting"
+    if any(each.stream is not None and not each.stream["reading"] for each in sources):
+        return "disconnected"
     if keeper.sweeping or keeper.gap:
         return "sweeping"
     return "polling" if all(each.name == "poll" for each in sources) else "watching"

@@ -29,6 +29,7 @@ from fsd.core.errors import USAGE, UserError
 from fsd.core.grants import Member, MemberKind, Role, parse_role
 from fsd.core.registry import Adoption, Ownership, Registry
 from fsd.core.space import SpaceRecord
+from fsd.service.config import WATCH_SOURCES
 from fsd.service.options import parse_size
 
 
@@ -97,9 +98,7 @@ def _changing(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     change.add_argument("--name")
     change.add_argument("--alias", help="a created space's directory is renamed along, after asking")
     change.add_argument("--label", choices=("now", "lazy", "none"))
-    change.add_argument(
-        "--source", choices=("auto", "fanotify", "inotify", "poll"), help="how changes are heard"
-    )
+    change.add_argument("--source", choices=WATCH_SOURCES, metavar="SOURCE", help="how changes are heard")
     change.add_argument(
         "--mount-trash",
         choices=("on", "off"),

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import ids, index
+from fsd.core import ids, index, positions
 from fsd.core.names import split
 from fsd.core.syscalls import statx
 
@@ -120,8 +120,14 @@ def mark(
     hints: Iterable[tuple[bytes, Collection[bytes] | None] | Hinted],
     *,
     sweep: bool = False,
+    reached: Mapping[str, str] | None = None,
+    owed: bool = False,
+    trees: bool = False,
 ) -> None:
     """Mark directories, in one transaction: (path, names or None for the whole directory), or more exactly a Hinted.
+
+    With them goes how far the logs that they come from were read (`reached`), and whether a sweep is `owed` since, or
+    would be after a crash, as the caller has `trees` in mind that the set doesn't hold (see `fsd.core.positions`).
 
     A directory that the index has elsewhere (it was moved, and that was not noticed yet) is found by its binding. One
     that the index doesn't know marks the nearest known one above it, with the name that leads down: new directories
@@ -137,12 +143,14 @@ def mark(
         for hint in bound:
             n, rest = _resolve(db, space.key, hint.path, hint.binding)
             mark_row(db, n, [rest] if rest is not None else hint.names, now, sweep=sweep)
+        positions.keep(db, reached or {}, owed=owed, trees=trees)
 
 
 def mark_tree(space: Space) -> None:
     """Mark the whole space for a sweep: begins a new epoch, in which every directory is verified once."""
     with space.index.write() as db:
         db.execute("UPDATE head SET epoch=epoch+1")
+        positions.paid(db)
         db.execute("DELETE FROM dirty WHERE sweep=1")
         mark_row(db, index.ROOT, None, time.time(), sweep=True)
 

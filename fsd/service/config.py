@@ -27,6 +27,7 @@ _POLLED = tuple(
     "nfs nfs4 cifs smb3 smbfs ceph 9p virtiofs afs gpfs lustre glusterfs beegfs orangefs ocfs2 gfs2 fuse".split()
 )
 _PARTS = ("web", "watcher", "jobs")
+WATCH_SOURCES = ("auto", "fanotify", "inotify", "poll", "gpfs-watchfolder", "gpfs-audit", "cephfs")
 
 
 def _option(key: str, kind: Kind, default: T, text: str) -> T:
@@ -141,7 +142,7 @@ class Settings:
     admin_password: str = _option("admin.password", options.SECRET, "", "their password, when they are made")
     watch_source: str = _option(
         "watch.source",
-        options.choice("auto", "fanotify", "inotify", "poll"),
+        options.choice(*WATCH_SOURCES),
         "auto",
         "how changes are heard, if a space does not say otherwise",
     )
@@ -158,6 +159,59 @@ class Settings:
         "watch.max", options.integer(0, 1 << 31), 0, "most inotify watches; 0: the kernel's limit"
     )
     watch_sweep: int = _option("watch.sweep", options.SPAN, 86400, "how often the whole tree is verified")
+    kafka_brokers: tuple[str, ...] = _option(
+        "kafka.brokers",
+        options.words(),
+        (),
+        "brokers, host:port each, that tell what cluster storage changed",
+    )
+    kafka_group: str = _option("kafka.group", options.TEXT, "fsd", "consumer group; one for each watcher")
+    kafka_security: str = _option(
+        "kafka.security",
+        options.choice("plaintext", "ssl", "sasl_plaintext", "sasl_ssl"),
+        "plaintext",
+        "how the brokers are reached",
+    )
+    kafka_mechanism: str = _option(
+        "kafka.mechanism",
+        options.choice("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"),
+        "SCRAM-SHA-512",
+        "how SASL proves who we are",
+    )
+    kafka_username: str = _option("kafka.username", options.TEXT, "", "the SASL user")
+    kafka_password: str = _option("kafka.password", options.SECRET, "", "and their password")
+    kafka_ca: Path | None = _option(
+        "kafka.ca", options.OPTIONAL_PATH, None, "certificates that the brokers' are signed with (PEM)"
+    )
+    kafka_cert: Path | None = _option("kafka.cert", options.OPTIONAL_PATH, None, "our own certificate (PEM)")
+    kafka_key: Path | None = _option("kafka.key", options.OPTIONAL_PATH, None, "and its key (PEM)")
+    gpfs_watch_topics: tuple[str, ...] = _option(
+        "gpfs.watch_topics", options.words(), (), "Kafka topics of clustered watch folders"
+    )
+    gpfs_audit_topics: tuple[str, ...] = _option(
+        "gpfs.audit_topics", options.words(), (), "Kafka topics that file audit logs are shipped to"
+    )
+    gpfs_audit_logs: Path | None = _option(
+        "gpfs.audit_logs", options.OPTIONAL_PATH, None, "directory of file audit logs, such as …/.audit_log"
+    )
+    gpfs_paths: tuple[str, ...] = _option(
+        "gpfs.paths",
+        options.words(),
+        (),
+        "where reported paths are here, such as /gpfs/fs1=/gpfs/fs1; the longest one that fits counts",
+    )
+    cephfs_topics: tuple[str, ...] = _option(
+        "cephfs.topics", options.words(), (), "Kafka topics of CephFS change notifications"
+    )
+    cephfs_paths: tuple[str, ...] = _option(
+        "cephfs.paths",
+        options.words(),
+        (),
+        "likewise, such as /=/mnt/cephfs; =/mnt/cephfs/shared for paths without a leading slash",
+    )
+    cephfs_mask_table: str = _option(
+        "cephfs.mask_table", options.choice("ceph", "inotify"), "ceph", "what the bits of a mask mean"
+    )
     trash_keep: int = _option(
         "trash.keep", options.SPAN, 30 * 86400, "how long deleted files stay in the trash"
     )

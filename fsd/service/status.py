@@ -22,6 +22,8 @@ TURNS_LATE = 15.0
 """Seconds: it goes on without a storage that hangs, so something else holds it up."""
 POLLED_LONG = 6 * 3600.0
 """Seconds: files are asked less often than that only if the budget is too small for the tree."""
+DOWN_LONG = 10.0
+"""Seconds: a broker may restart meanwhile."""
 WAITS_LONG = 60.0
 """Seconds: a change that waits longer is a problem worth a sentence."""
 
@@ -107,7 +109,9 @@ class Status:
     def up_to_date(self) -> bool:
         """Everything heard is handled, and everything was verified since the watcher began to listen."""
         return self.watcher_runs and all(
-            space.get("state") in ("watching", "polling") and not space.get("dirty")
+            space.get("state") in ("watching", "polling")
+            and not space.get("dirty")
+            and not (space.get("stream") or {}).get("lag")
             for space in self.spaces.values()
         )
 
@@ -137,10 +141,36 @@ def space_problems(space: dict[str, Any]) -> list[str]:
             f"Space {name} is polled, and a changed file may be noticed after {reads / 3600:.1f} hours;"
             " raise watch.stats."
         )
+    if stream := space.get("stream"):
+        found += [f"Space {name}: {text}" for text in stream_problems(stream)]
     away = space.get("dirty") and str(space.get("last_error")).startswith("ENODEV")
     if away or (space.get("oldest_dirty") or 0) > WAITS_LONG:
         found.append(
             f"Space {name}: a change waits since {space.get('oldest_dirty', 0):.0f} s: {space.get('last_error')}"
+        )
+    return found
+
+
+def stream_problems(stream: dict[str, Any]) -> list[str]:
+    """The sentences about the log that a space is heard by."""
+    found = []
+    down = stream.get("down_for") or 0.0
+    if down > DOWN_LONG:
+        found.append(f"its log can't be read since {down:.0f} s: {stream.get('error')}.")
+    elif stream.get("error"):
+        found.append(f"its log can't be read: {stream['error']}.")
+    if stream.get("connected") and stream.get("others"):
+        found.append(f"another member of the group reads {', '.join(stream['others'])}.")
+    rejected = stream.get("rejected") or {}
+    if rejected.get("foreign"):
+        found.append(
+            f"{rejected['foreign']} messages name paths that the mapping does not know, last:"
+            f" {stream.get('foreign')}; see 'fsd doctor'."
+        )
+    if rejected.get("malformed") or rejected.get("unfamiliar"):
+        found.append(
+            f"{rejected.get('malformed', 0)} messages could not be read, {rejected.get('unfamiliar', 0)} said"
+            f" something unknown; they are in {stream.get('rejected_file')}."
         )
     return found
 

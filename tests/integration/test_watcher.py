@@ -375,20 +375,13 @@ def test_our_own_labels_wake_nobody_for_long(rig: Rig):
 
 
 def run_forked(rig: Rig) -> int:
+    from fsd.service.config import Settings
     from watcher.main import run
-
-    class Settings:
-        state = rig.state
-        watch_max = 0
-        watch_sweep = 86400
-        watch_source = "auto"
-        watch_polled = ()
-        watch_stats = 500
 
     pid = os.fork()
     if pid == 0:
         try:
-            run(Settings)  # type: ignore[arg-type]
+            run(Settings(state=rig.state))
         finally:
             os._exit(0)
     return pid

@@ -6,9 +6,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from watcher.hint import Hint, Kind
 
@@ -32,6 +32,8 @@ class SourceStatus:
     round_seconds: float = 0.0
     """Polling: how old the oldest look at a directory is, and at a file; 0 where changes are heard."""
     files_seconds: float = 0.0
+    stream: dict[str, Any] | None = None
+    """Of a log that others write: its connection, positions, lag, and what was wrong with it."""
 
 
 class Source(Protocol):
@@ -89,6 +91,27 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Give everything back."""
+
+
+@runtime_checkable
+class LogReader(Source, Protocol):
+    """A source that reads a log which others write, and goes on where it was.
+
+    It says GAP after `add` only if what the space has kept does not tell where to read on, and whenever it finds that
+    something may be missed.
+    """
+
+    def resume(self, space: str, stored: Mapping[str, str]) -> None:
+        """Before `add`: the positions that the space has kept, by the names of the logs."""
+
+    def positions(self, space: str) -> dict[str, str]:
+        """After `collect`: the hints answered so far stand for everything up to here."""
+
+    def kept(self, space: str, stored: Mapping[str, str]) -> None:
+        """These positions of the space are durable, and so are the hints up to them."""
+
+    def commit(self) -> None:
+        """Tell whoever writes the log what is durable, where that is usual."""
 
 
 class _Listener:

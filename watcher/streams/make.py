@@ -1,0 +1,99 @@
+"""The sources that read logs, as the settings wish them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fsd.core.errors import USAGE, UserError
+from watcher.ears import Kind, MakeLog
+from watcher.sources import cephfs, gpfs_audit, gpfs_watch
+from watcher.sources.base import LogReader
+from watcher.streams.heard import Decoder
+from watcher.streams.letters import Letters
+from watcher.streams.options import Broker
+from watcher.streams.places import Prefix, parse_mapping
+
+if TYPE_CHECKING:
+    from fsd.service.config import Settings
+
+
+def broker(settings: Settings) -> Broker:
+    """How the brokers are reached."""
+    return Broker(
+        settings.kafka_brokers,
+        settings.kafka_group,
+        settings.kafka_security,
+        settings.kafka_mechanism,
+        settings.kafka_username,
+        settings.kafka_password,
+        settings.kafka_ca,
+        settings.kafka_cert,
+        settings.kafka_key,
+    )
+
+
+def mapping(key: str, words: Sequence[str]) -> list[Prefix]:
+    """The mapping of paths. UserError if it is wrong or empty."""
+    if not words:
+        raise UserError(f"'{key}' is missing: where are the paths that the storage reports?", USAGE)
+    try:
+        return parse_mapping(words)
+    except ValueError as error:
+        raise UserError(f"'{key}': {error}.", USAGE) from None
+
+
+def logs(settings: Settings) -> dict[Kind, MakeLog]:
+    """By kind how to make each source that is configured. UserError if the settings don't fit together."""
+    found: dict[Kind, MakeLog] = {}
+    decoders: tuple[tuple[Kind, tuple[str, ...], str, tuple[str, ...], Callable[[], Decoder]], ...] = (
+        (
+            "gpfs-watchfolder",
+            settings.gpfs_watch_topics,
+            "gpfs.paths",
+            settings.gpfs_paths,
+            lambda: gpfs_watch.decode,
+        ),
+        (
+            "gpfs-audit",
+            settings.gpfs_audit_topics,
+            "gpfs.paths",
+            settings.gpfs_paths,
+            lambda: gpfs_audit.decode,
+        ),
+        (
+            "cephfs",
+            settings.cephfs_topics,
+            "cephfs.paths",
+            settings.cephfs_paths,
+            lambda: cephfs.CephDecoder("inotify" if settings.cephfs_mask_table == "inotify" else "ceph"),
+        ),
+    )
+    for kind, topics, key, words, decoder in decoders:
+        if topics:
+            if not settings.kafka_brokers:
+                raise UserError(f"'kafka.brokers' is missing: who has the topic {topics[0]}?", USAGE)
+            found[kind] = partial(_kafka, settings, kind, topics, mapping(key, words), decoder)
+    return found
+
+
+def letters(settings: Settings, kind: str) -> Letters:
+    """Where messages that are not understood are kept."""
+    return Letters(settings.state / "rejected", kind)
+
+
+def _kafka(
+    settings: Settings,
+    kind: Kind,
+    topics: Sequence[str],
+    prefixes: list[Prefix],
+    decoder: Callable[[], Decoder],
+    bell: threading.Event,
+) -> LogReader:
+    from watcher.streams.kafka import KafkaSource  # only who reads Kafka loads it
+
+    return KafkaSource(
+        kind, decoder(), prefixes, letters(settings, kind), broker(settings), topics, bell=bell
+    )
