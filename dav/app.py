@@ -144,7 +144,7 @@ class App:
         for is_here, answer in _BESIDE:
             if is_here(path):
                 return answer
-        if path == events.PATH:
+        if path == events.PATH or path in events.OWNCLOUD_PATHS:
             return self.events.reply
         return endpoints.private(environ)
 

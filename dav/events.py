@@ -8,11 +8,13 @@ as id; a client that comes back with ``Last-Event-ID`` hears what it missed, or 
 import json
 import logging
 import threading
-import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
+from dav.discovery import ownclouds
 from dav.http.errors import HttpError
+from dav.http.target import request_path
 from dav.view import View, Views
 from dav.webdav.call import Reply
 from fsd.core import journal
@@ -25,6 +27,8 @@ from fsd.core.space import Space
 log = logging.getLogger(__name__)
 
 PATH = "/events"
+OWNCLOUD_PATHS = tuple(f"/ocs/{v}.php/apps/notifications/api/v1/notifications/sse" for v in ("v1", "v2"))
+"""The same for ownCloud's web client, in its words."""
 _PAUSE = 0.05
 _IDLE = 3600.0
 _MOST = 500
@@ -33,6 +37,9 @@ _OVERLAP = 2.0
 """Seconds that are told again to a client that comes back: clocks and commits are not that exact."""
 _QUIET = frozenset({"scanned", "ready", "left"})
 _HELLO = b"retry: 3000\n: hello\n\n"
+
+
+_Write = Callable[[Space, list[Numbered]], bytes]
 
 
 class Stream(Protocol):
@@ -57,6 +64,7 @@ class Listening(Reply):
         ]
         super().__init__(200, headers, [_HELLO])
         self._hub, self.user, self.only, self.last = hub, user, only, last
+        self.write: _Write = _events
         self.start: dict[str, int] = {}
         """The newest change of each space when it was asked for: all after it are told."""
 
@@ -66,11 +74,11 @@ class Listening(Reply):
 
 
 class _Listener:
-    __slots__ = ("last", "only", "spaces", "start", "stream", "user")
+    __slots__ = ("last", "only", "spaces", "start", "stream", "user", "write")
 
     def __init__(self, asked: Listening, stream: Stream) -> None:
         self.user, self.only, self.last, self.stream = asked.user, asked.only, asked.last, stream
-        self.start = asked.start
+        self.start, self.write = asked.start, asked.write
         self.spaces: frozenset[str] = frozenset()
 
 
@@ -110,6 +118,8 @@ class Hub:
             raise HttpError(429, "You listen in too many places already.", headers=(("Retry-After", "60"),))
         space = environ["QUERY_STRING"].partition("space=")[2].partition("&")[0].replace("%24", "$")
         asked = Listening(self, user, space or None, _moment(environ.get("HTTP_LAST_EVENT_ID", "")))
+        if request_path(environ["REQUEST_URI"]) != PATH:
+            asked.write = ownclouds.events
         for record, _ in view.visible(user):
             if asked.only in (None, record.id):
                 with suppress(OSError):  # a space that is away has no events until it is back
@@ -185,10 +195,13 @@ class Hub:
         except OSError as error:
             log.debug("space %s has no events now: %s", ident, error)
             return
-        data = _events(space, found)
-        if data:
-            for each in self._listeners:
-                if ident in each.spaces and not each.stream.ended:
+        made: dict[_Write, bytes] = {}
+        for each in self._listeners:
+            if ident in each.spaces and not each.stream.ended:
+                data = made.get(each.write)
+                if data is None:
+                    data = made[each.write] = each.write(space, found)
+                if data:
                     each.stream.send(data)
 
     def _catch_up(self, listener: _Listener) -> None:
@@ -204,7 +217,7 @@ class Hub:
                 continue
             since = listener.last - _OVERLAP if listener.last is not None else 0.0
             missed = [each for each in found if each.at >= since and each.number <= told.number]
-            data = _many(told.space, time.time()) if len(missed) > _MOST else _events(told.space, missed)
+            data = listener.write(told.space, missed)
             if data:
                 listener.stream.send(data)
 

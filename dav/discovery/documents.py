@@ -66,7 +66,7 @@ def capabilities(agent: str) -> Document:
                 "pollinterval": _POLL_MS,
                 "webdav-root": "remote.php/webdav",
                 "support-url-signing": False,
-                "support-sse": False,
+                "support-sse": True,
                 "status": status(),
             },
             "checksums": {

@@ -10,6 +10,7 @@ from dav.http.dates import NANO
 from dav.http.errors import HttpError, error_body, error_headers, status_line
 from dav.http.target import destination_path, request_path
 from dav.routes import Place, Router, Virtual
+from dav.webdav.properties import permissions
 from fsd.core import tree
 from fsd.core.accounts import User
 from fsd.core.locks import LockTable
@@ -187,8 +188,9 @@ def etag_headers(etag: str) -> tuple[tuple[str, str], ...]:
 
 
 def entry_headers(place: Place, entry: Entry) -> Headers:
-    """What sync clients read from the answer to a write."""
-    return [*etag_headers(entry.etag), ("OC-FileId", place.file_id(entry.id))]
+    """What sync clients read from the answer to a write; whoever wrote may write."""
+    own = [("OC-FileId", place.file_id(entry.id)), ("OC-Perm", permissions(entry))]
+    return [*etag_headers(entry.etag), *own]
 
 
 def lookup_or_none(place: Place) -> Entry | None:

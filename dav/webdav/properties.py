@@ -36,6 +36,13 @@ _FILE_COST = 64 << 10
 """What reading a file costs at least, in bytes."""
 
 
+def permissions(entry: Entry) -> str:
+    """The letters of an entry for somebody who may write."""
+    if entry.kind == "d":
+        return "RDNVCK" if entry.path else ROOT_PERMISSIONS
+    return "RDNVW" if entry.kind == "f" else "RDNV"
+
+
 class Scope:
     """What all entries of one answer share; costly parts are made when first asked."""
 
@@ -55,11 +62,7 @@ class Scope:
 
     def permissions(self, entry: Entry) -> str:
         """Letters of clients.md: empty of all that writes where the user may only look."""
-        if not self._writable:
-            return ""
-        if entry.kind == "d":
-            return "RDNVCK" if entry.path else ROOT_PERMISSIONS
-        return "RDNVW" if entry.kind == "f" else "RDNV"
+        return permissions(entry) if self._writable else ""
 
     def available(self) -> int:
         """Bytes that may still be written: by the quota, without one by the disk."""

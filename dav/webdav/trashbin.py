@@ -42,12 +42,13 @@ def is_here(path: str) -> bool:
 
 @dataclass(slots=True)
 class _Bin:
-    """One request on a trash bin; ``key`` None is the bin itself."""
+    """One request on a trash bin; ``key`` None is the bin itself, ``inner`` a path below a deleted directory."""
 
     call: Call
     space: Space
     href: str
     key: str | None
+    inner: bytes
 
     @property
     def environ(self) -> dict[str, Any]:
@@ -73,10 +74,11 @@ def _resolve(environ: dict[str, Any], user: User, view: View) -> _Bin:
         space, role = beside.enter(view, user, _personal(name, view))
     if not role.can_write:
         raise HttpError(403, "Only who may write in a space sees its trash.")
-    if len(address.names) > 2:
-        raise HttpError(404, "What lies in a deleted folder is seen when the folder is restored.")
     key = address.names[1].decode("utf-8", "surrogateescape") if len(address.names) > 1 else None
-    return _Bin(address.call(environ, user, view, 1), space, address.href(1), key)
+    inner = b"/".join(address.names[2:])
+    if inner and environ["REQUEST_METHOD"] not in ("PROPFIND", "OPTIONS"):
+        raise HttpError(403, "What lies in a deleted folder comes back, or goes, with the folder.")
+    return _Bin(address.call(environ, user, view, 1), space, address.href(1), key, inner)
 
 
 def _personal(name: str, view: View) -> SpaceRecord | None:
@@ -99,13 +101,36 @@ def _options(_: _Bin) -> Reply:
 def _propfind(bin_: _Bin) -> Reply:
     wanted = beside.Listing(bin_.environ)
     if bin_.key is not None:
-        found = [(_href(bin_, item := _item(bin_)), _values(bin_, item))]
+        found = _inside(bin_, wanted.deep)
     else:
         items = trash.items(bin_.space)
         found = [(f"{bin_.href}/", _own_values(bin_, items))]
         if wanted.deep:
             found += [(_href(bin_, item), _values(bin_, item)) for item in items]
     return wanted.reply(found)
+
+
+def _inside(bin_: _Bin, deep: bool) -> list[tuple[str, dict[str, str]]]:
+    top = _item(bin_)
+    if top.kind != "d" and not bin_.inner:
+        return [(_href(bin_, top), _values(bin_, top))]
+    assert bin_.key is not None
+    try:
+        items = trash.inside(bin_.space, bin_.key, bin_.inner, members=deep)
+    except (FileNotFoundError, NotADirectoryError):
+        raise HttpError(404, "This is not in the trash (any more).") from None
+    base = _href(bin_, top).rstrip("/")
+    found = []
+    for item in items:
+        below = item.path[len(top.path) :]
+        slash = "/" if item.kind == "d" else ""
+        values = _values(bin_, item)
+        if below:
+            ident = f"{bin_.space.record.id}!{item.node_id or _digest(item.key, to_text(below))}"
+            etag = _etag(item.key, to_text(below), item.size, item.mtime_ns)
+            values |= {f"{OC}id": ident, f"{OC}fileid": ident, f"{DAV}getetag": etag, f"{OC}permissions": ""}
+        found.append((f"{base}{quote(below)}{slash}", values))
+    return found
 
 
 def _href(bin_: _Bin, item: TrashItem) -> str:

@@ -213,9 +213,10 @@ class Upload:
         # What was seen first serves: both ways of publishing notice when it is no longer so.
         old = self._old
         for _ in range(_TRIES):
-            quota.check_limit(self._space, self._written - self._reserved - (old.entry.size if old else 0))
+            grows = self._written - self._reserved - (old.entry.size if old else 0)
             try:
-                return (self._publish_new(), True) if old is None else (self._publish_over(old), False)
+                with quota.alone(self._space, grows):
+                    return (self._publish_new(), True) if old is None else (self._publish_over(old), False)
             except Changed:
                 old = self._look()
         raise PreconditionFailed(f"'{self._place.text}' is being changed by somebody else.")

@@ -4,8 +4,10 @@ limit of its own."""
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,9 @@ from fsd.core.tree import usage
 if TYPE_CHECKING:
     from fsd.core.space import Space
 
+_PLENTY = 64 << 20
+_AT_ONCE = 256
+"""Where so many uploads of this size have room beside each other nobody waits: there are fewer threads than that."""
 Limit = Callable[["Space"], "int | None"]
 
 
@@ -66,6 +71,27 @@ def check_disk(space: Space, extra_bytes: int) -> None:
     """The disk alone: OSError(ENOSPC) if so many bytes more would eat the reserve, or don't fit at all."""
     if extra_bytes > 0 and extra_bytes > free_on_disk(space):
         raise OSError(errno.ENOSPC, "The disk of the space is full")
+
+
+@contextmanager
+def alone(space: Space, extra_bytes: int) -> Iterator[None]:
+    """`check_limit`, and until the end nobody else adds bytes that together would be too many: near the limit one at a
+    time, among all processes. A killed holder lets go (flock(2))."""
+    allowed = _limit(space)
+    if allowed is None or extra_bytes <= 0:
+        yield
+        return
+    if allowed - usage(space) - reserved(space) >= _PLENTY + _AT_ONCE * extra_bytes:
+        yield
+        return
+    lock = space.state_dir / f"{space.record.hex}.quota-lock"
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        check_limit(space, extra_bytes)
+        yield
+    finally:
+        os.close(fd)
 
 
 def check_limit(space: Space, extra_bytes: int) -> None:

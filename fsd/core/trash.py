@@ -10,17 +10,21 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, cast
 
 from fsd.core import intents, quota
 from fsd.core.errors import ParentMissing
 from fsd.core.groupsync import sync_directory
-from fsd.core.names import join, quote_path, split, to_text, unquote_path
+from fsd.core.index import DIRECTORY, KIND_LETTERS
+from fsd.core.names import INTERNAL, join, quote_path, split, to_text, unquote_path
+from fsd.core.observe import look
 from fsd.core.places import Place, destination, internal, mounts_explained, rename_new, require_writable
 from fsd.core.removal import remove_staged
 from fsd.core.settling import make_known, settle_whole
-from fsd.core.syscalls import statx
+from fsd.core.syscalls import open_beneath, statx
 
 if TYPE_CHECKING:
     from fsd.core.intents import Ticket
@@ -141,6 +145,46 @@ def get(space: Space, key: str) -> TrashItem:
     if item is None:
         raise FileNotFoundError(errno.ENOENT, f"There is no '{key}' in the trash")
     return item
+
+
+def inside(space: Space, key: str, path: bytes, *, members: bool) -> list[TrashItem]:
+    """What lies at `path` below a deleted directory, and, if asked, its members, sorted by name. A directory's size is
+    the one that it published last. FileNotFoundError, NotADirectoryError."""
+    item = get(space, key)
+    with internal(space, "trash/files") as files:
+        top = open_beneath(files, _key_name(key), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        with closing_fd(top):
+            above, last = split(path)
+            with closing_fd(open_beneath(top, above or b".", os.O_RDONLY | os.O_DIRECTORY)) as fd:
+                found = [_member(space, item, fd, path, last)] if path else [item]
+            if not members or found[0].kind != "d":
+                return found
+            with closing_fd(open_beneath(top, path or b".", os.O_RDONLY | os.O_DIRECTORY)) as fd:
+                for name in sorted(os.listdir(b"/proc/self/fd/%d" % fd)):
+                    if name == INTERNAL:
+                        continue
+                    try:
+                        found.append(_member(space, item, fd, join(path, name), name))
+                    except FileNotFoundError:
+                        continue
+    return found
+
+
+@contextmanager
+def closing_fd(fd: int) -> Iterator[int]:
+    """Close a descriptor at the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _member(space: Space, item: TrashItem, fd: int, path: bytes, name: bytes) -> TrashItem:
+    seen = look(space, fd, name)
+    size = seen.assumed if seen.kind == DIRECTORY else seen.size
+    kind = cast(Literal["f", "d", "l", "o"], KIND_LETTERS[seen.kind])
+    node_id = seen.label.id.hex() if seen.label is not None and seen.label.proven else None
+    return TrashItem(item.key, join(item.path, path), item.deleted, kind, size, seen.mtime_ns, node_id)
 
 
 def restore(

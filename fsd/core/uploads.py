@@ -35,9 +35,11 @@ def begin(
     """
     require_writable(space)
     grows = max(0, (length or 0) - replaces)
-    quota.check_limit(space, grows)
-    quota.check_disk(space, length or 0)
-    return partials.create(space, user_id, name=name, path=path, length=length, reserve=grows, terms=terms)
+    with quota.alone(space, grows):
+        quota.check_disk(space, length or 0)
+        return partials.create(
+            space, user_id, name=name, path=path, length=length, reserve=grows, terms=terms
+        )
 
 
 class WrongOffset(PreconditionFailed):

@@ -259,3 +259,28 @@ def test_listeners_cost_a_socket_each(request, tmp_path, secure):
 def many(tmp_path):
     with serving(tmp_path, http_listeners=0) as made:
         yield made
+
+
+def test_the_events_of_ownclouds_web_client(served: Served):
+    path = "/ocs/v2.php/apps/notifications/api/v1/notifications/sse"
+    with Listener(served, path=path) as listener:
+        _listening(served, 1)
+
+        def told() -> tuple[str, dict]:
+            fields = dict(line.split(": ", 1) for line in listener._until(b"\n\n").decode().splitlines())
+            return fields["event"], json.loads(fields["data"])
+
+        destination = f"Destination: {FILES}/oc/g"
+        served.ask("MKCOL", f"{FILES}/oc")
+        served.ask("PUT", f"{FILES}/f", body=b"1")
+        etag = served.ask("PUT", f"{FILES}/f", body=b"2").headers["etag"]
+        served.ask("MOVE", f"{FILES}/f", destination)
+        served.ask("MOVE", f"{FILES}/oc/g", f"Destination: {FILES}/oc/h")
+        served.ask("DELETE", f"{FILES}/oc/h")
+        found = [told() for _ in range(6)]
+        assert [name for name, _ in found] == [
+            "folder-created", "file-touched", "postprocessing-finished", "item-moved", "item-renamed", "item-trashed",
+        ]  # fmt: skip
+        folder, _, changed, moved, *_ = (data for _, data in found)
+        assert changed["etag"] == etag and changed["spaceid"] == served.personal().id
+        assert moved["itemid"] == changed["itemid"] and moved["parentitemid"] == folder["itemid"]

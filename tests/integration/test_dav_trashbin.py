@@ -157,3 +157,34 @@ def test_other_addresses_and_methods(dav, bin_, served):
     dav.mkcol(b"trash-bin")
     dav.put(b"trash-bin/f", b"a folder of that name is a folder")
     assert dav.get(b"trash-bin/f").startswith(b"a folder")
+
+
+def test_what_lies_in_a_deleted_folder(dav, bin_):
+    dav.mkcol(b"d")
+    dav.mkcol(b"d/sub")
+    dav.put(b"d/f %", b"12345")
+    dav.put(b"d/sub/g", b"1")
+    (ident,) = [entry.id for entry in dav.propfind(b"d") if entry.path == b"d/f %"]
+    dav.delete(b"d")
+    key = keys(bin_)["d"]
+    own, file, folder = parse_multistatus(
+        bin_.request("PROPFIND", key, ASK, {"Depth": "1"}).body, bin_.prefix
+    )
+    assert (own.path, own.is_dir) == (key, True)
+    assert (file.path, file.length, file.id) == (key + b"/f %", 5, ident)
+    assert (folder.path, folder.is_dir) == (key + b"/sub", True)
+    answer = bin_.request("PROPFIND", key + b"/sub", ASK, {"Depth": "1"})
+    assert [each.path for each in parse_multistatus(answer.body, bin_.prefix)] == [
+        key + b"/sub",
+        key + b"/sub/g",
+    ]
+    assert b"<oc:trashbin-original-location>d/sub/g<" in answer.body
+    (alone,) = parse_multistatus(
+        bin_.request("PROPFIND", key + b"/f %", ASK, {"Depth": "1"}).body, bin_.prefix
+    )
+    assert alone.length == 5
+    for path in (key + b"/none", key + b"/f %/x"):
+        assert bin_.request("PROPFIND", path, ASK).status == 404
+    assert bin_.request("PROPFIND", key + b"/../x", ASK).status == 400
+    assert bin_.request("DELETE", key + b"/sub").status == 403
+    assert bin_.request("MOVE", key + b"/sub", None, {"Destination": "/dav/files/alice/x"}).status == 403

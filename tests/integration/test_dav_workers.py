@@ -8,6 +8,8 @@ import random
 import signal
 import socket
 import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -233,3 +235,23 @@ def test_a_reload_fails_no_request(server: Server):
         for thread in threads:
             thread.join()
     assert not failures, failures[:5]
+
+
+def test_a_quota_is_exact_under_parallel_uploads(make_server):
+    server = make_server()
+    record = server.space("admin")
+    server.fsd("space", "set", record["alias"], "--quota", "500000")
+    clients = [server.space_dav(record) for _ in range(100)]
+    with ThreadPoolExecutor(100) as pool:
+        asked = pool.map(
+            lambda each: each[1].request("PUT", b"f%d" % each[0], b"x" * 10_000), enumerate(clients)
+        )
+        answers = list(asked)
+    found = Counter(answer.status for answer in answers)
+    assert found == {201: 50, 507: 50}
+    (root,) = clients[0].propfind(b"", depth=0)
+    assert root.size == 500_000
+    full = clients[0].request("PUT", b"f", b"1")
+    assert full.status == 507 and b"room for 0 more bytes" in full.body
+    stored = next(b"f%d" % index for index, answer in enumerate(answers) if answer.status == 201)
+    assert clients[0].request("PUT", stored, b"y" * 10_000).status == 204, "what adds nothing is not blocked"

@@ -178,6 +178,7 @@ def test_mkcol(served, dav):
     before = root_etag(served)
     made = dav.mkcol(b"new")
     assert made.status == 201 and made.headers["oc-fileid"] == dav.stat(b"new").id
+    assert made.headers["oc-perm"] == dav.stat(b"new").permissions == "RDNVCK"
     assert root_etag(served) != before
     assert status(dav, "MKCOL", b"new") == 405
     assert status(dav, "MKCOL", b"a/b") == 409
@@ -235,6 +236,7 @@ def test_move_and_copy_statuses(dav):
     moved = dav.move(b"c", b"b")
     assert moved.status == 204 and dav.stat(b"b").id == ident and dav.get(b"b") == b"a"
     assert moved.headers["oc-fileid"] == ident
+    assert moved.headers["oc-perm"] == "RDNVW"
     assert dav.copy(b"b", b"d").status == 201
     assert dav.stat(b"d").id != ident
     assert dav.copy(b"b", b"d").status == 204
