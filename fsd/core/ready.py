@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fsd.core import dirty, index, journal, relabel, tree, writers
 from fsd.core.commit import QUIET_S, ToLabel, place_key
 from fsd.core.errors import NotYetKnown, StorageUnavailable
-from fsd.core.index import FILE, LABELLED, WRITING, Head, NodeRow
+from fsd.core.index import FILE, LABELLED, READY, WRITING, Head, NodeRow
 from fsd.core.journal import Change
 from fsd.core.totals import Deltas
 
@@ -208,6 +208,8 @@ def make_ready(space: Space, rows: list[NodeRow]) -> list[ToLabel]:
     risen = writers.served(space, [row.binding for row in rows])
     changes: list[Change] = []
     labels: list[ToLabel] = []
+    # Elsewhere the flag comes with the label; what has none would count as somebody's temporary file for ever.
+    established = READY if space.record.label == "none" else 0
     with space.index.write() as db:
         deltas, bound = Deltas(), []
         for row in rows:
@@ -222,7 +224,7 @@ def make_ready(space: Space, rows: list[NodeRow]) -> list[ToLabel]:
             parent = index.node(db, fresh.parent)
             if parent is None:
                 continue
-            db.execute("UPDATE node SET flags=flags & ~? WHERE n=?", (WRITING, row.n))
+            db.execute("UPDATE node SET flags=flags & ~? | ? WHERE n=?", (WRITING, established, row.n))
             if row.binding not in risen:
                 changes.append(Change("ready", row.id, FILE, parent.id, fresh.name))
                 continue

@@ -292,3 +292,18 @@ def test_a_broken_lease_does_not_end_the_process(tmp_path):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_without_labels_a_ready_file_keeps_its_id_when_it_is_moved_over_another(tmp_path):
+    space = make_space(tmp_path, label="none")
+    sweep(space)
+    for name in (b"moved", b"target"):
+        write(space, name, name)
+    moved = seen(space, b"moved").id
+    assert seen(space, b"target").id != moved
+    settle(space)
+    os.rename(on_disk(space, b"moved"), on_disk(space, b"target"))
+    reconcile(space, b"", [b"moved", b"target"])
+    assert tree.lookup(space, b"target").id == moved
+    assert_right(space)
+    space.close()
