@@ -20,7 +20,7 @@ from typing import Any, Literal
 from fsd.core import posixacl, roots
 from fsd.core.accounts import NAME_BYTES, User, check_account_name, fold
 from fsd.core.catalogue import Catalogue
-from fsd.core.errors import FsdError, NameRefused
+from fsd.core.errors import FsdError, NameRefused, StorageUnavailable
 from fsd.core.grants import Acl, Member, Role, encode
 from fsd.core.hosts import within
 from fsd.core.names import check_new_name
@@ -87,6 +87,7 @@ class Maker(Catalogue):
             alias = self._free_alias(name, alias)
             self._check_name_free(name)
             path = self.installation.data_root + b"/projects/" + os.fsencode(alias)
+            self._check_data_root()
             claim = self._new_claim(managers, quota)
             self._make_empty(path, owner.dir_mode, claim)
             if shared:
@@ -169,6 +170,7 @@ class Maker(Catalogue):
         if found is not None:
             return found
         path = self.installation.data_root + b"/users/" + os.fsencode(user.name)
+        self._check_data_root()
         roots.make_directory(path)
         place = roots.resolve_directory(path)
         identity = roots.read_identity(place.path, self.installation.key)
@@ -197,6 +199,17 @@ class Maker(Catalogue):
     def delete_user(self, name: str) -> User:
         """Delete an account. Its files stay: the personal space becomes disabled."""
         return self.accounts.remove(name)
+
+    def _check_data_root(self) -> None:
+        """StorageUnavailable if the data root holds none of the spaces that were made in it: its filesystem is not
+        mounted, and what is made now would lie below the mount point, out of sight as soon as it is."""
+        data = self.installation.data_root
+        inside = [record for record in self.spaces() if within(record.path, data)]
+        if inside and not any(os.path.lexists(record.path) for record in inside):
+            raise StorageUnavailable(
+                f"None of the spaces in the data root {os.fsdecode(data)} is there: mount its storage first. "
+                "Nothing was changed."
+            )
 
     def _check_untouched(self, name: str) -> None:
         path = self.installation.data_root + b"/users/" + os.fsencode(name)

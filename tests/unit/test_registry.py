@@ -446,3 +446,16 @@ def test_a_lost_registry_is_never_replaced_by_an_empty_one(registry: Registry, t
         path.unlink()
     with pytest.raises(FsdError, match="backup"):
         Registry(tmp_path / "state").spaces()
+
+
+def test_nothing_is_made_in_a_data_root_whose_storage_is_away(registry: Registry, data: Path) -> None:
+    registry.add_user("ann", "secret")
+    data.rename(data.with_name("away"))
+    data.mkdir()  # the mount point
+    for make in (lambda: registry.create("new"), lambda: registry.add_user("bob", "secret")):
+        with pytest.raises(StorageUnavailable, match="mount its storage first"):
+            make()
+    assert list(data.iterdir()) == [] and registry.accounts.find("bob") is None
+    data.rmdir()
+    data.with_name("away").rename(data)
+    assert registry.create("new").alias == "new"
