@@ -28,8 +28,7 @@ class Export:
 
     def __init__(self, space: Space, *, read_only: bool) -> None:
         self.space = space
-        self.hidden = space.fsd_ident
-        self.hidden_ino = self.hidden[1]
+        self.hidden_ino = space.fsd_ident[1]
         self._snapshots = space.keeps_snapshots()
         self.rights: Rights = AS_IT_IS
         self.limit: int | None = None
@@ -63,9 +62,9 @@ class Export:
         if name == INTERNAL and (parent.parent is None or parent.parent.export is None):
             raise PermissionError(1, "The name is fsd's own.")
 
-    def hides(self, found: os.stat_result) -> bool:
-        """Whether this is the internal directory."""
-        return found.st_ino == self.hidden_ino and (found.st_dev, found.st_ino) == self.hidden
+    def hides(self, found: os.stat_result, name: bytes) -> bool:
+        """Whether an entry is never shown, by the same rule as over every other door: `Space.is_hidden`."""
+        return self.is_snapshots(name) or self.space.is_hidden(found, name)
 
     def is_snapshots(self, name: bytes) -> bool:
         """Whether this name is a filesystem's directory of snapshots, in whatever directory."""

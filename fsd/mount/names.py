@@ -63,7 +63,7 @@ class Names(Base):
             found = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except FileNotFoundError:
             return self.nothing(parent, name)
-        if (found.st_ino == export.hidden_ino and export.hides(found)) or export.is_snapshots(name):
+        if (found.st_ino == export.hidden_ino or name[:1] == b".") and export.hides(found, name):
             raise FUSEError(errno.ENOENT)
         return self.found(parent, name, found)
 
@@ -145,7 +145,7 @@ class Names(Base):
                 found = os.stat(name, dir_fd=fd, follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            if found.st_ino == hidden and export.hides(found):
+            if (found.st_ino == hidden or name[:1] == b".") and export.hides(found, name):
                 continue
             child = refer(node, name, found)
             # Counted before it is sent, taken back if it does not fit: a new node must not be lost in between.
@@ -256,7 +256,7 @@ class Names(Base):
     def _victim(self, export: Export, fd: int, name: bytes) -> tuple[Node | None, os.stat_result]:
         """The node that stands at a name, kept reachable if it will still be in use without it."""
         found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        if (found.st_ino == export.hidden_ino and export.hides(found)) or export.is_snapshots(name):
+        if (found.st_ino == export.hidden_ino or name[:1] == b".") and export.hides(found, name):
             raise FUSEError(errno.ENOENT)
         node = self.nodes.by_key.get((found.st_dev, found.st_ino))
         if node is not None and node.fd < 0 and not node.is_dir and (node.handles or found.st_nlink > 1):

@@ -196,3 +196,17 @@ def test_lost_events_cost_nothing_but_a_look(mount: Mount, here: Path) -> None:
     finally:
         subprocess.run(["sh", "-c", f"kill -CONT {mount.pid}"], check=True)
     wait_for(lambda: all((here / f"f{number}").stat().st_size == 5 for number in range(50)), timeout=SOON)
+
+
+def test_the_internals_of_a_copy_of_a_space_are_hidden_as_everywhere(mount: Mount, dav: Dav, here: Path) -> None:
+    copy = below(mount, here) / "copy"
+    (copy / ".fsd" / "trash").mkdir(parents=True, mode=0o700)
+    (copy / ".fsd").chmod(0o700)
+    (copy / "file").write_bytes(b"x")
+    assert {entry.path for entry in dav.propfind(path_of(mount, here / "copy"))[1:]} == {
+        path_of(mount, here / "copy" / "file")
+    }
+    assert os.listdir(here / "copy") == ["file"]
+    assert not (here / "copy" / ".fsd").exists()
+    with pytest.raises(OSError):
+        (here / "copy" / ".fsd").rename(here / "out")
