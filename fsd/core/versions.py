@@ -132,15 +132,14 @@ def thin(space: Space, keep_s: float, limit: int | None = None, now_s: float | N
     Returns how many went. Looks at every version of the space.
     """
     now_s = time.time() if now_s is None else now_s
-    trashed = {item.node_id for item in trash.items(space)}
+    trashed = _trashed(space)
     left: list[tuple[Version, str]] = []
     gone = 0
     for node_id in _ids(space):
         found = items(space, node_id)
-        if found and node_id not in trashed and _is_orphan(space, node_id, found[0], now_s):
+        drop = superfluous(found, now_s, keep_s)
+        if found and _is_orphan(space, node_id, found[0], trashed, now_s):
             drop = found
-        else:
-            drop = superfluous(found, now_s, keep_s)
         gone += _drop(space, node_id, drop)
         left += [(version, node_id) for version in found if version not in drop]
     if limit is not None:
@@ -162,12 +161,47 @@ def _drop(space: Space, node_id: str, versions: list[Version]) -> int:
     return len(versions)
 
 
-def _is_orphan(space: Space, node_id: str, newest: Version, now_s: float) -> bool:
-    if now_s - newest.replaced / 1e9 < _ORPHAN_S:
-        return False
+def orphans(space: Space, now_s: float) -> Iterator[str]:
+    """Ids that have versions, and whose file has been neither in the tree nor in the trash for a day."""
+    trashed = _trashed(space)
+    for node_id in _ids(space):
+        found = items(space, node_id)
+        if found and _is_orphan(space, node_id, found[0], trashed, now_s):
+            yield node_id
+
+
+def is_orphan(space: Space, node_id: str, now_s: float) -> bool:
+    """Whether `orphans` would tell this id."""
+    found = items(space, node_id)
+    return bool(found) and _is_orphan(space, node_id, found[0], _trashed(space), now_s)
+
+
+def drop_all(space: Space, node_id: str) -> None:
+    """Delete every version of a file."""
+    _drop(space, node_id, items(space, node_id))
+
+
+def _trashed(space: Space) -> set[str | None]:
+    return {item.node_id for item in trash.items(space)}
+
+
+def _is_orphan(space: Space, node_id: str, newest: Version, trashed: set[str | None], now_s: float) -> bool:
+    """The day begins when the file was found gone; what is below a deleted folder is as much in the trash as that."""
+    gone = ident = bytes.fromhex(node_id)
     with space.index.read() as db:
         (complete,) = db.execute("SELECT complete FROM head").fetchone()
-        return bool(complete) and index.by_id(db, bytes.fromhex(node_id)) is None
+        if not complete or index.by_id(db, ident) is not None:
+            return False
+    since, seen = newest.replaced / 1e9, {gone}
+    while gone.hex() not in trashed:
+        stone = space.state.tombstone(gone)
+        if stone is None:
+            return now_s - since >= _ORPHAN_S
+        since, gone = max(since, stone.at), stone.parent
+        if gone in seen:
+            return now_s - since >= _ORPHAN_S
+        seen.add(gone)
+    return False
 
 
 def _alone(staging: int, name: bytes) -> bool:

@@ -198,7 +198,9 @@ def test_lost_events_cost_nothing_but_a_look(mount: Mount, here: Path) -> None:
     wait_for(lambda: all((here / f"f{number}").stat().st_size == 5 for number in range(50)), timeout=SOON)
 
 
-def test_the_internals_of_a_copy_of_a_space_are_hidden_as_everywhere(mount: Mount, dav: Dav, here: Path) -> None:
+def test_the_internals_of_a_copy_of_a_space_are_hidden_as_everywhere(
+    mount: Mount, dav: Dav, here: Path
+) -> None:
     copy = below(mount, here) / "copy"
     (copy / ".fsd" / "trash").mkdir(parents=True, mode=0o700)
     (copy / ".fsd").chmod(0o700)

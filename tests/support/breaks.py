@@ -351,6 +351,13 @@ def _(space):
     os.rmdir(internal(space, f"uploads/{partials.create(space, 'u', reserve=10).id}"))
 
 
+@breaks("versions-left")
+def _(space):
+    left = internal(space, "versions/ab/ab" + "0" * 30)
+    os.makedirs(left)
+    Path(left, str(10**18)).write_bytes(b"old")
+
+
 @breaks("trash-without-info")
 def _(space):
     os.unlink(internal(space, "trash/info/" + os.listdir(internal(space, "trash/info"))[0]))

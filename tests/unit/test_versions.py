@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsd.core import operations, reverting, trash, tree, versions
+from fsd.core import limbo, operations, reverting, trash, tree, versions
 from fsd.core.content import Upload
 from fsd.core.sweep import Sweep
 from fsd.core.versions import Version, superfluous
@@ -112,6 +112,36 @@ def test_they_follow_the_file_and_end_with_it(space):
     with space.index.write() as db:
         db.execute("DELETE FROM node WHERE id=?", (bytes.fromhex(entry.id),))
     assert versions.thin(space, 90 * DAY, now_s=later) == 1 and versions.items(space, entry.id) == []
+
+
+def settle_limbo(space):
+    while limbo.settle(space, time.time() + 60):
+        pass
+
+
+def test_those_of_a_file_in_a_deleted_folder_come_back_with_it(space):
+    operations.make_directory(space, b"d")
+    entry = put(space, b"d/f", b"one")
+    put(space, b"d/f", b"two")
+    operations.delete(space, b"d")
+    settle_limbo(space)
+    assert versions.thin(space, 90 * DAY, now_s=time.time() + 5 * DAY) == 0
+    (item,) = trash.items(space)
+    trash.restore(space, item.key)
+    assert tree.lookup(space, b"d/f").id == entry.id and contents(space, entry.id) == [b"one"]
+
+
+def test_those_of_what_somebody_removed_stay_a_day_from_then_on(space):
+    entry = put(space, b"f", b"one")
+    put(space, b"f", b"two")
+    (key,) = os.listdir(on_disk(space, b".fsd/versions/" + entry.id[:2].encode() + b"/" + entry.id.encode()))
+    below = on_disk(space, b".fsd/versions/" + entry.id[:2].encode() + b"/" + entry.id.encode() + b"/")
+    os.rename(below + key, below + b"%d" % (int(key) - 10 * DAY * 10**9))
+    os.unlink(on_disk(space, b"f"))
+    verify(space)
+    settle_limbo(space)
+    assert versions.thin(space, 90 * DAY) == 0, "a backup may bring it back"
+    assert versions.thin(space, 90 * DAY, now_s=time.time() + 2 * DAY) == 1
 
 
 def test_the_oldest_go_beyond_the_limit(space):

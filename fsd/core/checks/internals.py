@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fsd.core import index, intents, partials, replay, trash
+from fsd.core import index, intents, partials, replay, trash, versions
 from fsd.core.checks.finding import Suspect
 from fsd.core.places import internal
 from fsd.core.space import INTERNAL_PARTS
@@ -26,6 +26,8 @@ _KNOWN = {b"space.json", b"acl.json", b"epoch", b"trash", b"staging", b"meta", b
 _PASSING = re.compile(rb"\.?(space\.json|acl\.json|epoch)\.new")
 """Temporary names of files that are written aside; a crash leaves at most one of each."""
 _YOUNG_S = 60.0
+_JOBS_S = 2 * 3600.0
+"""What the jobs tidy up each hour is a finding when they have missed it. Seconds."""
 _META = re.compile(rb"[0-9a-f]{32}\.json(\.new)?")
 
 
@@ -45,6 +47,7 @@ def suspects(space: Space, peers: Peers | None) -> Iterator[Suspect]:
     if not space.record.read_only:
         yield from _staging(space, peers)
         yield from _uploads(space)
+        yield from _versions(space)
     yield from _trash(space)
     yield from _meta(space)
 
@@ -178,6 +181,21 @@ def _without_parts(space: Space) -> dict[bytes, partials.Partial]:
     uploads = {os.fsencode(upload.id): upload for upload in partials.every(space)}
     there = set(names_in(space, "uploads"))
     return {ident: upload for ident, upload in uploads.items() if ident not in there}
+
+
+def _versions(space: Space) -> Iterator[Suspect]:
+    """Those of files that are nowhere any more, and that the jobs have not deleted in their time."""
+    before = time.time() - _JOBS_S
+    if not names_in(space, "versions"):
+        return
+    for node_id in versions.orphans(space, before):
+
+        def again(node_id: str = node_id) -> object | None:
+            return True if versions.is_orphan(space, node_id, before) else None
+
+        text = "Versions of a file that has long been neither in the tree nor in the trash."
+        mend = partial(versions.drop_all, space, node_id)
+        yield Suspect("versions-left", os.fsencode(node_id), text, True, again, mend)
 
 
 def _trash(space: Space) -> Iterator[Suspect]:
