@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fsd.core import hosts, positions
 from fsd.core.hosts import Mount, within
-from watcher.shift import Subject
+from fsd.service.shift import Subject
 from watcher.sources.base import LogReader, Source, SourceStatus
 from watcher.sources.fanotify import FanotifySource
 from watcher.sources.inotify import InotifySource

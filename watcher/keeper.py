@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from fsd.core import dirty, hosts, inner, limbo, positions, ready, relabel, tree
 from fsd.core.errors import StorageUnavailable
 from fsd.core.sweep import Progress, Sweep
+from fsd.service.shift import Subject
 from watcher.drain import Drain
 from watcher.hint import Hint
 from watcher.pace import failure_wait
 from watcher.rows import root_is_there
-from watcher.shift import Subject
 
 if TYPE_CHECKING:
     from fsd.core.space import Space

@@ -1,7 +1,7 @@
 """The watcher's threads: one hears and reconciles, one does what may take long, one says how it is.
 
 The first works in slices of milliseconds, so that a change never waits behind a sweep; the second sweeps,
-labels, polls and settles, paced to a share of a core. Both are shifts (`watcher.shift`): where a storage
+labels, polls and settles, paced to a share of a core. Both are shifts (`fsd.service.shift`): where a storage
 hangs, its space keeps the thread and another one goes on. The third never asks a storage; it sees who hangs.
 Each space's failure stays its own: it is set aside until it works again.
 
@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fsd.core.errors import StorageUnavailable
 from fsd.core.space import SpaceRecord
+from fsd.service.shift import Shift, Subject
 from fsd.service.status import replace_json
 from watcher import report
 from watcher.ears import LOGS, Ears, Held
 from watcher.keeper import Keeper
 from watcher.mounts import Mounts
-from watcher.shift import Shift, Subject
 from watcher.sources.base import LogReader
 
 if TYPE_CHECKING:

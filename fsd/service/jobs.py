@@ -11,7 +11,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
@@ -24,10 +26,11 @@ from fsd.core.registry import Registry
 from fsd.core.sweep import Sweep
 from fsd.service import alarms, health
 from fsd.service.hasher import Hasher
+from fsd.service.shift import Shift, Subject
 from fsd.service.status import replace_json
 
 if TYPE_CHECKING:
-    from fsd.core.space import Space
+    from fsd.core.space import Space, SpaceRecord
     from fsd.service.config import Settings
 
 log = logging.getLogger(__name__)
@@ -45,6 +48,8 @@ ROOT_EVERY = 2.0
 SUMS_EVERY = 60.0
 ALARMS_EVERY = 5.0
 OPS_RETRY = 10.0
+_STOP_S = 20.0
+"""How long the end waits for the job under way. Seconds."""
 
 
 @dataclass(slots=True)
@@ -54,7 +59,9 @@ class Job:
     name: str
     every: float
     work: Callable[[Space], object]
-    due: float = 0.0
+    first: float = 0.0
+    due: dict[str, float] = field(default_factory=dict)
+    """By space, from its second turn on."""
 
 
 def over_limit(items: list[trash.TrashItem], limit: int) -> list[trash.TrashItem]:
@@ -94,51 +101,68 @@ class Jobs:
             Job("grants", GRANTS_EVERY, self._grants),
             Job("epoch", EPOCH_EVERY, self._epoch),
             Job("root", ROOT_EVERY, self._root),
-            Job("trash", TRASH_EVERY, self._trash, due=time.monotonic() + 30.0),
-            Job("versions", VERSIONS_EVERY, self._versions, due=time.monotonic() + 90.0),
-            Job("uploads", UPLOADS_EVERY, partials.expire, due=time.monotonic() + 45.0),
-            Job("old checksums", SUMS_EVERY, self._forget_sums, due=time.monotonic() + 120.0),
-            Job("old rows", OLD_EVERY, forget_old, due=time.monotonic() + 60.0),
+            Job("trash", TRASH_EVERY, self._trash, first=time.monotonic() + 30.0),
+            Job("versions", VERSIONS_EVERY, self._versions, first=time.monotonic() + 90.0),
+            Job("uploads", UPLOADS_EVERY, partials.expire, first=time.monotonic() + 45.0),
+            Job("old checksums", SUMS_EVERY, self._forget_sums, first=time.monotonic() + 120.0),
+            Job("old rows", OLD_EVERY, forget_old, first=time.monotonic() + 60.0),
         ]
         self._verify = Job("verify", 0.0, self._verify_restored)
         self._restored: dict[str, Space] = {}
         self._alarms: dict[str, dict[str, str]] = {}
-        self._at_work: tuple[str, str, float] | None = None
-        """(job, space, since), for whoever asks whether its storage hangs."""
+        self._stop = threading.Event()
+        self._shift = Shift("jobs", self._round, self._stop)
+        self._subjects: dict[str, Subject] = {}
+        self._at_work: dict[str, tuple[str, str, float]] = {}
+        """(job, space, since) by space, for whoever asks whether its storage hangs."""
         self._sums_swept: dict[str, bytes] = {}
         self._said: set[tuple[str, str, str]] = set()
+        self._guard = threading.Lock()
 
     def run(self, stop: threading.Event) -> None:
-        """Work until told to stop."""
+        """Work until told to stop. What a storage holds up is not waited for."""
         told = threading.Thread(target=self._tell, args=(stop,), name="status", daemon=True)
         told.start()
         if self._settings.checksums_rate:
             hasher = Hasher(self._registry, self._settings.checksums_rate)
             threading.Thread(target=hasher.run, args=(stop,), name="hashing", daemon=True).start()
+        self._stop = stop
+        self._shift = Shift("jobs", self._round, stop)
+        self._shift.start()
         try:
             while not stop.is_set():
                 self._serve_operations()
-                self.turn(time.monotonic(), stop)
-                self._look_for_alarms(time.monotonic(), stop)
-                stop.wait(1.0)
+                self._shift.relieve(time.monotonic())
+                stop.wait(0.25)
         finally:
             told.join(2.0)
+            self._shift.join(2.0 if self._shift.strained() else _STOP_S)
             if self._ops is not None:
                 self._ops.shutdown()
                 self._ops.server_close()
 
+    def _round(self) -> float:
+        self.turn(time.monotonic(), self._stop)
+        self._look_for_alarms(time.monotonic(), self._stop)
+        return 1.0
+
     def turn(self, now: float, stop: threading.Event) -> None:
-        """Do what is due, one space after the other."""
+        """Do what is due, one space after the other; what another thread keeps from its turn stays due."""
+        records = [each for each in self._registry.spaces() if each.state == "active" and not each.read_only]
         for job in self._jobs:
-            if now < job.due:
-                continue
-            job.due = now + job.every
-            for space in self._spaces():
+            for record in records:
                 if stop.is_set():
                     return
-                self._do(job, space)
+                if now >= job.due.get(record.id, job.first):
+                    self._alone(record, partial(self._do, job, record, now))
         for space in list(self._restored.values()):
-            self._do(self._verify, space)
+            self._alone(space.record, partial(self._do, self._verify, space.record, now))
+        known = {record.id for record in records}
+        for job in self._jobs:
+            job.due = {space_id: due for space_id, due in job.due.items() if space_id in known}
+
+    def _alone(self, record: SpaceRecord, work: Callable[[], object]) -> None:
+        self._shift.do(self._subjects.setdefault(record.id, Subject(record.id)), work)
 
     def _look_for_alarms(self, now: float, stop: threading.Event) -> None:
         if now < self._alarms_due:
@@ -148,15 +172,24 @@ class Jobs:
         for record in records:
             if stop.is_set():
                 return
-            self._at_work = ("alarms", record.name, time.time())
+            self._alone(record, partial(self._look_at, record))
+        known = {record.hex for record in records}
+        self._alarms = {key: found for key, found in self._alarms.items() if key in known}
+
+    def _look_at(self, record: SpaceRecord) -> None:
+        with self._seen("alarms", record):
             try:
                 self._alarms = {**self._alarms, record.hex: alarms.of(self._registry, record)}
             except OSError as error:
                 log.info("space %s: its alarms could not be looked for: %s", record.id, error)
-            finally:
-                self._at_work = None
-        known = {record.hex for record in records}
-        self._alarms = {key: found for key, found in self._alarms.items() if key in known}
+
+    @contextmanager
+    def _seen(self, job: str, record: SpaceRecord) -> Iterator[None]:
+        self._at_work[record.id] = (job, record.name, time.time())
+        try:
+            yield
+        finally:
+            self._at_work.pop(record.id, None)
 
     def _tell(self, stop: threading.Event) -> None:
         """Once a second, whatever the jobs are doing: storage that hangs must be seen."""
@@ -164,36 +197,35 @@ class Jobs:
             over = stop.wait(1.0)
             told = {
                 "pid": os.getpid(), "running": not over, "written": time.time(),
-                "alarms": self._alarms, "at_work": self._at_work,
+                "alarms": self._alarms,
+                "at_work": min(list(self._at_work.values()), key=lambda each: each[2], default=None),
             }  # fmt: skip
             replace_json(self._settings.state / "run" / "jobs.json", told)
             if over:
                 return
 
-    def _spaces(self) -> Iterator[Space]:
-        for record in self._registry.spaces():
-            if record.state == "active" and not record.read_only:
-                try:
-                    yield self._registry.open(record.id)
-                except OSError as error:
-                    log.info("space %s is skipped: %s", record.id, error)
-
-    def _do(self, job: Job, space: Space) -> None:
+    def _do(self, job: Job, record: SpaceRecord, now: float) -> None:
         """One space's failure keeps no other from its turn, and is said once until it changes."""
-        said = (job.name, space.record.id, "")
-        self._at_work = (job.name, space.record.name, time.time())
-        try:
-            job.work(space)
-        except StorageUnavailable:
-            return
-        except Exception as error:
-            said = (job.name, space.record.id, f"{type(error).__name__}: {error}")
-            if said not in self._said:
-                known = isinstance(error, OSError)
-                log.error("job %s of space %s failed: %s", *said, exc_info=None if known else error)
-        finally:
-            self._at_work = None
-        self._said = {each for each in self._said if each[:2] != said[:2]} | ({said} if said[2] else set())
+        job.due[record.id] = now + job.every
+        said = (job.name, record.id, "")
+        with self._seen(job.name, record):
+            try:
+                space = self._registry.open(record.id)
+            except OSError as error:
+                log.info("space %s is skipped: %s", record.id, error)
+                return
+            try:
+                job.work(space)
+            except StorageUnavailable:
+                return
+            except Exception as error:
+                said = (job.name, record.id, f"{type(error).__name__}: {error}")
+                if said not in self._said:
+                    known = isinstance(error, OSError)
+                    log.error("job %s of space %s failed: %s", *said, exc_info=None if known else error)
+        with self._guard:
+            others = {each for each in self._said if each[:2] != said[:2]}
+            self._said = others | ({said} if said[2] else set())
 
     def _replay(self, space: Space) -> None:
         def peer(space_id: str) -> Space | None:

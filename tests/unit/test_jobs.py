@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from fsd.core.sweep import Sweep
 from fsd.service.config import Settings
 from fsd.service.jobs import Job, Jobs, forget_old, over_limit
 from fsd.service.options import Address
+from tests.support.waiting import wait_for
 
 
 def item(key: str, deleted: float, size: int) -> trash.TrashItem:
@@ -85,6 +87,32 @@ def test_a_failure_keeps_no_other_space_from_its_turn_and_is_said_once(jobs: Job
         jobs.turn(float(turn), threading.Event())
     assert done == ["b", "b", "b"]
     assert len([record for record in caplog.records if "job j" in record.message]) == 1
+
+
+def test_a_space_whose_storage_hangs_holds_up_its_own_jobs_alone(jobs: Jobs):
+    add_space(jobs, "a"), add_space(jobs, "b")
+    hang, done = threading.Event(), Counter[str]()
+
+    def work(space: Space) -> None:
+        if space.record.name == "a":
+            hang.wait(60)
+        done[space.record.name] += 1
+
+    jobs._jobs = [Job("j", 0.0, work)]
+    stop = threading.Event()
+    thread = threading.Thread(target=jobs.run, args=(stop,))
+    thread.start()
+    try:
+        wait_for(lambda: done["b"] >= 2, timeout=30, what="the neighbour's turns")
+        assert done["a"] == 0
+        assert {(job, name) for job, name, _ in jobs._at_work.values()} >= {("j", "a")}
+        hang.set()
+        wait_for(lambda: done["a"] >= 2, timeout=30, what="its turns once it answers")
+    finally:
+        hang.set()
+        stop.set()
+        thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_trash_is_kept_and_limited(jobs: Jobs):

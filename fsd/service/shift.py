@@ -118,7 +118,7 @@ class Shift:
             self._at = subject
             answer = work()
         with self._lock:
-            if self._local.token is not self._token:
+            if getattr(self._local, "token", None) is not self._token:
                 raise _Relieved
             self._at = None
         return answer
@@ -156,7 +156,7 @@ class Shift:
             except Exception:
                 # A defect in one turn must not end the thread.
                 if not self._ending.is_set():
-                    log.exception("a turn of the watcher failed")
+                    log.exception("%s: a turn failed", self._name)
                 rest = PATIENCE
             if rest > 0:
                 self._ending.wait(rest)
