@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from dav import events
+from dav import events, forward
 from dav.auth.basic import BasicAuth
 from dav.auth.forwarded import TrustedProxies
 from dav.discovery import endpoints
@@ -129,6 +129,10 @@ class App:
                     _may_block(environ)
                 return beside(environ, user, view)
             call = Call(environ, user, Router(view))
+            if (holder := forward.elsewhere(call)) is not None:
+                _may_block(environ)
+                passed = forward.begin(call, holder)
+                return passed if isinstance(passed, Reply) else (call, passed)
         except (HttpError, OSError) as error:
             return self._refusal(environ, error)
         if call.method not in _QUICK:

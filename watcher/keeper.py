@@ -17,7 +17,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import dirty, hosts, inner, limbo, positions, ready, relabel, tree
+from fsd.core import dirty, hosts, inner, lease, limbo, positions, ready, relabel, tree
 from fsd.core.errors import StorageUnavailable
 from fsd.core.sweep import Progress, Sweep
 from fsd.service.shift import Subject
@@ -134,6 +134,11 @@ class Keeper:
             self.drain.refill(now, force=True)
         return True
 
+    def taken_over(self) -> None:
+        """This host works on it from now on: all of it is verified. From any thread."""
+        self._active_until = time.monotonic() + ACTIVE
+        self.gap = True
+
     # -- sweeps
 
     def _begin(self) -> None:
@@ -237,7 +242,8 @@ class Keeper:
         if self.inner_away:
             self._active_until = now + ACTIVE
         limbo.settle(self.space, time.time())
-        if self._readiness.settle(SETTLE):
+        # What another host works on is only followed: that one says when a file is whole, and labels it.
+        if lease.may_write(self.space) and self._readiness.settle(SETTLE):
             self._active_until = now + ACTIVE
         if not self._labels_left:
             self._labels_left = relabel.label_due(self.space, LABELS) >= LABELS

@@ -21,13 +21,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from fsd.core import lease
 from fsd.core.errors import StorageUnavailable
+from fsd.core.lease import Host, Record
 from fsd.core.space import SpaceRecord
 from fsd.service.shift import Shift, Subject
 from fsd.service.status import replace_json
 from watcher import report
 from watcher.ears import LOGS, Ears, Held
 from watcher.keeper import Keeper
+from watcher.leases import Leases
 from watcher.mounts import Mounts
 from watcher.sources.base import LogReader
 
@@ -77,7 +80,17 @@ class Spaces(Protocol):
 class Watcher:
     """All spaces of one data root."""
 
-    def __init__(self, registry: Spaces, run_dir: Path, ears: Ears, *, verify_every: float = 86400.0) -> None:
+    def __init__(
+        self,
+        registry: Spaces,
+        run_dir: Path,
+        ears: Ears,
+        *,
+        verify_every: float = 86400.0,
+        host: Host | None = None,
+        take_over: Callable[[Space], None] = lambda space: None,
+    ) -> None:
+        """`host`: the spaces are shared with other hosts; `take_over` is called for one that another had before."""
         self.keepers: dict[str, Keeper] = {}
         self._registry = registry
         self._run_dir = run_dir
@@ -92,6 +105,8 @@ class Watcher:
         self._leaving: deque[Keeper] = deque()
         self._told: dict[str, Any] = {}
         self._ending = threading.Event()
+        self._take_over = take_over
+        self._leases = Leases(host, self._taken) if host is not None else None
         self._itself = Subject("registry")
         self._front = Shift("front", self._turn, self._ending)
         self._back = Shift("background", self._background, self._ending)
@@ -133,6 +148,8 @@ class Watcher:
                 if mine:
                     keeper.drain.close()
         self._ears.close()
+        if self._leases is not None:
+            self._leases.close()
         for keeper in keepers:
             _close(keeper)
 
@@ -186,6 +203,17 @@ class Watcher:
             if keeper.space.record.source != record.source:
                 keeper.watched, keeper.next_watch = False, 0.0
             keeper.space.record = record
+        if self._leases is not None:
+            self._leases.follow({key: (each.storage, each.space) for key, each in self.keepers.items()})
+
+    def _taken(self, space: Space, old: Record | None) -> None:
+        """This host is about to have a space's lease. In the thread of its storage."""
+        if old is not None and old.host != lease.host_id(space.state_dir):
+            self._take_over(space)
+            log.info("space %s is taken over from %s", space.record.id, old.name)
+        keeper = self.keepers.get(space.record.hex)
+        if keeper is not None:
+            keeper.taken_over()
 
     def _drop(self, key: str) -> None:
         keeper = self.keepers.pop(key)
@@ -346,6 +374,7 @@ class Watcher:
             try:
                 ear, sources = self._ears.heard(key), self._ears.told(key)
                 spaces[key] = report.told(keeper, ear, sources, now)
+                spaces[key]["lease"] = self._leases.told(key) if self._leases is not None else None
             except RuntimeError:
                 pass  # a dict changed while it was read: the last second's words stand
         self._told = {**{key: told for key, told in self._told.items() if key in self.keepers}, **spaces}

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from fsd.core import lease, restoring
 from fsd.core.registry import Registry
 from fsd.service.status import read_json
 from watcher.ears import Choice, Ears
@@ -68,10 +69,13 @@ def run(settings: Settings) -> None:
         stopping = True
 
     signal.signal(signal.SIGTERM, stop)
+    registry = Registry(settings.state)
     watcher = Watcher(
-        Registry(settings.state),
+        registry,
         settings.state / "run",
         make_ears(settings),
         verify_every=float(settings.watch_sweep),
+        host=lease.host_of(settings.state),
+        take_over=lambda space: restoring.take_over(space, registry.installation),
     )
     watcher.run(lambda: stopping)

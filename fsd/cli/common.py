@@ -7,6 +7,7 @@ import getpass
 import json
 import os
 import pwd
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -41,7 +42,28 @@ def settings_of(args: argparse.Namespace, **more: Any) -> Settings:
     from fsd.service import config
 
     flags = {"data": args.data, "state": args.state, "config": args.config} | more
-    return config.load(flags)
+    settings = config.load(flags)
+    if settings.cluster_shared or "fsd.core.lease" in sys.modules:  # a reload may have turned it off
+        _use_lease(settings)
+    return settings
+
+
+def _use_lease(settings: Settings) -> None:
+    """Say which host this is among those that share the spaces; UserError where the settings make no sense."""
+    import socket
+
+    from fsd.core import lease
+
+    if not settings.cluster_shared:
+        lease.use(settings.state, None)
+        return
+    name = (settings.cluster_name or socket.gethostname())[:64]
+    address = settings.cluster_address.rstrip("/")
+    if address and not re.fullmatch(r"https?://[^/\s]{1,255}", address):
+        raise UserError("'cluster.address' is a URL such as http://10.0.0.2:9200.", USAGE)
+    if not 1 <= settings.cluster_lease <= 300:
+        raise UserError("'cluster.lease' is a time from 1s to 5m.", USAGE)
+    lease.use(settings.state, lease.Host(name, address, float(settings.cluster_lease)))
 
 
 def registry_of(args: argparse.Namespace) -> Registry:

@@ -138,6 +138,11 @@ def show(told: dict[str, Any]) -> None:
 def remarks(space: dict[str, Any]) -> list[str]:
     """What is worth knowing of a space's sources, and no problem."""
     found = []
+    if held := space.get("lease"):
+        who = "this host" if held["held"] else held["host"] or "no host yet"
+        found.append(f"lease {held['token']} is with {who}, renewed {held['age']:.1f} s ago")
+        if held["trouble"]:
+            found.append(f"its lease cannot be looked at: {held['trouble']}")
     if fallback := space.get("fallback"):
         found.append(f"heard by {space['source']}, because of {fallback}")
     for part in space.get("parts", ()):

@@ -34,6 +34,10 @@ class NotYetKnown(FsdError):
     code = errno.EAGAIN
 
 
+class Elsewhere(NotYetKnown):
+    """Another host works on the space just now; nothing of it may be changed here."""
+
+
 class SpaceDisabled(FsdError):
     """The space exists but is not served, or the asker may not know that it exists."""
 

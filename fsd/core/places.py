@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fsd.core import ids
+from fsd.core import ids, lease
 from fsd.core.errors import AcrossMounts, Forbidden, NameRefused, ParentMissing, ReadOnlySpace, SpaceDisabled
 from fsd.core.names import INTERNAL, SNAPSHOTS, check_new_name, to_text
 from fsd.core.syscalls import Statx, rename_noreplace, statx
@@ -105,7 +105,7 @@ def binding_at(fd: int, name: bytes) -> bytes | None:
 
 
 def require_writable(space: Space) -> None:
-    """Raise unless fsd may change this space's tree."""
+    """Raise unless fsd may change this space's tree, and may do so on this host."""
     if space.record.state != "active":
         raise SpaceDisabled("The space is not served.")
     if space.record.read_only:
@@ -114,6 +114,7 @@ def require_writable(space: Space) -> None:
         raise ReadOnlySpace(
             "The space's internal directory '.fsd' was moved away; the space is read-only until it is back."
         )
+    lease.require(space)
 
 
 def _check_path(path: bytes) -> None:

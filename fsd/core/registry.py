@@ -13,7 +13,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from fsd.core import roots, trash
+from fsd.core import lease, roots, trash
 from fsd.core.accounts import check_account_name
 from fsd.core.catalogue import SOURCE
 from fsd.core.errors import FsdError, NameRefused, StorageUnavailable
@@ -90,8 +90,8 @@ class Registry(Maker):
         """Before serving: finish what a crash interrupted, and notice what was restored meanwhile. Idempotent."""
         self._finish_moves()
         for record in self.spaces():
-            if record.state != "active" or record.read_only:
-                continue
+            if record.state != "active" or record.read_only or lease.host_of(self.state_dir) is not None:
+                continue  # of a space that hosts share, who gets its lease looks
             try:
                 if accept(record, self.installation):
                     record = self.get(record.id)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fsd.core import dirty, index, labels, writers
+from fsd.core import dirty, index, labels, lease, writers
 from fsd.core.commit import SETTLE_S, ToLabel
 from fsd.core.index import CLAIMING, DIRECTORY, FILE, LABELLED, READY, NodeRow
 
@@ -24,7 +24,7 @@ _Update = tuple[int, int, int, int]
 def write_labels(space: Space, fd: int, due: Iterable[ToLabel]) -> None:
     """Label nodes of the open directory `fd` as their rows say; what changed meanwhile is left to the next
     look."""
-    if space.record.label == "none" or space.record.read_only:
+    if space.record.label == "none" or space.record.read_only or not lease.may_write(space):
         return
     updates: list[_Update] = []
     unkept: list[NodeRow] = []
@@ -103,6 +103,8 @@ def label_due(space: Space, limit: int = 500) -> int:
 
     Called every second by the watcher. A file that is open for writing stays unlabelled until it is closed.
     """
+    if not lease.may_write(space):
+        return 0
     now = time.time()
     with space.index.read() as db:
         query = (
@@ -194,7 +196,7 @@ def publish_trees(space: Space, limit: int = 100) -> int:
 
     Called about once a second, so a busy directory is written once a second at most.
     """
-    if space.record.label == "none" or space.record.read_only:
+    if space.record.label == "none" or space.record.read_only or not lease.may_write(space):
         return 0
     with space.index.read() as db:
         rows = db.execute(

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fsd.core import intents, trash
+from fsd.core import intents, lease, trash
 from fsd.core.moving import finish_moved_out, finish_over
 from fsd.core.places import internal
 from fsd.core.properties import finish_update
@@ -37,7 +37,7 @@ def replay(space: Space, peers: Peers | None = None) -> None:
     Called at start-up by each process. `peers` is needed to finish moves into other spaces; without it they wait.
     Raises StorageUnavailable when the space isn't there; all other failures are logged and left to the next call.
     """
-    if space.record.read_only or space.record.state != "active":
+    if space.record.read_only or space.record.state != "active" or not lease.may_write(space):
         return
     space.root_fd()
     known = intents.of(space)

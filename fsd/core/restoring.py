@@ -60,6 +60,22 @@ def skip_numbers(space: Space) -> None:
         db.execute("UPDATE head SET boot = ''")
 
 
+def take_over(space: Space, installation: Installation) -> None:
+    """Another host worked on the space until now: what this one said of it earlier must not be said again.
+
+    All directory etags change, since this index numbers changes by itself; the epoch goes on from where the tree's is.
+    A sweep has to follow. Nothing is written into the tree.
+    """
+    incarnation = os.urandom(8)
+    with space.index.write() as db:
+        with space.state.write() as state:
+            state.execute("UPDATE ident SET incarnation = ?", (incarnation,))
+        db.execute("UPDATE head SET incarnation = ?, boot = ''", (incarnation,))
+    known, on_disk = _known(space, installation), _on_disk(space)
+    if on_disk is not None and (known is None or on_disk > known[0]):
+        _note_epoch(space, installation, on_disk)
+
+
 def check_epoch(space: Space, installation: Installation) -> bool:
     """Compare the epochs; if the tree or the state went back in time, renew the space and return True.
 

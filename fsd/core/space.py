@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fsd.core import ids
+from fsd.core import ids, lease
 from fsd.core.announced import Board
 from fsd.core.errors import FsdError, ReadOnlySpace, StorageUnavailable
 from fsd.core.index import Index
@@ -180,8 +180,11 @@ class Space:
     def open_internal(self, name: str) -> int:
         """A descriptor of a directory below `.fsd`, made if missing; the caller closes it.
 
+        Hosts that share the space stage each in a place of its own: what a host has staged only its intents know.
         Raises ReadOnlySpace when `.fsd` was displaced: nothing may be written without it.
         """
+        if name == "staging" and lease.host_of(self.state_dir) is not None:
+            name = f"staging/host-{lease.host_id(self.state_dir)}"
         fd = self._open_internals()
         try:
             found = os.fstat(fd)

@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from fsd.core import quota, tree
+from fsd.core import lease, quota, tree
 from fsd.core.announced import Announcer
 from fsd.core.errors import QuotaExceeded, ReadOnlySpace, StorageUnavailable
 from fsd.core.grants import Role
@@ -51,6 +51,7 @@ class Export:
         """Raise unless the caller may change the tree."""
         if self.read_only:
             raise ReadOnlySpace("The space is read-only.")
+        lease.require(self.space)
         self.check_read(ctx)
         if self.rights is not AS_IT_IS:
             self.rights.check_write(ctx)

@@ -212,6 +212,24 @@ class Settings:
     cephfs_mask_table: str = _option(
         "cephfs.mask_table", options.choice("ceph", "inotify"), "ceph", "what the bits of a mask mean"
     )
+    cluster_shared: bool = _option(
+        "cluster.shared",
+        options.BOOLEAN,
+        False,
+        "several hosts serve these spaces from one shared filesystem: one at a time works on each, by a lease",
+    )
+    cluster_name: str = _option(
+        "cluster.name", options.TEXT, "", "how this host is called among them (default: its host name)"
+    )
+    cluster_address: str = _option(
+        "cluster.address",
+        options.TEXT,
+        "",
+        "the URL by which the other hosts reach this one's HTTP, to pass on what only the holder may do",
+    )
+    cluster_lease: int = _option(
+        "cluster.lease", options.SPAN, 5, "how long a lease lasts; the same on all hosts, seconds"
+    )
     trash_keep: int = _option(
         "trash.keep", options.SPAN, 30 * 86400, "how long deleted files stay in the trash"
     )

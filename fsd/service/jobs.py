@@ -17,7 +17,7 @@ from functools import partial
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
-from fsd.core import journal, partials, replay, restoring, returning, trash, versions, writers
+from fsd.core import journal, lease, partials, replay, restoring, returning, trash, versions, writers
 from fsd.core.errors import FsdError, StorageUnavailable
 from fsd.core.hashing import forget_gone
 from fsd.core.limbo import TOMBSTONE_S
@@ -62,6 +62,8 @@ class Job:
     first: float = 0.0
     due: dict[str, float] = field(default_factory=dict)
     """By space, from its second turn on."""
+    everywhere: bool = False
+    """It changes what this host alone has: also for spaces that another host works on."""
 
 
 def over_limit(items: list[trash.TrashItem], limit: int) -> list[trash.TrashItem]:
@@ -98,14 +100,14 @@ class Jobs:
         self._jobs = [
             Job("replay", REPLAY_EVERY, self._replay),
             Job("locks", LOCKS_EVERY, lambda space: LockTable(space).expire()),
-            Job("grants", GRANTS_EVERY, self._grants),
+            Job("grants", GRANTS_EVERY, self._grants, everywhere=True),
             Job("epoch", EPOCH_EVERY, self._epoch),
             Job("root", ROOT_EVERY, self._root),
             Job("trash", TRASH_EVERY, self._trash, first=time.monotonic() + 30.0),
             Job("versions", VERSIONS_EVERY, self._versions, first=time.monotonic() + 90.0),
             Job("uploads", UPLOADS_EVERY, partials.expire, first=time.monotonic() + 45.0),
             Job("old checksums", SUMS_EVERY, self._forget_sums, first=time.monotonic() + 120.0),
-            Job("old rows", OLD_EVERY, forget_old, first=time.monotonic() + 60.0),
+            Job("old rows", OLD_EVERY, forget_old, first=time.monotonic() + 60.0, everywhere=True),
         ]
         self._verify = Job("verify", 0.0, self._verify_restored)
         self._restored: dict[str, Space] = {}
@@ -213,6 +215,8 @@ class Jobs:
                 space = self._registry.open(record.id)
             except OSError as error:
                 log.info("space %s is skipped: %s", record.id, error)
+                return
+            if not (job.everywhere or lease.may_write(space)):
                 return
             try:
                 job.work(space)

@@ -19,13 +19,14 @@ PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 class Ceph:
     """A running cluster with one filesystem."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, address: str = "127.0.0.1") -> None:
         self.base = base
+        self._environment = {**os.environ, "FSD_CEPH_ADDRESS": address}
         self._run("up")
 
     def _run(self, verb: str, *arguments: object) -> str:
         command = [str(SCRIPT), verb, str(self.base), *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=self._environment)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
@@ -44,14 +45,14 @@ class Ceph:
 
 
 @contextmanager
-def running(base: Path) -> Iterator[Ceph]:
-    """A cluster below an empty directory; skips where Ceph can't be had."""
+def running(base: Path, address: str = "127.0.0.1") -> Iterator[Ceph]:
+    """A cluster below an empty directory, at an address of this machine; skips where Ceph can't be had."""
     missing = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
     if missing:
         pytest.skip(f"Ceph cannot be installed here: no {', '.join(missing)}")
     if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
         pytest.skip("a CephFS takes root and the right to mount")
-    ceph = Ceph(base)
+    ceph = Ceph(base, address)
     try:
         yield ceph
     finally:

@@ -54,6 +54,8 @@ class Server:
         self.data, self.state, self.log_path = base / "data", base / "state", base / "serve.log"
         self.data.mkdir(parents=True, exist_ok=True)
         self.port, self.ops_port = free_port(), free_port()
+        self.address = "127.0.0.1"
+        """Where it listens; another one than loopback needs `FSD_BEHIND_PROXY`."""
         self.workers, self.options = workers, list(options)
         self.settings = {"FSD_DISK_RESERVE": "0"}
         """Settings as environment variables; test disks are smaller than the usual reserve."""
@@ -96,8 +98,8 @@ class Server:
             **clean,
             "FSD_DATA": str(self.data),
             "FSD_STATE": str(self.state),
-            "FSD_LISTEN": f"127.0.0.1:{self.port}",
-            "FSD_OPS_LISTEN": f"127.0.0.1:{self.ops_port}",
+            "FSD_LISTEN": f"{self.address}:{self.port}",
+            "FSD_OPS_LISTEN": f"{self.address}:{self.ops_port}",
             "FSD_ADMIN_PASSWORD": ADMIN_PASSWORD,
             **self.settings,
         }
@@ -131,7 +133,7 @@ class Server:
 
     def ops(self, path: str) -> tuple[int, bytes]:
         """GET from the operations address."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.ops_port, timeout=10)
+        connection = http.client.HTTPConnection(self.address, self.ops_port, timeout=10)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -231,6 +233,10 @@ class Server:
         """The parsed standard output of `fsd ARGUMENTS --json`."""
         return json.loads(self.fsd(*arguments, "--json"))
 
+    def json_any(self, *arguments: str) -> Any:
+        """The same, whatever the exit code (`status` tells by it that something is not up to date)."""
+        return json.loads(self.run(*arguments, "--json").stdout)
+
     def spaces(self) -> dict[str, dict[str, Any]]:
         """`fsd space list --json` by alias."""
         return {record["alias"]: record for record in self.json("space", "list")}
@@ -246,7 +252,7 @@ class Server:
 
     def dav(self, prefix: str = "", user: str = ADMIN, password: str = ADMIN_PASSWORD) -> Dav:
         """A client of the server; closed with it."""
-        client = Dav("127.0.0.1", self.port, user, password, prefix)
+        client = Dav(self.address, self.port, user, password, prefix)
         self._clients.append(client)
         return client
 

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from fsd.core.replay import Peers
     from fsd.core.space import Space
 
-_KNOWN = {b"space.json", b"acl.json", b"epoch", b"trash", b"staging", b"meta", b"versions", b"uploads"}
+_KNOWN = {
+    b"space.json",
+    b"acl.json",
+    b"epoch",
+    b"trash",
+    b"staging",
+    b"meta",
+    b"versions",
+    b"uploads",
+    b"lease",
+}
 _PASSING = re.compile(rb"\.?(space\.json|acl\.json|epoch)\.new")
 """Temporary names of files that are written aside; a crash leaves at most one of each."""
 _YOUNG_S = 60.0
@@ -137,7 +147,8 @@ def _staging(space: Space, peers: Peers | None) -> Iterator[Suspect]:
     for name in names_in(space, "staging"):
         number = intents.number_of(name)
         if number is None:
-            yield _foreign(space, "staging", name)
+            if not name.startswith(b"host-"):  # of a host among several, which looks after it by itself
+                yield _foreign(space, "staging", name)
             continue
 
         def again(name: bytes = name, number: int = number) -> object | None:

@@ -1,0 +1,355 @@
+"""Who works on a space that several hosts reach: one at a time, by a lease with a fencing token in the tree.
+
+`.fsd/lease/` holds one file for each token that was ever taken and not yet cleared away; the highest one is the lease.
+A token is taken by creating its file (O_EXCL: one of all hosts succeeds) and kept by rewriting it. No lock is held,
+so a holder that is stopped blocks nobody, and no clock is compared with another host's:
+
+* a holder believes in its lease until `ttl` seconds after it *began* to write its last renewal, by its own clock, and
+  counts a renewal only if that, and the look for a higher token after it, were through before the old time was over
+* another host takes the next token after it has seen the same record for a quarter longer than `ttl`, by its own clock
+
+So the first has ended before the second begins, however long either was stopped in between. A lease that has run out
+is never renewed: its holder takes a new token, like anybody else. Clocks are CLOCK_BOOTTIME, which goes on in sleep.
+
+On the host the lease stands in `<space>.lease` of the state directory: until when it holds, and who else has it. All
+processes of the host ask that file before each change (`require`); what they do in the instant after it, stopped in
+exactly that instant, is what any program with access to the tree may do: see docs/decisions/0025.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from fsd.core.errors import Elsewhere
+from fsd.core.installation import write_file
+
+if TYPE_CHECKING:
+    from fsd.core.space import Space
+
+DIRECTORY = "lease"
+PATIENCE = 1.25
+"""How many times the lease's length a record has to stand still before another host takes over."""
+_LOCAL = struct.Struct("<QdI")
+_MOST = 4096
+
+
+def boottime() -> float:
+    """Seconds, the same for all processes of this host; goes on while it sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """This host among those that share spaces. `address`: the URL by which the other hosts reach its HTTP workers,
+    empty if they don't; `ttl`: how long a lease lasts, in seconds."""
+
+    name: str
+    address: str
+    ttl: float
+
+
+class Record(NamedTuple):
+    """What a token's file says. `turn` rises with each renewal; `released`: it was given back."""
+
+    token: int
+    host: str
+    name: str
+    address: str
+    turn: int
+    released: bool
+    client: str = ""
+    """By which the filesystem knows the holder's mount (`ceph.client_id`), for whoever has to shut it out."""
+
+
+_hosts: dict[Path, Host] = {}
+
+
+def use(state_dir: Path, host: Host | None) -> None:
+    """Tell this process that the spaces of an installation are shared with other hosts; None: they are not."""
+    if host is None:
+        _hosts.pop(state_dir, None)
+    else:
+        _hosts[state_dir] = host
+
+
+def host_of(state_dir: Path) -> Host | None:
+    """This host, if the installation shares its spaces."""
+    return _hosts.get(state_dir)
+
+
+def host_id(state_dir: Path) -> str:
+    """The id of this state directory among all hosts: made once, never copied with the registry."""
+    path = state_dir / "host.id"
+    with suppress(FileNotFoundError):
+        return path.read_text("ascii").strip()
+    write_file(state_dir, path.name, secrets.token_hex(8).encode() + b"\n")
+    return path.read_text("ascii").strip()
+
+
+# -- what every process of the host asks
+
+
+def require(space: Space) -> None:
+    """Raise Elsewhere unless this host may change the space now."""
+    if not may_write(space):
+        raise Elsewhere(_sentence(holder(space)))
+
+
+def may_write(space: Space) -> bool:
+    """Whether this host may change the space now; always, where spaces are not shared."""
+    if space.state_dir not in _hosts or space.record.read_only:
+        return True
+    found = _local(space)
+    return found is not None and boottime() < found[1]
+
+
+def token(space: Space) -> int:
+    """The token this host holds or held last; 0 if none."""
+    found = _local(space)
+    return 0 if found is None else found[0]
+
+
+def holder(space: Space) -> Record | None:
+    """Who has the lease, as this host saw it last; None if nobody has been seen."""
+    try:
+        raw = json.loads(space.state_dir.joinpath(f"{space.record.hex}.holder").read_text("utf-8"))
+        return Record(*raw)
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _sentence(found: Record | None) -> str:
+    if found is None or found.released:
+        return "No host works on this space just now; ask again in a moment."
+    return f"The space is changed through the host {found.name}; ask again in a moment."
+
+
+def _local(space: Space) -> tuple[int, float] | None:
+    try:
+        fd = os.open(space.state_dir / f"{space.record.hex}.lease", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        raw = os.pread(fd, _LOCAL.size, 0)
+    finally:
+        os.close(fd)
+    if len(raw) != _LOCAL.size:
+        return None
+    number, until, check = _LOCAL.unpack(raw)
+    return (number, until) if check == zlib.crc32(raw[:-4]) else None
+
+
+# -- what the watcher does
+
+
+class Lease:
+    """One space's lease, as one host takes, keeps and gives it back. One thread at a time.
+
+    `taken(old)` is called when a token was taken and before anybody on this host may use it; `old` is the record it
+    followed, None if there was none. If it raises, the token is left to run out.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        host: Host,
+        taken: Callable[[Record | None], None],
+        *,
+        clock: Callable[[], float] = boottime,
+    ) -> None:
+        self.space = space
+        self.host = host
+        self.id = host_id(space.state_dir)
+        self.until = 0.0
+        """Until when this host has it, by its clock."""
+        self.seen: Record | None = None
+        """The highest record, as of the last step."""
+        self._taken = taken
+        self._clock = clock
+        self._token = 0
+        self._turn = 0
+        self._since = 0.0
+        self._told: Record | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this host has it now."""
+        return self._clock() < self.until
+
+    @property
+    def age(self) -> float:
+        """Seconds since the record was seen to change."""
+        return max(0.0, self._clock() - self._since)
+
+    def step(self) -> bool:
+        """Renew it, take it, or look who has it; whether this host has it then. OSError: nothing is known to have
+        changed, and what is held runs out by itself."""
+        began = self._clock()
+        if self._token and began < self.until and not self._renew(began):
+            self._give_up()
+        if not self.held:
+            self._look_or_take(began)
+        self._tell_holder()
+        return self.held
+
+    def release(self) -> None:
+        """Give it back, so that another host need not wait. First this host stops."""
+        held, self.until = self.held, 0.0
+        self._publish()
+        if held:
+            self._write(self._record()._replace(released=True))
+
+    def _renew(self, began: float) -> bool:
+        """False if another host has a higher token, or if it took too long to be sure of anything."""
+        self._turn += 1
+        self._write(self._record())
+        highest = self._highest()
+        if highest != self._token or self._clock() >= self.until:
+            return False
+        self.seen, self._since = self._record(), began
+        self.until = began + self.host.ttl
+        self._publish()
+        return True
+
+    def _look_or_take(self, began: float) -> None:
+        highest = self._highest()
+        found = self._read(highest) if highest else None
+        if found != self.seen:
+            # As of after the look: the record may have been written while this host stood still in the middle of it.
+            self.seen, self._since = found, self._clock()
+        free = (
+            found is None
+            or found.released
+            or found.host == self.id  # an earlier life of this host's: the supervisor lets only one run
+            or began - self._since > self.host.ttl * PATIENCE
+        )
+        if free:
+            self._take(highest + 1, found)
+
+    def _take(self, number: int, old: Record | None) -> None:
+        began = self._clock()
+        with closing(_Directory(self.space)) as directory:
+            try:
+                fd = os.open(
+                    _name(number),
+                    os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
+                    0o600,
+                    dir_fd=directory.fd,
+                )
+            except FileExistsError:
+                return  # another host was faster
+            os.close(fd)
+        self._token, self._turn = number, 0
+        self._write(self._record())
+        if self._highest() != number:
+            return
+        self._taken(old)
+        self.seen, self._since = self._record(), began
+        self.until = began + self.host.ttl
+        self._publish()
+        self._clear(number)
+
+    def _give_up(self) -> None:
+        self.until, self._token = 0.0, 0
+        self._publish()
+
+    # -- files
+
+    def _record(self) -> Record:
+        host = self.host
+        return Record(self._token, self.id, host.name, host.address, self._turn, False, self._client())
+
+    def _client(self) -> str:
+        try:
+            return os.getxattr(self.space.root_fd(), "ceph.client_id").decode()
+        except OSError:
+            return ""
+
+    def _highest(self) -> int:
+        with closing(_Directory(self.space)) as directory:
+            return max(directory.tokens(), default=0)
+
+    def _read(self, number: int) -> Record:
+        """A file that says nothing yet is somebody's who has just taken it."""
+        with closing(_Directory(self.space)) as directory:
+            try:
+                fd = os.open(_name(number), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory.fd)
+                with open(fd, "rb") as file:
+                    raw = json.loads(file.read(_MOST))
+                return replace_token(Record(*raw), number)
+            except (FileNotFoundError, ValueError, TypeError):
+                return Record(number, "", "unknown", "", 0, False)
+
+    def _write(self, record: Record) -> None:
+        """In place and durable: the record has always the same length, so it is never seen half."""
+        data = json.dumps(record).encode().ljust(1024)
+        with closing(_Directory(self.space)) as directory:
+            fd = os.open(_name(record.token), os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory.fd)
+            try:
+                os.pwrite(fd, data, 0)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def _clear(self, number: int) -> None:
+        with closing(_Directory(self.space)) as directory:
+            for other in directory.tokens():
+                if other < number:
+                    with suppress(FileNotFoundError):
+                        os.unlink(_name(other), dir_fd=directory.fd)
+
+    def _publish(self) -> None:
+        """Tell the processes of this host."""
+        raw = struct.pack("<Qd", self._token, self.until)
+        path = self.space.state_dir / f"{self.space.record.hex}.lease"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(fd, raw + struct.pack("<I", zlib.crc32(raw)), 0)
+        finally:
+            os.close(fd)
+
+    def _tell_holder(self) -> None:
+        seen = self.seen._replace(turn=0) if self.seen is not None else None
+        if seen is not None and seen != self._told:
+            write_file(
+                self.space.state_dir, f"{self.space.record.hex}.holder", json.dumps(seen).encode() + b"\n"
+            )
+            self._told = seen
+
+
+def replace_token(record: Record, number: int) -> Record:
+    """The record as that of the token its file is named by; TypeError, ValueError if it is none."""
+    if not isinstance(record.host, str) or not isinstance(record.turn, int):
+        raise ValueError("no record")
+    return record._replace(token=number)
+
+
+def _name(number: int) -> bytes:
+    return b"%016x" % number
+
+
+class _Directory:
+    """`.fsd/lease`, open."""
+
+    def __init__(self, space: Space) -> None:
+        self.fd = space.open_internal(DIRECTORY)
+
+    def tokens(self) -> list[int]:
+        found = []
+        for name in os.listdir(b"/proc/self/fd/%d" % self.fd):
+            with suppress(ValueError):
+                found.append(int(name, 16))
+        return found
+
+    def close(self) -> None:
+        os.close(self.fd)

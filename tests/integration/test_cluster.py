@@ -1,0 +1,182 @@
+"""Several hosts serve one CephFS: each with a client, a server, a network and a mount namespace of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsd.core.lease import Record
+from tests.support.ceph import Ceph, running
+from tests.support.davclient import Dav
+from tests.support.hosts import Host, network
+from tests.support.waiting import wait_for
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+
+
+@dataclass
+class Cluster:
+    """Two hosts on one filesystem."""
+
+    ceph: Ceph
+    hosts: list[Host]
+    record: dict[str, Any]
+
+    def lease(self, host: Host) -> dict[str, Any]:
+        """What a host says of the lease of the space."""
+        (space,) = [each for each in host.json_any("status")["spaces"] if each["name"] == "p"]
+        return dict(space.get("lease") or {})
+
+    def holder(self) -> Host:
+        """Who has the space, once both say so."""
+
+        def found() -> Host | None:
+            told = {host.name: self.lease(host) for host in self.hosts}
+            held = [host for host in self.hosts if told[host.name].get("held")]
+            agreed = len(held) == 1 and all(each.get("host") == held[0].name for each in told.values())
+            return held[0] if agreed else None
+
+        return wait_for(found, timeout=30, what="a holder")
+
+    def other(self, host: Host) -> Host:
+        """The other one."""
+        return self.hosts[1 - self.hosts.index(host)]
+
+    def dav(self, host: Host) -> Dav:
+        """The space through a host."""
+        return host.space_dav(self.record)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two hosts, both serving."""
+    base = tmp_path_factory.mktemp("cluster")
+    shared = base / "shared"
+    with network() as net, running(base / "ceph", net.address) as ceph:
+        hosts: list[Host] = []
+        try:
+            for name in ("one", "two"):
+                hosts.append(Host(base / name, net, name, shared))
+                hosts[-1].mount(ceph)
+            hosts[0].start()
+            hosts[0].fsd("space", "create", "p")
+            record = hosts[0].space("p")
+            hosts[1].like(hosts[0])
+            hosts[1].start()
+            yield Cluster(ceph, hosts, record)
+        finally:
+            for host in hosts:
+                host.close()
+
+
+def put(dav: Dav, path: bytes, data: bytes) -> int:
+    """The status; 503 while nobody works on the space."""
+    return dav.request("PUT", path, data).status
+
+
+def test_each_host_answers_and_one_works_on_the_space(cluster: Cluster) -> None:
+    holder = cluster.holder()
+    other = cluster.other(holder)
+    here, there = cluster.dav(holder), cluster.dav(other)
+    assert put(here, b"a", b"one") == 201
+    assert there.request("GET", b"a").body == b"one"
+    assert put(there, b"b", b"two") == 201
+    assert there.request("PUT", b"c", [b"in ", b"pieces"]).status == 201
+    assert here.request("GET", b"c").body == b"in pieces"
+    assert here.request("MKCOL", b"d").status == 201 and there.request("MKCOL", b"d/e").status == 201
+    for path, depth in ((b"", 1), (b"d", 1), (b"b", 0)):
+        assert here.propfind(path, depth) == there.propfind(path, depth)
+    assert here.request("PUT", b"b", b"x", {"If-Match": f'"{there.propfind(b"b", 0)[0].etag}"'}).status == 204
+    assert there.request("DELETE", b"d").status == 204
+    assert sorted(os.listdir(other.path(Path(cluster.record["path"])))) == [".fsd", "a", "b", "c"]
+
+
+def continues(cluster: Cluster, host: Host, path: bytes, data: bytes) -> float:
+    """Wait until a host takes a file; the seconds it took."""
+    began = time.monotonic()
+    dav = cluster.dav(host)
+    wait_for(lambda: put(dav, path, data) in (201, 204), timeout=60, every=0.1, what="the other host")
+    return time.monotonic() - began
+
+
+def agree(cluster: Cluster) -> None:
+    """Both hosts show the same, which is what is on the disk."""
+
+    def same() -> bool:
+        shown = [cluster.dav(host).propfind(b"", 1) for host in cluster.hosts]
+        root = cluster.hosts[0].path(Path(cluster.record["path"]))
+        names = {os.fsencode(name) for name in os.listdir(root)} - {b".fsd"}
+        assert shown[0] == shown[1]
+        assert {each.path for each in shown[0][1:]} == names
+        assert shown[0][0].size == sum((root / os.fsdecode(name)).stat().st_size for name in names)
+        return True
+
+    wait_for(same, timeout=30, what="two hosts that agree")
+
+
+def test_a_holder_that_is_killed_is_followed_by_the_other(cluster: Cluster) -> None:
+    holder = cluster.holder()
+    other = cluster.other(holder)
+    assert put(cluster.dav(holder), b"before", b"1") == 201
+    before = cluster.dav(other).propfind(b"", 0)[0].etag
+    holder.kill()
+    took = continues(cluster, other, b"after", b"22")
+    print(f"taken over {took:.1f} s after the kill; a lease lasts 3 s")
+    wait_for(lambda: cluster.lease(other)["held"], what="status")
+    assert cluster.dav(other).propfind(b"", 0)[0].etag != before
+    holder.start()
+    assert put(cluster.dav(holder), b"again", b"333") == 201
+    agree(cluster)
+
+
+def test_a_holder_that_is_stopped_is_fenced_when_it_goes_on(cluster: Cluster) -> None:
+    holder = cluster.holder()
+    other = cluster.other(holder)
+    token = cluster.lease(holder)["token"]
+    tree = [holder._pid, *holder.children()]
+    for pid in tree:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        took = continues(cluster, other, b"while-stopped", b"4444")
+        print(f"taken over {took:.1f} s after the stop")
+        wait_for(lambda: cluster.lease(other)["token"] > token, what="status")
+    finally:
+        for pid in tree:
+            os.kill(pid, signal.SIGCONT)
+    # From its first request on, it passes on what it may not do any more.
+    assert put(cluster.dav(holder), b"stopped", b"55555") in (201, 503)
+    wait_for(lambda: cluster.lease(holder).get("host") == other.name, what="the fenced host to notice")
+    assert put(cluster.dav(holder), b"stopped", b"55555") in (201, 204)
+    assert cluster.holder() is other
+    agree(cluster)
+
+
+def test_a_holder_that_is_cut_off_changes_nothing_more(cluster: Cluster) -> None:
+    """The last one: afterwards the host's mount is of no use any more, as Ceph has shut its client out."""
+    holder = cluster.holder()
+    other = cluster.other(holder)
+    found = json.loads((other.state / f"{cluster.record['id'].partition('$')[2]}.holder").read_text())
+    client = Record(*found).client.removeprefix("client")
+    holder.cut_off()
+    try:
+        # What the metadata server does by itself after its session_timeout (60 s).
+        cluster.ceph.command("tell", "mds.0", "client", "evict", f"id={client}")
+        took = continues(cluster, other, b"cut-off", b"666666")
+        print(f"taken over {took:.1f} s after the cut, with its client evicted")
+    finally:
+        holder.reconnect()
+    place = f"{cluster.record['path']}/from-the-grave"
+    with pytest.raises((AssertionError, subprocess.TimeoutExpired)):
+        holder.inside("timeout", "5", "sh", "-c", f"echo x > '{place}'")
+    names = {each.path for each in cluster.dav(other).propfind(b"", 1)}
+    assert b"cut-off" in names and b"from-the-grave" not in names
+    holder.allow_log(".*")

@@ -1,0 +1,308 @@
+"""Leases: one host at a time, whatever is stopped, lost or late; what a host without one may not do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsd.core import labels, lease, operations, relabel, replay, restoring, tree
+from fsd.core.errors import Elsewhere
+from fsd.core.lease import Host, Lease, Record
+from fsd.core.registry import Registry
+from fsd.core.space import Space
+from tests.support.worlds import drain, make_space
+from tests.unit.core_space import on_disk, put, read, write
+
+TTL = 4.0
+
+
+class Clock:
+    """A host's clock, which goes on only when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Box:
+    """A host: a state directory of its own, its lease on the shared space, its clock."""
+
+    def __init__(self, name: str, space: Space, clock: Clock) -> None:
+        self.name, self.space, self.clock = name, space, clock
+        self.followed: list[Record | None] = []
+        self.host = Host(name, f"http://{name}", TTL)
+        lease.use(space.state_dir, self.host)
+        self.lease = self.reborn()
+
+    def reborn(self) -> Lease:
+        """The lease as a new process of this host has it: it remembers nothing."""
+        self.lease = Lease(self.space, self.host, self.followed.append, clock=self.clock)
+        return self.lease
+
+    def may_write(self) -> bool:
+        """What the other processes of this host are told."""
+        return lease.may_write(self.space)
+
+
+@pytest.fixture
+def boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Box, Box, Clock]]:
+    """Two hosts that share a space, and the clock of both."""
+    clock = Clock()
+    monkeypatch.setattr(lease, "boottime", clock)
+    first = make_space(tmp_path / "one")
+    state = tmp_path / "two"
+    state.mkdir()
+    second = Space(first.record, state)
+    yield Box("one", first, clock), Box("two", second, clock), clock
+    for space in (first, second):
+        space.close()
+        lease.use(space.state_dir, None)
+
+
+def test_the_first_has_it_and_the_second_sees_who(boxes: tuple[Box, Box, Clock]) -> None:
+    one, two, _ = boxes
+    assert one.lease.step() and not two.lease.step()
+    assert one.may_write() and not two.may_write()
+    assert one.followed == [None] and two.followed == []
+    seen = lease.holder(two.space)
+    assert seen is not None and (seen.name, seen.address, seen.token) == ("one", "http://one", 1)
+    with pytest.raises(Elsewhere, match="host one"):
+        put(two.space, b"f")
+
+
+def test_a_host_that_shares_nothing_asks_nobody(tmp_path: Path) -> None:
+    space = make_space(tmp_path)
+    put(space, b"f")
+    assert not os.path.exists(on_disk(space, b".fsd/lease"))
+    space.close()
+
+
+def test_it_is_kept_by_renewing_and_taken_once_it_stands_still(boxes: tuple[Box, Box, Clock]) -> None:
+    one, two, clock = boxes
+    one.lease.step()
+    for _ in range(20):
+        clock.now += TTL / 4
+        assert one.lease.step() and not two.lease.step()
+    for _ in range(5):  # the holder is stopped
+        assert not two.lease.step()
+        clock.now += TTL / 4
+    assert not one.may_write(), "its own clock ends it before anybody else may begin"
+    clock.now += TTL / 4
+    assert two.lease.step() and two.may_write() and not one.may_write()
+    assert [old.name for old in two.followed if old] == ["one"]
+    assert not one.lease.step(), "it notices that a higher token is there"
+    assert os.listdir(on_disk(two.space, b".fsd/lease")) == [b"%016x" % 2]
+
+
+def test_a_lease_that_ran_out_is_never_renewed(boxes: tuple[Box, Box, Clock]) -> None:
+    one, two, clock = boxes
+    one.lease.step()
+    two.lease.step()
+    clock.now += TTL
+    assert one.lease.step() and lease.token(one.space) == 2
+    assert one.followed[1] is not None and one.followed[1].name == "one"
+    clock.now += TTL / 2
+    assert not two.lease.step(), "the new token is a sign of life"
+
+
+def test_a_renewal_that_took_too_long_does_not_count(
+    boxes: tuple[Box, Box, Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, clock = boxes
+    one.lease.step()
+    clock.now += TTL / 2
+    slow = os.fsync
+
+    def stopped(fd: int) -> None:
+        slow(fd)
+        clock.now += TTL * 0.75
+
+    with monkeypatch.context() as stalls:
+        stalls.setattr(os, "fsync", stopped)
+        one.lease._renew(clock.now)  # as `step` does it, but for taking a new one at once
+    assert not one.lease.held and not one.may_write()
+
+
+def test_of_two_that_take_it_at_once_one_has_it(boxes: tuple[Box, Box, Clock]) -> None:
+    one, two, clock = boxes
+    real = two.lease._take
+
+    def late(number: int, old: Record | None) -> None:
+        one.lease.step()
+        real(number, old)
+
+    two.lease._take = late  # type: ignore[method-assign]
+    two.lease.step()
+    assert one.lease.held and not two.lease.held
+    clock.now += TTL / 4
+    assert one.lease.step()
+
+
+def test_given_back_it_is_free_at_once(boxes: tuple[Box, Box, Clock]) -> None:
+    one, two, _ = boxes
+    one.lease.step()
+    two.lease.step()
+    one.lease.release()
+    assert not one.may_write() and two.lease.step()
+
+
+def test_a_new_process_of_the_holder_goes_on_without_a_gap(boxes: tuple[Box, Box, Clock]) -> None:
+    one, two, clock = boxes
+    one.lease.step()
+    clock.now += 1
+    one.reborn()
+    assert one.may_write() and one.lease.step() and not two.lease.step()
+    assert one.followed[1] is not None and one.followed[1].host == lease.host_id(one.space.state_dir)
+
+
+def test_a_storage_that_fails_lets_it_run_out(
+    boxes: tuple[Box, Box, Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _, clock = boxes
+    one.lease.step()
+
+    def fail(*_args: object, **_options: object) -> int:
+        raise OSError(errno.EIO, "gone")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fsync", fail)
+        clock.now += TTL / 2
+        with pytest.raises(OSError, match="gone"):
+            one.lease.step()
+        assert one.may_write(), "what it had holds until its time is over"
+        clock.now += TTL / 2
+        assert not one.may_write()
+        with pytest.raises(OSError, match="gone"):
+            one.lease.step()
+    assert one.lease.step()
+
+
+def test_never_two_at_once_whoever_is_stopped_when(
+    boxes: tuple[Box, Box, Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random stops between any two steps and in the middle of each: at every write and every look at the tokens a host
+    may be stopped for long while the other goes on."""
+    one, two, clock = boxes
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    took: set[str] = set()
+    at_work: list[Box] = []
+
+    def check() -> None:
+        holders = [each.name for each in (one, two) if each.may_write()]
+        assert len(holders) <= 1
+        took.update(holders)
+
+    def step(box: Box) -> None:
+        at_work.append(box)
+        try:
+            box.lease.step()
+        finally:
+            at_work.pop()
+        check()
+
+    def stopped() -> None:
+        if at_work and chance.random() < 0.3:
+            clock.now += chance.choice((0.1, TTL / 4, TTL, TTL * 2))
+            other = two if at_work[0] is one else one
+            for _ in range(chance.randrange(8) if len(at_work) == 1 else 0):
+                clock.now += TTL / 4
+                step(other)
+
+    listdir = os.listdir
+    monkeypatch.setattr(os, "fsync", lambda _fd: stopped())
+    monkeypatch.setattr(os, "listdir", lambda place: (stopped(), listdir(place), stopped())[1])
+    for _ in range(150):
+        clock.now += chance.choice((0.1, TTL / 4, TTL / 4, TTL / 2, TTL * 2))
+        box = chance.choice((one, two))
+        if chance.random() < 0.05:
+            box.lease.release()
+        elif chance.random() < 0.05:
+            box.reborn()
+        else:
+            step(box)
+        check()
+    assert took == {"one", "two"}
+
+
+def test_without_it_nothing_is_changed_labelled_or_settled(boxes: tuple[Box, Box, Clock]) -> None:
+    one, two, clock = boxes
+    one.lease.step()
+    two.lease.step()
+    put(one.space, b"f", b"1")
+    write(one.space, b"outside", b"22")
+    assert tree.lookup(two.space, b"f").id == tree.lookup(one.space, b"f").id
+    assert {entry.path for entry in tree.listing(two.space, b"")[1]} == {b"f", b"outside"}
+    for change in (
+        lambda: put(two.space, b"f", b"2"),
+        lambda: operations.make_directory(two.space, b"d"),
+        lambda: operations.delete(two.space, b"f"),
+        lambda: operations.move(two.space, b"f", two.space, b"g", overwrite=True),
+    ):
+        with pytest.raises(Elsewhere):
+            change()
+    with two.space.index.write() as db:
+        db.execute("UPDATE pending SET due=0, force=1")
+    relabel.label_due(two.space)
+    relabel.publish_trees(two.space)
+    drain(two.space)
+    replay.replay(two.space)
+    for name in (b"outside", b""):
+        with pytest.raises(OSError, match="No data"):
+            os.getxattr(on_disk(two.space, name), labels.TREE_ATTRIBUTE)
+    with pytest.raises(OSError, match="No data"):
+        os.getxattr(on_disk(two.space, b"outside"), labels.ID_ATTRIBUTE)
+    assert read(two.space, b"f") == b"1"
+    clock.now += TTL * 2
+    with pytest.raises(Elsewhere):
+        put(one.space, b"f", b"3")
+    assert read(one.space, b"f") == b"1"
+
+
+def test_what_a_host_has_staged_is_not_swept_by_another(boxes: tuple[Box, Box, Clock]) -> None:
+    one, two, clock = boxes
+    one.lease.step()
+    two.lease.step()
+    staging = one.space.open_internal("staging")
+    try:
+        with open(os.open(b"0123456789abcdef", os.O_CREAT | os.O_WRONLY, dir_fd=staging), "wb") as file:
+            file.write(b"the only copy")
+        clock.now += TTL * 2
+        assert two.lease.step()
+        replay.replay(two.space)
+        assert os.listdir(b"/proc/self/fd/%d" % staging) == [b"0123456789abcdef"]
+    finally:
+        os.close(staging)
+
+
+def test_a_space_that_was_taken_over_says_no_etag_again_and_is_not_taken_for_restored(
+    tmp_path: Path,
+) -> None:
+    from fsd.core.installation import Installation
+
+    one = Installation.initialise(tmp_path / "state", tmp_path / "data")
+    registry = Registry(one.state_dir)
+    record = registry.create("shared")
+    space = registry.open(record.id)
+    put(space, b"f")
+    before = tree.lookup(space, b"")
+    restoring.raise_epoch(space, one)
+    for _ in range(7):  # another host works on it, for long
+        with open(space.root + b"/.fsd/epoch", "r+b") as file:
+            number = int(file.read())
+            file.seek(0)
+            file.write(b"%d\n" % (number + 1))
+    restoring.take_over(space, one)
+    assert not restoring.went_back(space, one)
+    after = tree.lookup(space, b"")
+    assert after.etag != before.etag and after.id == before.id
+    assert tree.lookup(space, b"f").etag
+    space.close()
