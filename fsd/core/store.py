@@ -203,9 +203,10 @@ class Database:
     def exclusive(self) -> Iterator[None]:
         """Hold the writers' lock; re-entrant within a thread. A killed holder releases it (flock(2))."""
         self.check_fork()
-        if not self._mutex.acquire(blocking=False):
+        mutex = self._mutex
+        if not mutex.acquire(blocking=False):
             with waits.aside, self._gate:
-                self._mutex.acquire()
+                mutex.acquire()
         try:
             if self._depth == 0:
                 if self._lock_fd < 0:
@@ -219,7 +220,7 @@ class Database:
                 if self._depth == 0:
                     fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
         finally:
-            self._mutex.release()
+            mutex.release()
 
     def wanted(self) -> bool:
         """Whether anybody waits for the writers' lock: who holds it for bulk work lets it go then."""

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import queue
-import sqlite3
 import threading
 import time
 import zlib
@@ -138,6 +137,8 @@ class Sums(Database):
         self._sure: dict[str, Sum] = {}
         """What was found lately. It stays true; at most, more comes to be known."""
         self._guard = threading.Lock()
+        self._flushing = threading.RLock()
+        """Writing and closing happen one after the other: the writing thread knows of neither."""
         self._said = False
 
     def known(self, etags: Iterable[str]) -> dict[str, Sum]:
@@ -200,6 +201,10 @@ class Sums(Database):
 
     def flush(self) -> None:
         """Write what was noted."""
+        with self._flushing:
+            self._flush()
+
+    def _flush(self) -> None:
         with self._guard:
             noted = dict(self._noted)
         if not noted:
@@ -249,8 +254,9 @@ class Sums(Database):
 
     def close(self) -> None:
         """Write what was noted, and close."""
-        self.flush()
-        super().close()
+        with self._flushing:
+            self._flush()
+            super().close()
 
 
 class _Writer:
@@ -275,8 +281,9 @@ class _Writer:
             time.sleep(_DELAY_S)
             try:
                 sums.flush()
-            except sqlite3.Error as error:
-                _log.error("%s: %s", sums.path.name, error)
+            except Exception:
+                # The only thread that does this must not end; what is not written will be computed again.
+                _log.exception("%s: checksums were not written", sums.path.name)
 
 
 _writer = _Writer()
