@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from dav import events, forward
 from dav.auth.basic import BasicAuth
 from dav.auth.forwarded import TrustedProxies
+from dav.auth.signed import SignedUrls
 from dav.discovery import endpoints
 from dav.http import limits
 from dav.http.errors import HttpError, from_os_error
@@ -23,7 +24,7 @@ from dav.routes import Place, Router
 from dav.ui import pages
 from dav.uploads import chunks, tus
 from dav.view import View, Views
-from dav.webdav import meta, trashbin
+from dav.webdav import archive, meta, trashbin
 from dav.webdav.call import Body, Call, Reply, error_reply
 from dav.webdav.provider import Provider, Requests, refused
 from fsd.core.accounts import User
@@ -58,6 +59,7 @@ _BESIDE: tuple[tuple[Callable[[str], bool], _Beside], ...] = (
     (chunks.is_here, chunks.answer),
     (tus.is_here, tus.answer),
     (meta.is_here, meta.answer),
+    (archive.is_here, archive.answer),
 )
 
 
@@ -68,7 +70,7 @@ class App:
         self, registry: Registry, auth: BasicAuth, proxies: TrustedProxies, options: Options | None = None
     ) -> None:
         options = options or Options()
-        self._extra = {
+        self._extra: dict[str, Any] = {
             "fsd.max_body": options.max_body,
             "fsd.fast": options.fast,
             "fsd.durable": options.durable,
@@ -79,6 +81,8 @@ class App:
         self.views = Views(registry)
         self.events = events.Hub(self.views, options.listeners)
         self._auth = auth
+        self._signed = SignedUrls(lambda: registry.installation.key, auth.throttle)
+        self._extra["fsd.signing_key"] = self._signed.key
         self._proxies = proxies
         self._requests = Requests(Provider())
 
@@ -123,7 +127,11 @@ class App:
             if (open_to_all := endpoints.public(environ)) is not None:
                 return open_to_all
             view = self.views.current()
-            user = self._auth(environ, view)
+            user = (
+                self._signed.user(environ, view)
+                if self._signed.claimed(environ)
+                else self._auth(environ, view)
+            )
             if (beside := self._beside_the_tree(environ)) is not None:
                 if beside != self.events.reply:
                     _may_block(environ)

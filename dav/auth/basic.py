@@ -30,7 +30,7 @@ class BasicAuth:
         self._accounts = accounts
         self._tokens = Tokens(accounts)
         self._cache = cache
-        self._throttle = throttle
+        self._throttle = self.throttle = throttle
         realm = "".join(c for c in realm if c.isascii() and c.isprintable() and c not in '"\\')
         self._challenge = (("WWW-Authenticate", f'Basic realm="{realm}", charset="UTF-8"'),)
         self._hashing = threading.Semaphore(_HASHING)

@@ -28,6 +28,14 @@ _TUS = {
     "max_chunk_size": 0,
     "http_method_override": "",
 }
+_ARCHIVER = {
+    "enabled": True,
+    "version": "2.0.0",
+    "formats": ["tar", "zip"],
+    "archiver_url": "/archiver",
+    "max_num_files": "200000",
+    "max_size": str(1 << 50),
+}
 _NEARING, _CRITICAL = 0.75, 0.9
 
 
@@ -65,7 +73,7 @@ def capabilities(agent: str) -> Document:
             "core": {
                 "pollinterval": _POLL_MS,
                 "webdav-root": "remote.php/webdav",
-                "support-url-signing": False,
+                "support-url-signing": True,
                 "support-sse": True,
                 "status": status(),
             },
@@ -87,6 +95,7 @@ def capabilities(agent: str) -> Document:
                 "undelete": True,
                 "versioning": True,
                 "favorites": True,
+                "archivers": [_ARCHIVER],
                 "blacklisted_files": [],
             },
             # Clients take a missing api_enabled for yes.
@@ -135,6 +144,11 @@ def ocs_user(user: User, view: View) -> Document:
             "definition": "none" if amounts.limit is None else "default",
         }
     return document
+
+
+def signing_key(user: User, key: str) -> Document:
+    """`/ocs/v?.php/cloud/user/signing-key`: what URLs are signed with for downloads without a login."""
+    return {"user": user.name, "signing-key": key}
 
 
 def me(user: User) -> Document:

@@ -154,6 +154,11 @@ for _version in _OCS:
     _PRIVATE[f"{_version}cloud/capabilities"] = _read(
         lambda environ, user, view: _ocs(environ, documents.capabilities(environ.get("HTTP_USER_AGENT", "")))
     )
+    _PRIVATE[f"{_version}cloud/user/signing-key"] = _read(
+        lambda environ, user, view: _ocs(
+            environ, documents.signing_key(user, environ["fsd.signing_key"](user))
+        )
+    )
     _PRIVATE[f"{_version}cloud/user"] = _read(
         lambda environ, user, view: _ocs(environ, documents.ocs_user(user, view))
     )

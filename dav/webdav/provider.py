@@ -15,7 +15,7 @@ from dav.http.errors import HttpError, from_os_error
 from dav.routes import Place, Virtual
 from dav.ui import pages
 from dav.uploads import tus
-from dav.webdav import changes, get, locks, propfind, proppatch, put, report
+from dav.webdav import archive, changes, get, locks, propfind, proppatch, put, report
 from dav.webdav.call import Body, Call, Reply, error_reply
 from dav.webdav.properties import DIRECTORY_TYPE, content_type
 from fsd.core import tree
@@ -150,7 +150,7 @@ class Requests(RequestServer):  # type: ignore[misc]
         self._methods: dict[str, Method] = {
             "OPTIONS": self._options,
             "GET": self._get,
-            "HEAD": get.head,
+            "HEAD": self._head,
             "PROPFIND": propfind.handle,
             "PROPPATCH": proppatch.handle,
             "REPORT": report.handle,
@@ -216,10 +216,18 @@ class Requests(RequestServer):  # type: ignore[misc]
             raise HttpError(405, "POST is not available here.", headers=(("Allow", self._allow(call)),))
         return tus.create(call)
 
+    def _head(self, call: Call) -> Reply:
+        kind = archive.wanted(call.environ)
+        if kind is None or isinstance(call.target, Virtual):
+            return get.head(call)
+        folder = tree.lookup(call.target.space, call.target.path).kind == "d"
+        return archive.folder(call, kind) if folder else get.head(call)
+
     def _get(self, call: Call) -> Reply:
         if isinstance(call.target, Virtual):
             return pages.virtual_page(call)
         try:
             return get.get(call)
         except IsADirectoryError:
-            return pages.folder_page(call)
+            kind = archive.wanted(call.environ)
+            return archive.folder(call, kind) if kind is not None else pages.folder_page(call)
