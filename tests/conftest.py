@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.isolation import own_mounts
 from tests.support.logwatch import LogWatch
 from tests.support.skips import allowed
 
@@ -30,8 +31,10 @@ _bad_skips: list[str] = []
 
 
 def pytest_configure() -> None:
-    """A shell that starts a test run in the background has it ignore ctrl-C, and all that the tests start with it."""
+    """A shell that starts a test run in the background has it ignore ctrl-C, and all that the tests start with it.
+    Mounts of a run that is killed end with it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    own_mounts()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
