@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from typing import Literal, NamedTuple
 
-from fsd.core.hosts import mounts
+from fsd.core.hosts import Mount, mounts
 
 TYPE = "fuse.fsd"
 _PLAIN = {**os.environ, "LC_ALL": "C"}
@@ -35,15 +35,17 @@ def real(path: str) -> str:
 def at(path: str) -> Mounted:
     """What is mounted at a path; a dead mount is one whose daemon is gone."""
     wanted = os.fsencode(real(path))
-    found = [mount for mount in mounts() if mount.point == wanted]
-    if not found:
-        return Mounted("none", "")
-    top = found[-1]
-    if not top.fstype.startswith("fuse"):
-        return Mounted("other", top.dev)
-    if _dead(wanted):
-        return Mounted("dead", top.dev)
-    return Mounted("ours" if top.fstype == TYPE else "other", top.dev)
+    top = _top(wanted)
+    while top is not None and top.fstype.startswith("fuse"):
+        dead = _dead(wanted)
+        asked, top = top, _top(wanted)
+        if asked == top:  # else it was another one, or none, that answered
+            return Mounted("dead" if dead else "ours" if top.fstype == TYPE else "other", top.dev)
+    return Mounted("none", "") if top is None else Mounted("other", top.dev)
+
+
+def _top(point: bytes) -> Mount | None:
+    return next((mount for mount in reversed(mounts()) if mount.point == point), None)
 
 
 def _dead(path: bytes) -> bool:

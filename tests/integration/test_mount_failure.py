@@ -75,6 +75,20 @@ def test_a_killed_daemon_is_replaced(server: Server, mount: Mount, space: Space)
     assert tree.lookup(space, b"t").size == 3 + size
 
 
+def test_a_dead_mount_that_goes_while_it_is_asked_is_none(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount.kill()
+    ask = mountpoints._dead
+
+    def asked_too_late(path: bytes) -> bool:
+        mountpoints.unmount(str(mount.path), lazily=True)
+        return ask(path)
+
+    monkeypatch.setattr(mountpoints, "_dead", asked_too_late)
+    assert mountpoints.at(str(mount.path)).state == "none"
+
+
 def test_umount_of_the_dead_and_of_nothing(server: Server, mount: Mount) -> None:
     mount.kill()
     assert "cleared away" in server.run("umount", str(mount.path)).stderr
