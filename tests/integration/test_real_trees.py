@@ -110,9 +110,9 @@ def big(request: pytest.FixtureRequest) -> bool:
 def trees(shared_server: Server, tmp_path_factory: pytest.TempPathFactory, big: bool) -> dict[str, Tree]:
     """Two adopted copies of what a system has: its documentation and a Python library."""
     base = tmp_path_factory.mktemp("adopted")
-    limit = 40_000 if big else 600
+    limit = 40_000 if big else 150  # all of it is walked and listed some hundred times
     copy_bounded(documentation(big=big), base / "docs", limit, big=big)
-    copy_bounded(python_library(), base / "library", limit, big=big)
+    copy_bounded(python_library(), base / "library", 2 * limit, big=big)
     for name in ("docs", "library"):
         shared_server.fsd("space", "adopt", str(base / name), "--name", name)
     for save in SAVES:
@@ -126,13 +126,11 @@ def trees(shared_server: Server, tmp_path_factory: pytest.TempPathFactory, big: 
 
 @pytest.fixture
 def docs(trees: dict[str, Tree]) -> Tree:
-    trees["docs"].settle()
     return trees["docs"]
 
 
 @pytest.fixture
 def library(trees: dict[str, Tree]) -> Tree:
-    trees["library"].settle()
     return trees["library"]
 
 

@@ -140,11 +140,14 @@ class Snapshot:
 
 
 def snapshot(root: bytes, dav: Dav) -> Snapshot:
-    """Both sides, taken so that nothing changed between; AssertionError if they differ or the disk moved
-    meanwhile."""
+    """Both sides, taken so that nothing changed between; AssertionError if they differ or either side moved
+    meanwhile: a listing of directories one by one shows no single moment else."""
     try:
         before = walk(root)
+        top = dav.stat(b"")
+        assert top.size == before[b""].size, f"{before[b''].size} bytes on disk, oc:size of all {top.size}"
         served = crawl(dav)
+        assert dav.stat(b"").etag == top.etag, "the server learnt of something while it was asked"
         after = walk(root)
     except (OSError, HttpError) as error:
         raise AssertionError(f"while looking: {error}") from error

@@ -24,21 +24,18 @@ def copy_bounded(source: Path, target: Path, files: int, *, big: bool = False) -
     """Copy `source` in name order, links as links, until `files` files are there; how many there are. Installed
     packages of a Python library only if `big`."""
     copied = 0
-    target.mkdir(parents=True)
     for directory, names, leaves in os.walk(source):
         names.sort()
         names[:] = [name for name in names if big or name != "site-packages"]
         here = target / Path(directory).relative_to(source)
+        here.mkdir(parents=True)
         for name in list(names):
             if os.path.islink(os.path.join(directory, name)):
                 os.symlink(os.readlink(os.path.join(directory, name)), here / name)
                 names.remove(name)
-            else:
-                (here / name).mkdir()
         for leaf in sorted(leaves):
-            if copied >= files:
-                names.clear()
-                break
             shutil.copy2(os.path.join(directory, leaf), here / leaf, follow_symlinks=False)
             copied += 1
+            if copied >= files:
+                return copied
     return copied
