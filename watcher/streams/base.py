@@ -42,6 +42,8 @@ class LogSource:
         self.bell = bell if bell is not None else threading.Event()
         self.gaps: Counter[str] = Counter()
         """By reason, and since the start."""
+        self.rejected: Counter[str] = Counter()
+        """Messages by what was wrong with them."""
         self.foreign = ""
         """The last path that the mapping doesn't know."""
         self._places = Places(mapping)
@@ -98,12 +100,8 @@ class LogSource:
 
     # -- for those who inherit
 
-    def _message(self, raw: bytes | None, where: str) -> None:
-        rejected = self._gatherer.hear(raw)
-        if rejected is not None:
-            self._reject(rejected, raw, where)
-
     def _reject(self, rejected: Rejected, raw: bytes | None, where: str) -> None:
+        self.rejected[rejected.kind] += 1
         self._letters.keep(where, rejected.kind, rejected.reason, raw)
         if rejected.kind == "malformed":
             self._doubt = True
@@ -129,7 +127,7 @@ class LogSource:
             **stream,
             "messages": counts["messages"],
             "elsewhere": counts["elsewhere"],
-            "rejected": {kind: counts[kind] for kind in ("malformed", "unfamiliar", "foreign")},
+            "rejected": {kind: self.rejected[kind] for kind in ("malformed", "unfamiliar", "foreign")},
             "foreign": self.foreign,
             "rejected_file": str(self._letters.path),
             "gaps": dict(self.gaps),

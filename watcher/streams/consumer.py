@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
-from watcher.streams import offsets
+from watcher.streams import offsets, topics
 from watcher.streams.offsets import Position
 from watcher.streams.options import Broker
 
@@ -38,7 +38,8 @@ LOOK = 1.0
 """Seconds between two looks at where the partitions end; that also tells whether the broker answers."""
 ANSWER = 5.0
 BACKOFF, BACKOFF_MOST = 0.2, 5.0
-SESSION_MS = 10_000
+SESSION_MS = 6_000
+"""After which another member of the group gets the partitions of one that says nothing; brokers admit no less."""
 
 
 class Records(NamedTuple):
@@ -55,6 +56,8 @@ class At(NamedTuple):
     key: Key
     offset: int
     marks: Mapping[int, Mapping[str, Position]]
+    topic: str = ""
+    """Its id."""
 
 
 class Gap(NamedTuple):
@@ -88,10 +91,10 @@ class State:
 class Consumer:
     """See the module's text. `bell` is called when there is something to take."""
 
-    def __init__(self, broker: Broker, topics: Sequence[str], bell: Callable[[], None]) -> None:
+    def __init__(self, broker: Broker, names: Sequence[str], bell: Callable[[], None]) -> None:
         self.state = State(down_since=time.monotonic())
         self._broker = broker
-        self._topics = list(topics)
+        self._topics = list(names)
         self._bell = bell
         self._items: deque[Item] = deque()
         self._held = 0
@@ -100,8 +103,9 @@ class Consumer:
         self._again = asyncio.Event()
         self._kept: dict[str, dict[Key, Position]] = {}
         self._number = -1
-        self._noted: dict[tuple[str, Key], Position] = {}
-        """Where spaces began that have not kept anything yet."""
+        self._ids: dict[str, str] = {}
+        self._noted: dict[tuple[str, Key], tuple[Position | None, Position]] = {}
+        """Where spaces began whose position (the first one) did not do; asked again with the same, that holds."""
         self._commits: dict[Key, int] = {}
         self._committed: dict[Key, int] = {}
         self._placed: set[Key] = set()
@@ -200,6 +204,8 @@ class Consumer:
     def _make(self) -> AIOKafkaConsumer:
         kafka = AIOKafkaConsumer(
             group_id=self._broker.group,
+            # A static member (KIP-345): who is started again within the session time takes its own place.
+            group_instance_id=self._broker.member or None,
             enable_auto_commit=False,
             auto_offset_reset="none",
             fetch_max_wait_ms=POLL_MS,
@@ -285,7 +291,8 @@ class Consumer:
             )  # fmt: skip
             self._gap(None, reason)
             kafka.seek(partition, begin)
-            self._put(At((partition.topic, partition.partition), begin, {}))
+            topic = self._ids.get(partition.topic, "")
+            self._put(At((partition.topic, partition.partition), begin, {}, topic))
 
     async def _place(self, kafka: AIOKafkaConsumer, assigned: Any) -> None:
         """Seek to where the spaces need it."""
@@ -295,20 +302,17 @@ class Consumer:
             begins = await self._asked(kafka.beginning_offsets(partitions))
             ends = await self._asked(kafka.end_offsets(partitions))
             gaps: dict[str, str] = {}
+            self._ids = await self._asked(topics.ids(kafka._client, self._topics))
             for partition in partitions:
-                key = (partition.topic, partition.partition)
-                has = {
-                    space: positions.get(key) or self._noted.get((space, key))
-                    for space, positions in kept.items()
-                }
-                where = offsets.start(begins[partition], ends[partition], has)
+                key, topic = (partition.topic, partition.partition), self._ids.get(partition.topic, "")
+                has = {space: self._position(space, key, mine.get(key)) for space, mine in kept.items()}
+                where = offsets.start(begins[partition], ends[partition], has, topic)
                 gaps |= where.gaps
                 self._noted |= {
-                    (space, key): Position(where.offset)
-                    for space, reason in where.gaps.items()
-                    if reason == "first"
+                    (space, key): (kept[space].get(key), Position(where.offset, topic=topic))
+                    for space in where.gaps
                 }
-                self._put(At(key, where.offset, where.marks))
+                self._put(At(key, where.offset, where.marks, topic))
                 kafka.seek(partition, where.offset)
                 self._placed.add(key)
                 self.state.partitions[key] = (begins[partition], ends[partition])
@@ -317,6 +321,10 @@ class Consumer:
                 self._gap(space, reason)
             self.state.placed = number
             self._bell()
+
+    def _position(self, space: str, key: Key, kept: Position | None) -> Position | None:
+        noted = self._noted.get((space, key))
+        return noted[1] if noted is not None and noted[0] == kept else kept
 
     async def _asked(self, question: Any) -> Any:
         return await asyncio.wait_for(question, ANSWER)
@@ -338,6 +346,9 @@ class Consumer:
                 }
                 self._up()
                 self._missing()
+                found = await self._asked(topics.ids(kafka._client, self._topics))
+                if any(self._ids.get(topic, topic_id) != topic_id for topic, topic_id in found.items()):
+                    self._again.set()  # made anew: begin anew
                 await self._commit(kafka)
             except (KafkaError, OSError, TimeoutError) as error:
                 self._down(error)
@@ -350,8 +361,8 @@ class Consumer:
         self.state.wanted = found
 
     def _missing(self) -> None:
-        topics = {topic for topic, _ in self.state.wanted}
-        missing = [topic for topic in self._topics if topic not in topics]
+        there = {topic for topic, _ in self.state.wanted}
+        missing = [topic for topic in self._topics if topic not in there]
         if missing:
             self.state.error = f"there is no topic {', '.join(missing)}"
 

@@ -23,7 +23,7 @@ class Gatherer:
 
     def __init__(self, decode: Decoder, places: Places) -> None:
         self.counts: Counter[str] = Counter()
-        """`messages`, `malformed`, `unfamiliar`, `foreign`; `elsewhere`: changes outside of all spaces."""
+        """`messages`; `elsewhere`: changes outside of all spaces."""
         self._decode = decode
         self._places = places
         self._names: dict[Place, set[bytes]] = {}
@@ -38,19 +38,15 @@ class Gatherer:
         try:
             changes = self._decode(parse(raw))
         except Malformed as error:
-            self.counts["malformed"] += 1
             return Rejected("malformed", str(error))
         except Unfamiliar as error:
-            self.counts["unfamiliar"] += 1
             rejected, changes = Rejected("unfamiliar", str(error)), error.changes
         for change in changes:
             try:
                 self._note(change)
             except Foreign as error:
-                self.counts["foreign"] += 1
                 rejected = Rejected("foreign", str(error))
             except Malformed as error:
-                self.counts["malformed"] += 1
                 rejected = Rejected("malformed", str(error))
         return rejected
 

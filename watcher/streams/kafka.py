@@ -50,6 +50,9 @@ class KafkaSource(LogSource):
         self._reached: dict[Key, Position] = {}
         self._kept: dict[str, dict[Key, Position]] = {}
         self._marks: dict[Key, dict[int, Mapping[str, Position]]] = {}
+        self._ids: dict[Key, str] = {}
+        self._heard: dict[Key, int] = {}
+        """The farthest that was heard: what comes again is rejected without being counted again."""
         self._last_message = 0.0
         self._moved = False
 
@@ -107,11 +110,14 @@ class KafkaSource(LogSource):
                 case Gap(space, reason):
                     if space is None or space in self._kept:
                         self._gap(space, reason, now)
-                case At(key, offset, marks):
+                case At(key, offset, marks, topic):
+                    if self._ids.get(key) != topic:
+                        self._heard.pop(key, None)
+                    self._ids[key] = topic
                     self._marks[key] = dict(marks)
                     self._reached.pop(key, None)
                     if offset not in marks:
-                        self._reached[key] = Position(offset)
+                        self._reached[key] = Position(offset, topic=topic)
                         self._moved = True
         return False
 
@@ -126,11 +132,13 @@ class KafkaSource(LogSource):
             if marks:
                 self._prove(item.key, record.offset, record.timestamp, record.value)
             rejected = self._gatherer.hear(record.value)
-            if rejected is not None:
+            if rejected is not None and record.offset >= self._heard.get(item.key, 0):
                 where = f"{item.key[0]}[{item.key[1]}]@{record.offset}"
                 self._reject(rejected, record.value, where)
         last = records[-1]
-        self._reached[item.key] = offsets.after(last.offset, last.timestamp, last.value)
+        self._heard[item.key] = max(last.offset + 1, self._heard.get(item.key, 0))
+        topic = self._ids.get(item.key, "")
+        self._reached[item.key] = offsets.after(last.offset, last.timestamp, last.value, topic)
         self._last_message = max(self._last_message, last.timestamp / 1000)
         self._moved = True
         self._place_in_record += len(records)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,7 +34,14 @@ def broker(settings: Settings) -> Broker:
         settings.kafka_ca,
         settings.kafka_cert,
         settings.kafka_key,
+        member(settings),
     )
+
+
+def member(settings: Settings) -> str:
+    """A name in the group for the watcher of this host and state directory."""
+    mark = hashlib.blake2b(f"{socket.gethostname()} {settings.state}".encode(), digest_size=6)
+    return f"fsd-{socket.gethostname()}-{mark.hexdigest()}"
 
 
 def mapping(key: str, words: Sequence[str]) -> list[Prefix]:

@@ -21,6 +21,8 @@ class Broker:
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+    member: str = ""
+    """A name of this watcher alone in its group, the same after each start; "" for none."""
 
     def arguments(self) -> dict[str, Any]:
         """For aiokafka's clients. OSError (also ssl.SSLError) if a certificate can't be read."""

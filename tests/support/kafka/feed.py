@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from tests.support.waiting import wait_for
 
 T = TypeVar("T")
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 class Feed:

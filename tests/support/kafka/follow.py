@@ -96,6 +96,10 @@ class Followed:
         last = self.feed.send(self.topic, messages, partition=partition)
         self._sent[partition] = max(last, self._sent[partition])
 
+    def forget_sent(self) -> None:
+        """The topic is another one now."""
+        self._sent = dict.fromkeys(range(self.partitions), -1)
+
     def settle(self, timeout: float = 60) -> None:
         """Wait until everything sent was read and handled, and the rows are what the disk is."""
 
