@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from tests.support.histories import OnDisk
 from tests.support.kafka.broker import Broker
 from tests.support.kafka.feed import Feed
 from tests.support.kafka.follow import Followed
+from tests.support.kafka.nodes import Nodes
 from tests.support.kafka.says import Ceph
 from tests.support.waiting import wait_for
 
@@ -214,3 +217,77 @@ def test_messages_that_cannot_be_read(place: Place) -> None:
     assert "events[0]@" in kept[0]
     shown = place.followed.server.run("status").stdout
     assert "3 messages could not be read, 1 said something unknown" in shown
+
+
+class Unruly:
+    """Messages on their way to the topic: doubled, late, on whichever partition, and lost if `lose` says so."""
+
+    def __init__(self, followed: Followed, rng: random.Random, lose: float) -> None:
+        self.followed, self._rng, self._lose = followed, rng, lose
+        self._late: list[bytes] = []
+        self.lost = 0
+
+    def __call__(self, batch: list[bytes]) -> None:
+        rng = self._rng
+        shares: list[list[bytes]] = [[], []]
+        for message in batch:
+            if rng.random() < self._lose:
+                self.lost += 1
+                continue
+            if rng.random() < 0.05:
+                self._late.append(message)
+            shares[rng.randrange(2)].append(message)
+            if rng.random() < 0.05:
+                shares[rng.randrange(2)].append(message)
+            if self._late and rng.random() < 0.05:
+                shares[rng.randrange(2)].append(self._late.pop(rng.randrange(len(self._late))))
+        for number, share in enumerate(shares):
+            self.followed.send(share, number)
+
+
+@pytest.mark.parametrize("lose", [0.0, 0.1], ids=["none-lost", "some-lost"])
+def test_a_history_told_by_gpfs_through_trouble(
+    place: Place, tmp_path: Path, lose: float, request: pytest.FixtureRequest
+) -> None:
+    """A random history of a tree, told by three nodes' watch folders on two partitions, as the only source, while the
+    watcher is killed again and again and the broker once. Where messages are lost, the next sweep finds it."""
+    seed = request.config.getoption("--seed") or random.randrange(1 << 30)
+    rounds = 40 if request.config.getoption("--big") else 2 if lose else 3
+    print(f"seed {seed}, {rounds} rounds")
+    rng = random.Random(seed)
+    topic = f"gpfs-{int(lose * 10)}"
+    place.feed.create(topic, 2)
+    followed = Followed(tmp_path, place.feed, topic, "gpfs-watchfolder", partitions=2)
+    followed.server.allow_log("Kafka at|ended")
+    if lose:
+        followed.server.settings["FSD_WATCH_SWEEP"] = "2"
+    followed.start()
+    followed.settle()
+    told = Unruly(followed, rng, lose)
+    nodes = Nodes(followed.root, followed.reported, told, seed=seed)
+    player = OnDisk(str(seed), followed.root)
+    try:
+        for turn in range(rounds):
+            for _ in range(50):
+                player.step()
+            if turn % 2:
+                (watcher,) = followed.server.child("watcher")
+                os.kill(watcher, signal.SIGKILL)
+            elif turn % 20 == 2:
+                nodes.pause()
+                place.broker.stop()
+                place.feed.forget()
+                for _ in range(20):
+                    player.step()
+                place.broker.start()
+                nodes.go_on()
+        nodes.close()
+        followed.settle(90)
+        assert nodes.said > 100
+        if lose:
+            assert told.lost
+        else:
+            assert set(followed.stream()["gaps"]) <= {"first"}
+    finally:
+        nodes.close()
+        followed.close()

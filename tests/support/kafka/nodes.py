@@ -36,6 +36,7 @@ class Nodes:
         self._paths: dict[int, bytes] = {}
         self._inotify = INotify()
         self._stop = threading.Event()
+        self._way = threading.Lock()
         self._held: list[list[bytes]] = [[] for _ in range(nodes)]
         self.said = 0
         self._watch(b"", announce=False)
@@ -67,6 +68,14 @@ class Nodes:
             for event in self._inotify.read(timeout=50, read_delay=5):
                 self._hear(event)
             self.flush()
+
+    def pause(self) -> None:
+        """Hold messages back; those that were on their way have arrived."""
+        self._way.acquire()
+
+    def go_on(self) -> None:
+        """The way is free."""
+        self._way.release()
 
     def _hear(self, event: Event) -> None:
         above = self._paths.get(event.wd)
@@ -105,6 +114,10 @@ class Nodes:
 
     def flush(self) -> None:
         """Send what the nodes hold: each in its own order, the nodes interleaved."""
+        with self._way:
+            self._flush()
+
+    def _flush(self) -> None:
         batch: list[bytes] = []
         waiting = [queue for queue in self._held if queue]
         while waiting:
@@ -116,7 +129,9 @@ class Nodes:
             self._send(batch)
 
     def close(self) -> None:
-        """Hear what has happened so far, send it, and stop."""
+        """Hear what has happened so far, send it, and stop; a second time does nothing."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         self._thread.join(30)
         for event in self._inotify.read(timeout=0):
