@@ -27,9 +27,9 @@ _log = logging.getLogger(__name__)
 TYPES: Final = ("sha1", "md5", "adler32")
 """What is kept, in the order in which it is shown."""
 SMALL: Final = 64 << 10
-"""Uploads of up to so many bytes get all sums on their way in: 15 µs for 4 KiB. Of larger ones only what the client
-sent is computed, since MD5 alone would halve the rate at which they are taken in; the background does those that came
-without."""
+"""Uploads of up to so many bytes get all sums on their way in: 15 µs for 4 KiB. So do those that come with a sum: the
+client cares, and may compare another one later (rclone sends SHA1 and asks for MD5). For others MD5 alone would halve
+the rate at which they are taken in; they have time, in the background."""
 _SCHEMA = """
 CREATE TABLE sum (
     etag BLOB PRIMARY KEY, id BLOB NOT NULL, sha1 BLOB, md5 BLOB, adler32 BLOB) WITHOUT ROWID;
@@ -95,7 +95,8 @@ def new_hash(algorithm: str) -> Hash:
 
 def upload_hashes(length: int | None, asked: str | None) -> dict[str, Hash]:
     """What to compute while `length` bytes (None: unknown) pass through, and the client sent a checksum by `asked`."""
-    names = dict.fromkeys(TYPES) if length is not None and length <= SMALL else {}
+    small = length is not None and length <= SMALL
+    names = dict.fromkeys(TYPES) if small or asked is not None else {}
     if asked is not None:
         names[asked.lower().replace("-", "")] = None
     return {name: new_hash(name) for name in names}
