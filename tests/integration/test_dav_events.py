@@ -19,6 +19,9 @@ from tests.support.waiting import wait_for
 from tests.unit.dav.served import Served, serving
 
 FILES = "/dav/files/alice"
+ANYBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""TLS with whoever answers."""
+ANYBODY.check_hostname, ANYBODY.verify_mode = False, ssl.CERT_NONE
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +38,7 @@ class Listener:
     ) -> None:
         self.socket: socket.socket = socket.create_connection(("127.0.0.1", served.port), timeout=20)
         if tls:
-            context = ssl.create_default_context()
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            self.socket = context.wrap_socket(self.socket)
+            self.socket = ANYBODY.wrap_socket(self.socket)
         self.socket.sendall(served.head("GET", path, "Accept: text/event-stream", *lines, user=user))
         self.buffer = b""
         self.head = self._until(b"\r\n\r\n")

@@ -149,7 +149,7 @@ def test_a_full_state_disk_is_507_and_reading_goes_on(
     make_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     server = make_server(started=False)
-    server.allow_log("space left|disk|full|507|state|index|database|status|writ")
+    server.allow_log("space left|disk|full|507|state|index|database|status|writ|audit lines were lost")
     with disk(tmp_path, "state", megabytes=64) as storage:
         server.state = storage.place / "state"
         server.start()
