@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support.isolation import own_mounts
@@ -35,6 +36,8 @@ def pytest_configure() -> None:
     Mounts of a run that is killed end with it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     own_mounts()
+    hypothesis.settings.register_profile("untimed", deadline=None)  # a loaded machine is slow, not wrong
+    hypothesis.settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,6 +14,7 @@ from fsd.core import errors as core
 EXPECTED = {
     core.StorageUnavailable: 503,
     core.NotYetKnown: 503,
+    core.Elsewhere: 503,
     core.SpaceDisabled: 404,
     core.QuotaExceeded: 507,
     core.PreconditionFailed: 412,
@@ -37,7 +38,7 @@ def test_every_domain_error_has_a_status():
 
 def test_only_proven_absence_is_404():
     absent = {code for code in errno.errorcode if status_of(OSError(code, os.strerror(code))) == 404}
-    assert absent == {errno.ENOENT}
+    assert absent == {errno.ENOENT, errno.ENOTDIR}
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
