@@ -245,12 +245,11 @@ def test_the_jobs_process_raises_the_alarm_once(
 ) -> None:
     allow_log("job grants .* missing in the space")
     jobs = Jobs(config.load({"data": str(tmp_path / "data"), "state": str(tmp_path / "state")}, {}))
-    space = jobs._registry.open(record.id)
     (job,) = [each for each in jobs._jobs if each.name == "grants"]
-    jobs._do(job, space)
+    jobs._do(job, record, 0.0)
     assert not caplog.records
     acl_path(record).unlink()
-    jobs._do(job, space)
-    jobs._do(job, space)
+    for turn in range(2):
+        jobs._do(job, record, 1.0 + turn)
     assert [each.levelname for each in caplog.records] == ["ERROR"] and "missing" in caplog.text
-    space.close()
+    jobs._registry.open(record.id).close()
