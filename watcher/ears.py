@@ -26,17 +26,21 @@ from watcher.sources.base import LogReader, Source, SourceStatus
 from watcher.sources.fanotify import FanotifySource
 from watcher.sources.inotify import InotifySource
 from watcher.sources.poll import STATS, PollSource
+from watcher.sources.rctime import RecursiveTimes
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["fanotify", "inotify", "poll", "gpfs-watchfolder", "gpfs-audit", "cephfs"]
+Kind = Literal["fanotify", "inotify", "poll", "rctime", "gpfs-watchfolder", "gpfs-audit", "cephfs"]
 KINDS: tuple[Kind, ...] = ("fanotify", "inotify", "poll")
+ASKING: tuple[Kind, ...] = ("poll", "rctime")
+"""They hear nothing and ask: in the background, as a storage may take its time."""
 LOGS: tuple[Kind, ...] = ("gpfs-watchfolder", "gpfs-audit", "cephfs")
 """They read what a storage writes about itself."""
 _LOGS_OF: dict[str, tuple[Kind, ...]] = {"gpfs": ("gpfs-watchfolder", "gpfs-audit"), "ceph": ("cephfs",)}
+CEPHFS = frozenset({"ceph", "fuse.ceph", "fuse.ceph-fuse"})
 BUSY = 0.5
 """Seconds to wait for a source that is at work."""
 
@@ -182,8 +186,29 @@ class Ears:
             ear.parts.append(Part(base, fstype, kind, "; ".join(reasons)))
             if not any(each is held for each in ear.held):
                 ear.held.append(held)
+            if mount is not None and mount.fstype in CEPHFS and kind in ("poll", "cephfs"):
+                self._add_sums(ear, key, space, point, mount, inside)
             return
         raise OSError(errno.EIO, "; ".join(reasons), point)
+
+    def _add_sums(
+        self, ear: Ear, key: str, space: Space, point: bytes, mount: Mount, inside: frozenset[bytes]
+    ) -> None:
+        """Beside what hears or polls a CephFS: what its directories sum up finds what that one missed."""
+        held = self._source("rctime", space, mount)
+        base = point[len(space.root) + 1 :]
+        without = frozenset(other for other in inside if within(other, point) and other != point)
+        with held.subject.held(BUSY) as mine:
+            try:
+                if not mine:
+                    raise OSError(errno.EBUSY, "another thread is at work on it")
+                held.source.add(key, point, space.fsd_ident, base=base, without=without)
+            except OSError as error:
+                log.info("space %s: its CephFS sums up nothing for us: %s", space.record.id, error)
+                return
+        ear.parts.append(Part(base, mount.fstype, "rctime", ""))
+        if not any(each is held for each in ear.held):
+            ear.held.append(held)
 
     def _order(self, mount: Mount | None, wanted: str) -> Sequence[Kind]:
         """The kinds to try, best first."""
@@ -205,7 +230,7 @@ class Ears:
         storage = mount.dev if mount is not None else ""
         if kind in LOGS:
             storage = ""  # the log is its own: no storage keeps it from being read
-        name = (kind, space.record.hex if kind == "poll" else storage)
+        name = (kind, space.record.hex if kind in ASKING else storage)
         held = self._sources.get(name)
         if held is None:
             held = self._sources[name] = Held(kind, self._make(kind, space), Subject(storage))
@@ -219,6 +244,8 @@ class Ears:
                 return InotifySource(max_watches=self._choice.max_watches, bell=self.bell)
             case "poll":
                 return PollSource(space, stats=self._choice.stats, bell=self.bell)
+            case "rctime":
+                return RecursiveTimes(space, bell=self.bell)
             case "gpfs-watchfolder" | "gpfs-audit" | "cephfs":
                 if kind not in self._choice.logs:
                     raise OSError(errno.ENOENT, "no topic or log is configured for it")

@@ -28,7 +28,7 @@ from fsd.core.space import SpaceRecord
 from fsd.service.shift import Shift, Subject
 from fsd.service.status import replace_json
 from watcher import report
-from watcher.ears import LOGS, Ears, Held
+from watcher.ears import ASKING, LOGS, Ears, Held
 from watcher.keeper import Keeper
 from watcher.leases import Leases
 from watcher.mounts import Mounts
@@ -242,7 +242,7 @@ class Watcher:
     def _hear(self) -> bool:
         more = False
         for held in self._ears.sources():
-            if held.kind != "poll":
+            if held.kind not in ASKING:
                 more |= bool(self._front.do(held.subject, partial(self._collect, held, COLLECT)))
         now = time.monotonic()
         for keeper in list(self.keepers.values()):
@@ -328,7 +328,7 @@ class Watcher:
                 if keeper.available and not self._ending.is_set():
                     self._back.do(keeper.back, partial(self._guard, keeper, partial(keeper.tick, now)))
         for held in self._ears.sources():
-            if held.kind == "poll":
+            if held.kind in ASKING:
                 self._back.do(held.subject, partial(self._collect, held, COLLECT_SLOW))
         return self._slice(keepers)
 

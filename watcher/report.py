@@ -84,7 +84,7 @@ def _state(keeper: Keeper, sources: Sequence[SourceStatus], hung: float) -> str:
         return "disconnected"
     if keeper.sweeping or keeper.gap:
         return "sweeping"
-    return "polling" if all(each.name == "poll" for each in sources) else "watching"
+    return "polling" if all(each.name in ("poll", "rctime") for each in sources) else "watching"
 
 
 def _kinds(ear: Ear | None) -> str:

@@ -84,3 +84,29 @@ def files(space: Space, after: int, limit: int) -> list[File]:
 def place(file: File) -> bytes:
     """The file's path below the root."""
     return join(file.parent, file.name)
+
+
+class Known(NamedTuple):
+    """A directory in another one, and its tree size in bytes, as the index knows them."""
+
+    path: bytes
+    total: int
+
+
+def below(space: Space, path: bytes) -> list[Known]:
+    """The directories in a directory; none if the index does not know it."""
+    with space.index.read() as db:
+        n, _ = index.resolve(space.index, db, path)
+        if n is None:
+            return []
+        query = "SELECT node.name, dir.total FROM node JOIN dir ON dir.n=node.n WHERE node.parent=?"
+        rows = db.execute(query, (n,)).fetchall()
+    return [Known(join(path, name), total) for name, total in rows]
+
+
+def total_of(space: Space, path: bytes) -> int | None:
+    """The tree size of a directory; None if the index does not know it."""
+    with space.index.read() as db:
+        n, _ = index.resolve(space.index, db, path)
+        row = db.execute("SELECT total FROM dir WHERE n=?", (n,)).fetchone()
+    return None if row is None else int(row[0])

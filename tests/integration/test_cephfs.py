@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ from fsd.core.space import Space
 from tests.conformance import test_operations as suite
 from tests.conformance.carriers import Carrier, CoreCarrier
 from tests.support.ceph import Ceph
+from tests.support.kafka import says as notified
+from tests.support.kafka.shared import SharedBroker
+from tests.support.serving import Server
 from tests.support.waiting import wait_for
 from tests.support.worlds import differences, drain, grow_quiet, make_space, sweep
 from tests.unit.core_space import put
+from watcher.sources.rctime import RecursiveTimes
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -160,3 +165,147 @@ def test_a_quota_of_the_storage_refuses_and_leaves_nothing(space: Space, writing
     os.setxattr(at(writing, space), "ceph.quota.max_files", b"0")
     drain(space)
     assert differences(space) == [] and os.listdir(space.root + b"/.fsd/staging") == []
+
+
+def hints_for(source: RecursiveTimes, path: bytes) -> None:
+    """Collect until a directory is hinted."""
+    wait_for(lambda: any(hint.dir == path for hint in source.collect(0.05)), timeout=30, what=f"{path!r}")
+
+
+def test_what_no_notification_told_is_found_by_what_directories_sum_up(space: Space, writing: Path) -> None:
+    other = at(writing, space)
+    (other / "a" / "b" / "c").mkdir(parents=True)
+    (other / "quiet").mkdir()
+    (other / "a" / "b" / "c" / "f").write_bytes(b"12345")
+    sweep(space)
+    source = RecursiveTimes(space, asks=10_000)
+    source.add("s", space.root, space.fsd_ident)
+    try:
+        hints_for(source, b"a/b/c")
+        with open(other / "a" / "b" / "c" / "f", "r+b") as file:
+            file.write(b"54321")  # in place, of the same size: no directory's own times show it
+        hints_for(source, b"a/b/c")
+        assert source.status("s") is not None and not source.status("s").errors
+    finally:
+        source.close()
+
+
+def test_what_is_quiet_is_neither_asked_nor_hinted_again(space: Space, writing: Path) -> None:
+    other = at(writing, space)
+    for number in range(5):
+        (other / "top" / str(number)).mkdir(parents=True)
+    (other / "top" / "1" / "f").write_bytes(b"12345")
+    sweep(space)
+    source = RecursiveTimes(space, asks=10_000, margin=0.0)
+    source.add("s", space.root, space.fsd_ident)
+    try:
+        source._floor = time.time() + 5.0  # all of this is long ago
+        wait_for(lambda: source.collect(0.05) or source.asked, what="a round")
+        assert source.asked == 1 and source.collect(0.05) == []
+    finally:
+        source.close()
+
+
+def test_sums_that_do_not_add_up_lead_to_what_was_missed(space: Space, writing: Path) -> None:
+    other = at(writing, space)
+    (other / "a" / "b").mkdir(parents=True)
+    (other / "right").mkdir()
+    (other / "right" / "f").write_bytes(b"1")
+    sweep(space)
+    (other / "a" / "b" / "missed").write_bytes(b"12345")
+
+    def summed() -> bool:
+        whole, internals = (int(os.getxattr(place, "ceph.dir.rbytes")) for place in (other, other / ".fsd"))
+        return whole - internals == 6
+
+    wait_for(summed, timeout=40, what="the sum")
+    source = RecursiveTimes(space, asks=10_000, margin=-60.0)
+    source.add("s", space.root, space.fsd_ident)
+    try:
+        source._next_compare = 0.0
+        found: set[bytes] = set()
+
+        def descended() -> bool:
+            found.update(hint.dir for hint in source.collect(0.05))
+            return b"a/b" in found
+
+        wait_for(descended, what="the directory whose bytes the index lacks")
+        assert b"right" not in found
+    finally:
+        source.close()
+
+
+def test_a_server_over_one_client_shows_what_the_other_writes(
+    served: Path, writing: Path, make_server: Callable[..., Server]
+) -> None:
+    server = make_server(started=False, workers=1)
+    server.data = served / "data"
+    server.start()
+    server.fsd("space", "create", "p")
+    record = server.space("p")
+    dav = server.space_dav(record)
+    other = writing / "data" / "projects" / "p"
+    before = dav.propfind(b"", 0)[0].etag
+    (other / "d").mkdir()
+    (other / "d" / "f").write_bytes(b"12345")
+    assert dav.request("GET", b"d/f").body == b"12345"
+    wait_for(lambda: dav.propfind(b"", 0)[0].etag != before, what="the root's etag")
+    wait_for(lambda: dav.propfind(b"", 0)[0].size == 5, what="the root's size")
+
+    def told() -> str:
+        (space,) = [each for each in server.json_any("status")["spaces"] if each["name"] == "p"]
+        return str(space["source"])
+
+    wait_for(lambda: told() == "poll+rctime", what="the sources in status")
+    assert dav.request("MKCOL", b".snap").status in (403, 405) and dav.request("GET", b".snap").status == 404
+    os.setxattr(other, "ceph.quota.max_files", b"30")
+
+    def refused() -> bytes:
+        answer = dav.request("PUT", b"n%d" % time.monotonic_ns(), b"x")
+        return answer.body if answer.status == 507 else b""
+
+    assert b"quota of the storage" in wait_for(refused, what="the quota of the storage")
+
+
+def test_what_is_notified_shows_at_once_and_what_is_not_soon(
+    served: Path, writing: Path, broker: SharedBroker, make_server: Callable[..., Server]
+) -> None:
+    """The whole way: one client writes, Kafka tells, the server over the other client shows it."""
+    topic = broker.topic()
+    server = make_server(started=False, workers=1)
+    server.data = served / "told"
+    server.settings |= {
+        "FSD_KAFKA_BROKERS": broker.address,
+        "FSD_KAFKA_GROUP": topic,
+        "FSD_CEPHFS_TOPICS": topic,
+        "FSD_CEPHFS_PATHS": f"/={served}",
+    }
+    server.start()
+    server.fsd("space", "create", "p")
+    dav = server.space_dav(server.space("p"))
+    other, says = writing / "told" / "projects" / "p", notified.Ceph("/told/projects/p")
+
+    def status() -> dict[str, Any]:
+        (space,) = [each for each in server.json_any("status")["spaces"] if each["name"] == "p"]
+        return dict(space)
+
+    wait_for(
+        lambda: (status()["source"], status()["state"]) == ("cephfs+rctime", "watching"),
+        timeout=40, what="the sources",
+    )  # fmt: skip
+    (other / "d").mkdir()
+    broker.feed.send(topic, [says.made("d")])
+    wait_for(lambda: {each.path for each in dav.propfind(b"", 1)} == {b"", b"d"}, what="a directory")
+    delays = []
+    for number in range(20):
+        before = dav.propfind(b"", 0)[0].etag
+        (other / "d" / f"f{number}").write_bytes(b"12345")
+        broker.feed.send(topic, [says.changed(f"d/f{number}")])
+        began = time.monotonic()
+        wait_for(lambda etag=before: dav.propfind(b"", 0)[0].etag != etag, every=0.005, what="an etag")
+        delays.append(time.monotonic() - began)
+    print(f"root's etag after a notification: p95 {sorted(delays)[18] * 1000:.0f} ms")
+    wait_for(lambda: dav.propfind(b"", 0)[0].size == 100, what="the sizes")
+    before = dav.propfind(b"", 0)[0].etag
+    (other / "d" / "f0").write_bytes(b"54321")  # of this nobody tells
+    wait_for(lambda: dav.propfind(b"", 0)[0].etag != before, timeout=60, what="what was not notified")

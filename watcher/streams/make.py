@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from fsd.core import lease
 from fsd.core.errors import USAGE, UserError
 from watcher.ears import Kind, MakeLog
 from watcher.sources import cephfs, gpfs_audit, gpfs_watch
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
 
 
 def broker(settings: Settings) -> Broker:
-    """How the brokers are reached."""
+    """How the brokers are reached. Of several hosts each is a group of its own: the ones that only follow a space need
+    to hear of it as well, and who takes it over has heard everything."""
+    group = settings.kafka_group
+    if settings.cluster_shared:
+        group += f"-{lease.host_id(settings.state)}"
     return Broker(
         settings.kafka_brokers,
-        settings.kafka_group,
+        group,
         settings.kafka_security,
         settings.kafka_mechanism,
         settings.kafka_username,
