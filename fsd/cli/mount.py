@@ -1,14 +1,17 @@
-"""`fsd mount`: a space, or all spaces, as a filesystem."""
+"""`fsd mount`: a space, or all spaces, as a filesystem; those of this machine, or a user's on another one."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fsd.cli import mount_remote
 from fsd.cli.common import audit, note, registry_of, settings_of
 from fsd.core.errors import BUSY, USAGE, UserError
 
@@ -25,8 +28,10 @@ _MISSING = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.options_first = True  # type: ignore[attr-defined]
-    parser.add_argument("space", nargs="?", metavar="SPACE", help="its name, alias or id; not with --all")
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
+    parser.add_argument(
+        "space", nargs="?", metavar="SPACE", help="its name, alias or id, or https://HOST/; not with --all"
+    )
+    parser.add_argument("mountpoint", nargs="?", metavar="MOUNTPOINT", help="an empty directory")
     parser.add_argument("--all", action="store_true", help="all spaces, each under its name")
     parser.add_argument(
         "--as", dest="user", metavar="USER", help="with the role of this user, shown as theirs"
@@ -47,14 +52,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--background", action="store_true", help="return when it is mounted; the mount goes on by itself"
     )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    mount_remote.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Mount, and serve until it is unmounted or told to end."""
-    if args.all == (args.space is not None):
-        raise UserError("Give either a space or --all.", USAGE)
+    if args.status:
+        return mount_remote.status(args)
+    if args.mountpoint is None:
+        args.space, args.mountpoint = None, args.space
+    if args.all == (args.space is not None) or args.mountpoint is None:
+        raise UserError("Give a mountpoint, and either a space or --all.", USAGE)
     _check_parts()
     args.mountpoint = os.path.abspath(args.mountpoint)
+    if mount_remote.is_url(args.space):
+        return _run_remote(args)
     registry = registry_of(args)
     if args.user is not None:
         registry.accounts.get(args.user)
@@ -62,8 +74,18 @@ def run(args: argparse.Namespace) -> int:
         registry.find(args.space)
     _check_mountpoint(args.mountpoint)
     if args.background:
-        return _in_background(args, registry)
+        return _in_background(lambda told: _serve(args, registry, told))
     return _serve(args, registry, -1)
+
+
+def _run_remote(args: argparse.Namespace) -> int:
+    mount_remote.check_options(args)
+    _check_mountpoint(args.mountpoint)
+    # What is asked for and what is wrong is told before it goes into the background.
+    plan = mount_remote.plan(args, lambda: None)
+    if args.background:
+        return _in_background(lambda told: _serve_remote(args, plan, told))
+    return _serve_remote(args, plan, -1)
 
 
 def _check_parts() -> None:
@@ -94,7 +116,7 @@ def _check_mountpoint(path: str) -> None:
         raise UserError(f"{path} is not empty: what is in it would be hidden.")
 
 
-def _in_background(args: argparse.Namespace, registry: Registry) -> int:
+def _in_background(serve: Callable[[int], int]) -> int:
     """Fork; the child goes on as a daemon, the parent returns once it is mounted, or with its error."""
     ready, told = os.pipe()
     if child := os.fork():
@@ -109,7 +131,7 @@ def _in_background(args: argparse.Namespace, registry: Registry) -> int:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
-    return _serve(args, registry, told)
+    return serve(told)
 
 
 def _serve(args: argparse.Namespace, registry: Registry, told: int) -> int:
@@ -125,12 +147,7 @@ def _serve(args: argparse.Namespace, registry: Registry, told: int) -> int:
 
     def ready() -> None:
         audit(args, "mount", args.mountpoint, space=args.space or "all")
-        notify.ready(f"{args.space or 'all spaces'} at {args.mountpoint}")
-        if told >= 0:
-            os.write(told, b"+")
-            os.close(told)
-            nothing = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nothing, sys.stderr.fileno())
+        _say_ready(args, told)
 
     plan = Plan(
         mountpoint=args.mountpoint,
@@ -143,6 +160,31 @@ def _serve(args: argparse.Namespace, registry: Registry, told: int) -> int:
     )
     try:
         return Mounted(registry, plan).run()
+    finally:
+        notify.stopping()
+
+
+def _say_ready(args: argparse.Namespace, told: int) -> None:
+    """To systemd, and to whoever waits for the mount to be there."""
+    from fsd.service import notify
+
+    notify.ready(f"{args.space or 'all spaces'} at {args.mountpoint}")
+    if told >= 0:
+        os.write(told, b"+")
+        os.close(told)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, sys.stderr.fileno())
+
+
+def _serve_remote(args: argparse.Namespace, plan: Any, told: int) -> int:
+    from fsd.mount.mounted import quiet_pyfuse3
+    from fsd.mount.remote.mounted import Mounted
+    from fsd.service import logs, notify
+
+    logs.setup("mount", "journal" if os.environ.get("JOURNAL_STREAM") else "text", args.log_level)
+    quiet_pyfuse3()
+    try:
+        return Mounted(dataclasses.replace(plan, ready=lambda: _say_ready(args, told))).run()
     finally:
         notify.stopping()
 

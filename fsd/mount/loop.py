@@ -5,15 +5,16 @@ together more than half of a request's time. What replaces them (pyfuse3 is made
 same) asks the kernel itself, and waits there for a millisecond, as the next request usually follows the last answer.
 Every 32nd time, when nothing comes, when something else is heard and while a handler awaits, trio's own way is gone.
 
-Such a lock is not handed on. A handler that awaits must therefore do it by `in_thread`, so that another of pyfuse3's
-tasks takes over the waiting; else the mount stands still until the handler is done.
+Such a lock is not handed on. A handler that awaits must therefore do it by `in_thread`, or within `away`, so that
+another of pyfuse3's tasks takes over the waiting; else the mount stands still until the handler is done.
 """
 
 from __future__ import annotations
 
 import select
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -103,14 +104,21 @@ class _Waiter:
 _turnstile = _Turnstile()
 
 
-async def in_thread(work: Callable[..., T], *args: Any) -> T:
-    """For handlers: do what blocks in a thread; another task serves requests meanwhile."""
+@contextmanager
+def away() -> Iterator[None]:
+    """For handlers, around what they await: another task serves requests meanwhile, and nobody waits in the kernel."""
     _turnstile.pause()
     _turnstile.absent += 1
     try:
-        return await trio.to_thread.run_sync(work, *args)
+        yield
     finally:
         _turnstile.absent -= 1
+
+
+async def in_thread(work: Callable[..., T], *args: Any) -> T:
+    """For handlers: do what blocks in a thread."""
+    with away():
+        return await trio.to_thread.run_sync(work, *args)
 
 
 def install(others: Iterable[int] = ()) -> None:

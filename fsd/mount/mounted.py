@@ -182,11 +182,17 @@ class Mounted:
                 await self._coherence.renew(export)
 
 
-def _descriptors() -> int:
-    """Raise the limit of descriptors as far as allowed; how many directories may be kept open."""
+def raise_limit() -> int:
+    """Raise the limit of descriptors as far as allowed; what it is."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = min(most, 1 << 20) if most != resource.RLIM_INFINITY else 1 << 20
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
+
+
+def _descriptors() -> int:
+    """How many directories may be kept open."""
+    most = raise_limit()
     return max(64, min(most // 3, 50_000) - _OWN_DESCRIPTORS)
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,25 +30,33 @@ class Mount:
         self.server, self.path, self.arguments = server, place, list(arguments)
         self.log_path = place.with_name(place.name + ".log")
         self.environment = dict(server.environment)
+        self.python = sys.executable
+        self.identity: dict[str, Any] = {}
+        """`user`, `group` and `extra_groups` of the daemon; empty: the caller's."""
         self.process: subprocess.Popen[bytes] | None = None
         self._allowed: list[re.Pattern[str]] = []
-        place.mkdir(parents=True, exist_ok=True)
+        if mountpoints.at(str(place)).state != "dead":
+            place.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> Mount:
         """Mount, and wait until it serves."""
-        command = [sys.executable, "-m", "fsd.cli.main", "mount", *self.arguments, str(self.path)]
+        command = [self.python, "-m", "fsd.cli.main", "mount", *self.arguments, str(self.path)]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment
-            )
-        wait_for(self._up, timeout=30, what=f"a mount at {self.path}")
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment, cwd="/",
+                **self.identity,
+            )  # fmt: skip
+        wait_for(self._up, timeout=60, what=f"a mount at {self.path}")
         return self
 
     def _up(self) -> bool:
         assert self.process is not None
         if self.process.poll() is not None:
             raise RuntimeError(f"fsd mount ended with {self.process.returncode}: {self.log()[-2000:]}")
-        return mountpoints.at(str(self.path)).state == "ours" and os.statvfs(self.path).f_namemax > 0
+        return mountpoints.at(str(self.path)).state == "ours" and self._answers()
+
+    def _answers(self) -> bool:
+        return os.statvfs(self.path).f_namemax > 0
 
     @property
     def pid(self) -> int:

@@ -1,0 +1,1 @@
+"""A mount of another machine's spaces, over WebDAV."""
