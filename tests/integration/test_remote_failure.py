@@ -340,6 +340,25 @@ def test_what_can_not_be_mounted(server: Server, tmp_path: Path) -> None:
     assert done.returncode == 2 and "No token" in done.stderr
 
 
+def test_over_tls(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = make_server(options=("--tls-self-signed",))
+    certificate = server.state / "tls/cert.pem"
+    mount = RemoteMount(server, tmp_path / "mnt", *SOON)
+    mount.arguments[-1] = url = f"https://127.0.0.1:{server.port}/"
+    done = mount.command("mount", url, str(mount.path))
+    assert done.returncode == 1 and "certificate is not trusted" in done.stderr
+    mount.arguments[:0] = ["--ca-file", str(certificate)]
+    mount.start()
+    try:
+        (mount.path / "Administrator/file").write_bytes(b"x" * 3_000_000)
+        mount.uploaded()
+        assert (server.data / "users/admin/file").read_bytes() == b"x" * 3_000_000
+        online(mount)
+    finally:
+        mount.close()
+    assert mount.complaints() == []
+
+
 def test_many_programs_at_once(server: Server, team: Dav, tmp_path: Path) -> None:
     with remotely(server, tmp_path / "mnt", *SOON) as mount:
         top = mount.path / "team"

@@ -1,7 +1,7 @@
 """HTTP/1.1 to one server over kept connections (RFC 9112), on trio's streams, read by llhttp (httptools).
 
 As little as a mount of many small files needs: one request at a time on a connection, bodies of a known length. It
-costs a quarter of what the general clients for trio take for a request; decisions/0021 has the figures.
+costs a quarter of what the general clients for trio take for a request; decisions/0029 has the figures.
 """
 
 from __future__ import annotations
