@@ -53,7 +53,8 @@ class Mount:
         assert self.process is not None
         if self.process.poll() is not None:
             raise RuntimeError(f"fsd mount ended with {self.process.returncode}: {self.log()[-2000:]}")
-        return mountpoints.at(str(self.path)).state == "ours" and self._answers()
+        # In this order: a dead mount may be taken for a living one when the machine is slow, and is cleared away then.
+        return self._answers() and mountpoints.at(str(self.path)).state == "ours"
 
     def _answers(self) -> bool:
         return os.statvfs(self.path).f_namemax > 0
