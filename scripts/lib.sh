@@ -62,11 +62,16 @@ _make_venv() {
     "$python" -m venv "$FSD_VENV" || die "could not make the virtual environment $FSD_VENV"
 }
 
+# What an environment is made of: the metadata, what is compiled, and where the checkout is.
+_wanted() {
+    printf '%s %s\n' "$(cat "$FSD_ROOT"/setup.{cfg,py} "$FSD_ROOT"/fsd/core/*.c | sha256sum)" "$FSD_ROOT"
+}
+
 # _stamped EXTRAS: is the environment what setup.cfg asks for? (Any extras contain the base.)
 _stamped() {
     local want stamp
     [ -x "$FSD_PY" ] || return 1
-    want="$(sha256sum <"$FSD_ROOT/setup.cfg") $FSD_ROOT"
+    want=$(_wanted)
     for stamp in "$FSD_VENV/.stamp-${1:-}"*; do
         [ -f "$stamp" ] && [ "$(<"$stamp")" = "$want" ] && return 0
     done
@@ -86,6 +91,6 @@ ensure_venv() {
         "$FSD_PY" -m pip --version >/dev/null 2>&1 || _make_venv
         "$FSD_PY" -m pip install --quiet --disable-pip-version-check --editable "$FSD_ROOT${extras:+[$extras]}" >&2 ||
             die "pip could not install the dependencies (see above)"
-        printf '%s\n' "$(sha256sum <"$FSD_ROOT/setup.cfg") $FSD_ROOT" >"$FSD_VENV/.stamp-$extras"
+        _wanted >"$FSD_VENV/.stamp-$extras"
     ) 9>"$FSD_VENV/.lock" || exit 1
 }

@@ -26,8 +26,9 @@ _MOST_STORAGES = 1000
 _NO_HANDLE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EOVERFLOW, errno.EPERM)
 
 
-def node_binding(dirfd: int, name: bytes, found: Statx) -> bytes:
-    """16 bytes that stand for exactly this node as long as it lives; `b""` names `dirfd` itself.
+def node_binding(dirfd: int, name: bytes, found: Statx, handle: bytes | int | None = None) -> bytes:
+    """16 bytes that stand for exactly this node as long as it lives; `b""` names `dirfd` itself. `handle`: what
+    `file_handle` gave already, or the error number.
 
     Where the filesystem has no handles that outlive the mount, inode number and birth time stand in; without birth
     times the number alone does, and the binding `is_weak`. A CephFS never gives an inode number twice, and each client
@@ -38,7 +39,9 @@ def node_binding(dirfd: int, name: bytes, found: Statx) -> bytes:
         return blake2b(storage.cluster + found.ino.to_bytes(8, "little"), digest_size=16).digest()
     if storage.handles:
         try:
-            data = file_handle(dirfd, name) + found.btime_ns.to_bytes(8, "little", signed=True)
+            if isinstance(handle, int):
+                raise OSError(handle, os.strerror(handle), name)
+            data = (handle or file_handle(dirfd, name)) + found.btime_ns.to_bytes(8, "little", signed=True)
             return blake2b(data, digest_size=16).digest()
         except OSError as error:
             if error.errno not in _NO_HANDLE:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from fsd.core import dirty, index, tree
+from fsd.core import dirty, disk, index, tree
 from fsd.core.entries import CHILDREN, Entry, child_of, entry_of, fits, unreadable
 from fsd.core.index import KIND_LETTERS
 from fsd.core.names import INTERNAL, join
@@ -106,35 +106,14 @@ def read(space: Space, path: bytes) -> LongListing:
     raise AssertionError("unreachable: the last turn returns")
 
 
-_STAT = struct.Struct("<IQIIIQqq")
-
-
 def _scan(space: Space, fd: int) -> tuple[list[bytes], dict[bytes, bytes]]:
     """(names in order, packed lstat by name); an entry that cannot be looked at has none."""
-    found: dict[bytes, bytes] = {}
+    found = disk.lstat_all(fd)
     hidden = space.fsd_ident[1]
-    with os.scandir(fd) as scan:
-        for item in scan:
-            name = os.fsencode(item.name)
-            try:
-                st = item.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue  # if it had a row, that row is left over, and looked at again
-            except OSError:
-                found[name] = b""
-                continue
-            if (st.st_ino == hidden or name == INTERNAL) and space.is_hidden(st, name):
-                continue
-            found[name] = _STAT.pack(
-                st.st_mode,
-                st.st_ino,
-                st.st_nlink,
-                st.st_uid,
-                st.st_gid,
-                st.st_size,
-                st.st_mtime_ns,
-                st.st_ctime_ns,
-            )
+    for name, packed in list(found.items()):
+        suspect = packed and (disk.inode_of(packed) == hidden or name == INTERNAL)
+        if suspect and space.hides(fd, name):
+            del found[name]
     return sorted(found), found
 
 
@@ -147,7 +126,7 @@ class _Lstat:
         (
             self.st_mode, self.st_ino, self.st_nlink, self.st_uid, self.st_gid, self.st_size, self.st_mtime_ns,
             self.st_ctime_ns,
-        ) = _STAT.unpack(packed)  # fmt: skip
+        ) = disk.PACKED.unpack(packed)  # fmt: skip
 
 
 def _match(

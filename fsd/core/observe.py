@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import ids, labels, xattrs
+from fsd.core import disk, ids, labels, xattrs
 from fsd.core.index import DIRECTORY, FILE, OTHER, SYMLINK
 from fsd.core.labels import Label
-from fsd.core.syscalls import statx
+from fsd.core.syscalls import Statx, statx
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -44,6 +45,10 @@ class Seen(NamedTuple):
 
 
 _new = tuple.__new__  # a named tuple's own constructor takes twice as long
+_UNTOLD = (errno.ENOENT, errno.EIO, errno.EINTR)
+"""Errors after which nothing is known of an entry's attributes; other ones mean that it has none."""
+_ONLY_LABEL = _ID + b"\0"
+_BATCH = 256
 _KINDS = {stat.S_IFREG: FILE, stat.S_IFDIR: DIRECTORY, stat.S_IFLNK: SYMLINK}
 
 
@@ -55,19 +60,61 @@ def kind_of(mode: int) -> int:
 def look(space: Space, dir_fd: int, name: bytes) -> Seen:
     """Look at `name` in an open directory; links are not followed. Raises OSError, ENOENT if it is gone."""
     found = statx(dir_fd, name)
-    mode, ino, size, mtime_ns, ctime_ns, _, nlink, uid, gid, dev, mount = found
-    kind = _KINDS.get(mode & 0o170000, OTHER)
     binding = ids.node_binding(dir_fd, name, found)
     foreign, label, assumed = 0, None, 0
-    if kind in (FILE, DIRECTORY):
+    if _KINDS.get(found.mode & 0o170000, OTHER) in (FILE, DIRECTORY):
         try:
             attributes = xattrs.list_names(dir_fd, name)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EIO, errno.EINTR):
+            if error.errno in _UNTOLD:
                 raise
             attributes = []
         if attributes:
             foreign, label, assumed = _attributes(space.secret, dir_fd, name, binding, attributes)
+    return _seen(name, found, binding, foreign, label, assumed)
+
+
+def look_many(space: Space, dir_fd: int, names: Sequence[bytes]) -> Iterator[Seen | OSError]:
+    """`look` at each of these names, in their order; what it would raise for one of them is in its place."""
+    if disk.compiled is None:
+        for name in names:
+            try:
+                yield look(space, dir_fd, name)
+            except OSError as error:
+                yield error
+        return
+    for start in range(0, len(names), _BATCH):
+        batch = tuple(names[start : start + _BATCH])
+        for name, fact in zip(batch, disk.compiled.facts(dir_fd, batch), strict=True):
+            try:
+                if isinstance(fact, int):
+                    raise OSError(fact, os.strerror(fact), name)
+                yield _seen_at_once(space, dir_fd, name, fact)
+            except OSError as error:
+                yield error
+
+
+def _seen_at_once(space: Space, dir_fd: int, name: bytes, fact: disk.Fact) -> Seen:
+    found: Statx = _new(Statx, fact[:11])
+    handle, attributes, raw = fact[11:]
+    binding = ids.node_binding(dir_fd, name, found, handle)
+    foreign, label, assumed = 0, None, 0
+    if isinstance(attributes, int):
+        if attributes in _UNTOLD:
+            raise OSError(attributes, os.strerror(attributes), name)
+        if attributes == errno.ERANGE:
+            return look(space, dir_fd, name)
+    elif attributes == _ONLY_LABEL and raw is not None:
+        label = labels.parse(raw, space.secret, binding)
+    elif attributes:
+        given = attributes.split(b"\0")[:-1]
+        foreign, label, assumed = _attributes(space.secret, dir_fd, name, binding, given)
+    return _seen(name, found, binding, foreign, label, assumed)
+
+
+def _seen(name: bytes, found: Statx, binding: bytes, foreign: int, label: Label | None, assumed: int) -> Seen:
+    mode, ino, size, mtime_ns, ctime_ns, _, nlink, uid, gid, dev, mount = found
+    kind = _KINDS.get(mode & 0o170000, OTHER)
     return _new(Seen, (name, kind, binding, ino, size if kind == FILE else 0, mtime_ns, ctime_ns, mode, uid, gid,
                        nlink, dev, mount, foreign, label, assumed))  # fmt: skip
 

@@ -23,7 +23,7 @@ from fsd.core.dirty import Item
 from fsd.core.errors import NotYetKnown, StorageUnavailable
 from fsd.core.index import LABELLED, DirRow, Generation, NodeRow
 from fsd.core.names import join, split
-from fsd.core.observe import Seen, look
+from fsd.core.observe import Seen, look_many
 from fsd.core.populate import populate
 from fsd.core.scan import Scan, is_gone, scan_all, scan_names
 from fsd.core.syscalls import Statx, statx
@@ -218,15 +218,14 @@ def _nothing(place: _Place, scan: Scan, names: frozenset[bytes] | None) -> bool:
 def look_closer(space: Space, fd: int, names: Iterable[bytes]) -> list[Seen] | None:
     """Look at the named entries; None if one is gone meanwhile. One that can't be read is left out."""
     seen = []
-    for name in names:
-        try:
-            seen.append(look(space, fd, name))
-        except FileNotFoundError:
+    for each in look_many(space, fd, list(names)):
+        if isinstance(each, Seen):
+            seen.append(each)
+        elif isinstance(each, FileNotFoundError):
             return None
-        except OSError as error:
-            # This entry keeps its row, its neighbours are not affected (invariant 7).
-            if error.errno not in (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE):
-                raise
+        # This entry keeps its row, its neighbours are not affected (invariant 7).
+        elif each.errno not in (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE):
+            raise each
     return seen
 
 

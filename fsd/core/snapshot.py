@@ -9,14 +9,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from fsd.core import tree
+from fsd.core import disk, tree
 from fsd.core.announced import settle
 from fsd.core.tree import Entry, RowsOf
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
-
-_Signature = tuple[int, int, tuple[int, ...], int | None]
 
 
 class Snapshot:
@@ -29,7 +27,7 @@ class Snapshot:
         self._path = path
         self._rows = rows
         self._token: object = None
-        self._signatures = {os.fsdecode(entry.name): _signature(entry) for entry in entries}
+        self._signatures = {entry.name: _signature(entry) for entry in entries}
 
     def holds(self, space: Space) -> bool:
         """Whether `tree.listing` would give the same entries now. Errors of the directory itself as there."""
@@ -43,38 +41,27 @@ class Snapshot:
         return self._fits(space)
 
     def _fits(self, space: Space) -> bool:
-        signatures = self._signatures
-        left = len(signatures)
+        known = self._signatures
         fd = tree.open_dir(space, self._path)
         try:
-            with os.scandir(fd) as scan:
-                for item in scan:
-                    known = signatures.get(item.name)
-                    found = item.stat(follow_symlinks=False)
-                    if known is None:
-                        if space.is_hidden(found, os.fsencode(item.name)):
-                            continue
-                        return False
-                    if (
-                        known[0] != found.st_ctime_ns
-                        or known[1] != found.st_mtime_ns
-                        or known[2]
-                        != (found.st_mode, found.st_ino, found.st_nlink, found.st_uid, found.st_gid)
-                        or (known[3] is not None and known[3] != found.st_size)
-                    ):
-                        return False
-                    left -= 1
+            found = disk.lstat_all(fd, sizes_of_all=False)
+            for name in found.keys() - known.keys():
+                if not found[name] or not space.hides(fd, name):
+                    return False
+                del found[name]
         except OSError:
-            return False  # an entry vanished, or can't be read: the listing itself knows what that means
+            return False  # the directory can't be read: the listing itself knows what that means
         finally:
             os.close(fd)
-        return left == 0
+        return found == known
 
 
-def _signature(entry: Entry) -> _Signature:
+def _signature(entry: Entry) -> bytes:
     """All that an entry takes from lstat; a directory's size is not among it."""
-    other = (entry.mode, entry.ino, entry.nlink, entry.uid, entry.gid)
-    return entry.ctime_ns, entry.mtime_ns, other, entry.size if entry.kind == "f" else None
+    size = entry.size if entry.kind == "f" else 0
+    return disk.PACKED.pack(
+        entry.mode, entry.ino, entry.nlink, entry.uid, entry.gid, size, entry.mtime_ns, entry.ctime_ns
+    )
 
 
 def take(space: Space, path: bytes) -> tuple[Entry, list[Entry], Snapshot | None]:

@@ -272,6 +272,13 @@ class Space:
             return True
         return name == INTERNAL and not found.st_mode & 0o077 and found.st_uid == os.geteuid()
 
+    def hides(self, fd: int, name: bytes) -> bool:
+        """The same of what stands at a name of an open directory now; what is gone nobody sees."""
+        try:
+            return self.is_hidden(os.stat(name, dir_fd=fd, follow_symlinks=False), name)
+        except FileNotFoundError:
+            return True
+
     def close(self) -> None:
         """Close the root and the databases; the next use opens them again."""
         self._drop_root()
