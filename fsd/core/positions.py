@@ -22,8 +22,11 @@ _TREES = "trees"
 def keep(
     db: sqlite3.Connection, reached: Mapping[str, str], *, owed: bool = False, trees: bool = False
 ) -> None:
-    """Store positions by the names of their logs, within a transaction."""
-    rows = [(_LOG + name, value) for name, value in reached.items()]
+    """Store positions by the names of their logs, within a transaction; an empty one is deleted."""
+    rows = [(_LOG + name, value) for name, value in reached.items() if value]
+    ended = [(_LOG + name,) for name, value in reached.items() if not value]
+    if ended:
+        db.executemany("DELETE FROM cursor WHERE source=?", ended)
     if owed:
         rows.append((_OWED, "1"))
     if trees:

@@ -90,6 +90,10 @@ def logs(settings: Settings) -> dict[Kind, MakeLog]:
             if not settings.kafka_brokers:
                 raise UserError(f"'kafka.brokers' is missing: who has the topic {topics[0]}?", USAGE)
             found[kind] = partial(_kafka, settings, kind, topics, mapping(key, words), decoder)
+    if settings.gpfs_audit_logs is not None:
+        if settings.gpfs_audit_topics:
+            raise UserError("'gpfs.audit_logs' and 'gpfs.audit_topics' exclude each other.", USAGE)
+        found["gpfs-audit"] = partial(_files, settings, mapping("gpfs.paths", settings.gpfs_paths))
     return found
 
 
@@ -111,3 +115,11 @@ def _kafka(
     return KafkaSource(
         kind, decoder(), prefixes, letters(settings, kind), broker(settings), topics, bell=bell
     )
+
+
+def _files(settings: Settings, prefixes: list[Prefix], bell: threading.Event) -> LogReader:
+    from watcher.streams.audit import AuditSource
+
+    assert settings.gpfs_audit_logs is not None
+    kept = letters(settings, "gpfs-audit")
+    return AuditSource("gpfs-audit", gpfs_audit.decode, prefixes, kept, settings.gpfs_audit_logs, bell=bell)
