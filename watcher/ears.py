@@ -217,7 +217,7 @@ class Ears:
             if wish == kind:
                 return (kind, "poll")
         if wish == "auto" and mount is not None:
-            for kind in _LOGS_OF.get(mount.fstype.removeprefix("fuse.").partition("-")[0], ()):
+            for kind in log_kinds(mount.fstype):
                 if kind in self._choice.logs:
                     return (kind, "poll")
         if wish == "auto" and mount is not None and is_polled(mount.fstype, self._choice.polled):
@@ -294,6 +294,11 @@ def parts_of(root: bytes, table: Sequence[Mount]) -> list[tuple[bytes, Mount | N
         if mount is not None and mount.point == point and not covered and mount.fstype not in hosts.PSEUDO:
             found.append((point, mount))
     return found
+
+
+def log_kinds(fstype: str) -> tuple[Kind, ...]:
+    """The logs that storages of a type may write, best first; of "" all."""
+    return _LOGS_OF.get(fstype.removeprefix("fuse.").partition("-")[0], ()) if fstype else LOGS
 
 
 def is_polled(fstype: str, polled: Collection[str]) -> bool:

@@ -47,10 +47,14 @@ def run(args: argparse.Namespace) -> int:
     )
     if (settings.state / "fsd.db").exists():
         registry = Registry(settings.state)
-        for record in registry.spaces():
-            if record.state == "active":
-                ask = partial(_space, registry, record, reserve, polled)
-                found += _in_time(args.timeout, f"space '{record.name}'", record.path, ask)
+        records = [record for record in registry.spaces() if record.state == "active"]
+        for record in records:
+            ask = partial(_space, registry, record, reserve, polled)
+            found += _in_time(args.timeout, f"space '{record.name}'", record.path, ask)
+        if settings.gpfs_audit_logs or settings.kafka_brokers:
+            from watcher.streams import probe
+
+            found += list(probe.probe(settings, records))
     if args.json:
         print_json([dataclasses.asdict(advice) for advice in found])
     else:

@@ -153,9 +153,26 @@ def remarks(space: dict[str, Any]) -> list[str]:
             f"polled: what is made, removed or renamed shows within {poll['directories']:.0f} s,"
             f" edits in place within {poll['files']:.0f} s"
         )
+    if stream := space.get("stream"):
+        found.append(log_line(stream))
     for kind, count in {**space.get("errors", {}), **space.get("watch_errors", {})}.items():
         found.append(f"{kind}: {count} times since the start, last: {space.get('last_error') or '-'}")
     return found
+
+
+def log_line(stream: dict[str, Any]) -> str:
+    """How far a log is read."""
+    places = ", ".join(
+        f"{name} {place['lag']} behind" for name, place in stream.get("partitions", {}).items()
+    )
+    last = stream.get("last_message")
+    text = f"reads {places or ', '.join(stream.get('topics', ()))}"
+    text += f", newest message {_ago(time.time() - last)} old" if last else ", no message yet"
+    text += f", {stream.get('rebalances', 0)} assignments"
+    gaps = {reason: count for reason, count in stream.get("gaps", {}).items() if reason != "first"}
+    return text + (
+        f", gaps: {', '.join(f'{reason} {count}' for reason, count in gaps.items())}" if gaps else ""
+    )
 
 
 def _row(space: dict[str, Any]) -> tuple[str, ...]:

@@ -99,6 +99,7 @@ class Exporter:
         found = status.read(self._run_dir)
         yield from _processes(found)
         yield from _watching(found)
+        yield from _logs(found)
         yield from _alarms(found)
         if board is not None:
             yield from _requests(board.totals())
@@ -179,6 +180,47 @@ def _watching(found: status.Status) -> Iterator[Metric]:
         sweep: dict[str, Any] = space.get("sweep") or {}
         left.add_metric(ident, float(max(0, sweep.get("total", 0) - sweep.get("done", 0))))
     yield from (available, overflows, passes, errors, watch_errors, source, polled, verified, left)
+
+
+def _logs(found: status.Status) -> Iterator[Metric]:
+    """The logs that storages write: one of each kind for all spaces, so the first space that tells of it is asked."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    streams: dict[str, dict[str, Any]] = {}
+    for space in found.spaces.values():
+        if space.get("stream"):
+            streams.setdefault(str(space.get("source")), space["stream"])
+    if not streams:
+        return
+    kind = ["source"]
+    reading = GaugeMetricFamily("fsd_log_reading", "1 if the whole log is read", labels=kind)
+    lag = GaugeMetricFamily(
+        "fsd_log_lag", "Messages, or bytes of a file, to be read", labels=[*kind, "partition"]
+    )
+    age = GaugeMetricFamily(
+        "fsd_log_message_age_seconds", "Age of the newest message that was read", labels=kind
+    )
+    messages = CounterMetricFamily("fsd_log_messages", "Messages read, repeats included", labels=kind)
+    rebalances = CounterMetricFamily("fsd_log_rebalances", "Assignments of partitions", labels=kind)
+    jumps = CounterMetricFamily("fsd_log_sequence_jumps", "Sequence numbers that were left out", labels=kind)
+    gaps = CounterMetricFamily(
+        "fsd_log_gaps", "Sweeps begun as something may be missed", labels=[*kind, "reason"]
+    )
+    rejected = CounterMetricFamily("fsd_log_rejected", "Messages not understood", labels=[*kind, "reason"])
+    for name, stream in streams.items():
+        reading.add_metric([name], float(bool(stream.get("reading"))))
+        for partition, place in stream.get("partitions", {}).items():
+            lag.add_metric([name, partition], place.get("lag") or 0)
+        if stream.get("last_message"):
+            age.add_metric([name], max(0.0, time.time() - stream["last_message"]))
+        messages.add_metric([name], stream.get("messages", 0))
+        rebalances.add_metric([name], stream.get("rebalances", 0))
+        jumps.add_metric([name], stream.get("jumps", 0))
+        for reason, count in stream.get("gaps", {}).items():
+            gaps.add_metric([name, reason], count)
+        for reason, count in stream.get("rejected", {}).items():
+            rejected.add_metric([name, reason], count)
+    yield from (reading, lag, age, messages, rebalances, jumps, gaps, rejected)
 
 
 def _alarms(found: status.Status) -> Iterator[Metric]:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from scripts.benchmarks import dav, dav_crowd, dav_puts, disk, main, million, mount, synthetic, watcher
+from scripts.benchmarks import dav, dav_crowd, dav_puts, disk, kafka, main, million, mount, synthetic, watcher
 from scripts.benchmarks.table import Row, render
 
 GROUPS = {
@@ -31,6 +31,7 @@ GROUPS = {
         watcher.first_sweep_write,
         watcher.storms,
     ],
+    "kafka": [kafka.kafka_into_dirty_set, kafka.kafka_backlog],
     "million": [million.million_files, synthetic.ten_million_rows],
     "dav": [dav.dav_requests, dav.dav_puts_unsynced, dav_crowd.dav_crowd, dav_puts.syncs_per_put],
     "mount": [mount.mount_figures],

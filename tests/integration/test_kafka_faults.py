@@ -13,6 +13,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from fsd.service.metrics import Exporter
 from tests.support.histories import OnDisk
 from tests.support.kafka.broker import Broker
 from tests.support.kafka.feed import Feed
@@ -217,6 +218,12 @@ def test_messages_that_cannot_be_read(place: Place) -> None:
     assert "events[0]@" in kept[0]
     shown = place.followed.server.run("status").stdout
     assert "3 messages could not be read, 1 said something unknown" in shown
+    assert "events[0] 0 behind" in shown
+    assert "malformed" in shown
+    collected = Exporter(place.followed.server.state / "run").collect()
+    samples = {sample.name: sample for family in collected for sample in family.samples}
+    assert samples["fsd_log_reading"].value == 1
+    assert samples["fsd_log_lag"].labels["partition"] == "events[1]"
 
 
 class Unruly:

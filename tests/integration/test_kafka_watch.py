@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.kafka.follow import Followed
+from tests.support.kafka.nodes import Nodes
 from tests.support.kafka.says import Ceph
 from tests.support.kafka.shared import SharedBroker
 
@@ -44,3 +47,35 @@ def test_what_is_told_is_followed(followed: Followed) -> None:
     told = followed.stream()
     assert told["rejected"] == {"malformed": 0, "unfamiliar": 0, "foreign": 0}
     assert told["gaps"] == {"first": len(followed.server.spaces())}
+
+
+def test_doctor_asks_the_storage_with_a_probe(broker: SharedBroker, tmp_path: Path) -> None:
+    """The mapping is right; then it is not, and doctor says what it should be; then nothing is said at all."""
+    followed = Followed(tmp_path, broker.feed, broker.topic(), "gpfs-watchfolder")
+    followed.server.fsd("space", "set", "tree", "--source", "gpfs-watchfolder")
+    followed.server.settings["FSD_WATCH_SOURCE"] = "auto"
+
+    def doctor() -> list[dict[str, str]]:
+        done = followed.server.run("doctor", "--json")
+        assert done.stdout, done.stderr
+        found = json.loads(done.stdout)
+        return [each for each in found if each["probe"].startswith("gpfs-watchfolder")]
+
+    nodes = Nodes(followed.root, followed.reported, followed.send)
+    topic, space = doctor()
+    assert (topic["level"], space["level"]) == ("ok", "ok")
+    assert followed.reported in space["found"]
+    followed.server.settings["FSD_GPFS_PATHS"] = "/gpfs/fs2=/srv"
+    _, space = doctor()
+    assert space["level"] == "problem"
+    assert f'["{followed.reported}={os.fsdecode(followed.root)}"]' in space["todo"]
+    nodes.close()
+    followed.server.settings["FSD_GPFS_WATCH_TOPICS"] = "elsewhere"
+    (topic,) = doctor()
+    assert topic["level"] == "problem"
+    assert "shows no topic elsewhere" in topic["found"]
+    followed.server.settings["FSD_KAFKA_BROKERS"] = "127.0.0.1:1"
+    (topic,) = doctor()
+    assert "does not answer" in topic["found"]
+    assert os.listdir(followed.root) == [b".fsd"]
+    followed.close()
