@@ -20,7 +20,7 @@ from dav.http import limits
 from dav.http.errors import HttpError, from_os_error
 from dav.http.failures import Malformed
 from dav.http.target import request_path
-from dav.routes import Place, Router
+from dav.routes import Place, Router, Virtual
 from dav.ui import pages
 from dav.uploads import chunks, tus
 from dav.view import View, Views
@@ -135,12 +135,13 @@ class App:
             if (beside := self._beside_the_tree(environ)) is not None:
                 if beside != self.events.reply:
                     _may_block(environ)
+                if (holder := forward.beside(environ, user, view)) is not None:
+                    nowhere = Virtual((), request_path(environ["REQUEST_URI"]), False, [])
+                    return self._pass_on(Call(environ, user, Router(view), nowhere), holder)
                 return beside(environ, user, view)
             call = Call(environ, user, Router(view))
             if (holder := forward.elsewhere(call)) is not None:
-                _may_block(environ)
-                passed = forward.begin(call, holder)
-                return passed if isinstance(passed, Reply) else (call, passed)
+                return self._pass_on(call, holder)
         except (HttpError, OSError) as error:
             return self._refusal(environ, error)
         if call.method not in _QUICK:
@@ -149,6 +150,12 @@ class App:
         if not isinstance(found, Reply):
             return call, found
         return self.settled(call, found)
+
+    def _pass_on(self, call: Call, holder: forward.Holder) -> Reply | tuple[Call, Body]:
+        """Have the host answer that works on the space."""
+        _may_block(call.environ)
+        passed = forward.begin(call, holder)
+        return passed if isinstance(passed, Reply) else (call, passed)
 
     def _beside_the_tree(self, environ: dict[str, Any]) -> _Beside | None:
         """What answers addresses that are not places in a space."""

@@ -9,21 +9,27 @@ Authentication is not passed over: each host asks for itself, with the same head
 
 import http.client
 import logging
+import re
 import select
 import time
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from dav.http.errors import HttpError
+from dav.http.target import request_path
 from dav.routes import Place
+from dav.view import View
 from dav.webdav.call import Body, Call, Reply
 from fsd.core import lease
-from fsd.core.space import Space
+from fsd.core.accounts import User
+from fsd.core.space import Space, SpaceRecord
 
 log = logging.getLogger(__name__)
 
 _HERE = frozenset({"GET", "HEAD", "OPTIONS"})
 _MARK = "X-Fsd-Passed-On"
+_BY_SPACE = re.compile(r"/(?:tus|trash-bin|meta)/([0-9a-f]{8}\$[0-9a-f]{32})")
+_BY_USER = re.compile(r"/(?:uploads|trash-bin)/[^/]")
 _HOP = frozenset(
     "connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade expect"
     " content-length x-request-id date server strict-transport-security".split()
@@ -35,23 +41,49 @@ _LOOK_S = 0.25
 _RETRY = (("Retry-After", "2"),)
 
 
-def elsewhere(call: Call) -> str | None:
-    """The address of the host that has to answer; None if this one does. One that is asked by another host never asks
-    a third: it refuses, and the client asks again."""
+class Holder(NamedTuple):
+    """The host that works on a space: the URL by which it is reached."""
+
+    space: Space
+    address: str
+
+
+def elsewhere(call: Call) -> Holder | None:
+    """The host that has to answer; None if this one does. One that is asked by another host never asks a third: it
+    refuses, and the client asks again."""
     if call.method in _HERE or not isinstance(call.target, Place):
         return None
-    space = call.target.space
-    if lease.may_write(space) or "HTTP_X_FSD_PASSED_ON" in call.environ:
+    return _holder(call.target.space, call.environ)
+
+
+def beside(environ: dict[str, Any], user: User, view: View) -> Holder | None:
+    """The same for addresses that are no places in a tree: uploads under way, trash, versions. An upload's HEAD tells
+    how far it is, so only GET is answered here."""
+    if environ["REQUEST_METHOD"] in ("GET", "OPTIONS"):
+        return None
+    path = unquote(request_path(environ["REQUEST_URI"]))
+    try:
+        if found := _BY_SPACE.search(path):
+            record: SpaceRecord | None = view.record(found[1])
+        else:
+            record = view.personal(user) if _BY_USER.search(path) else None
+        return None if record is None else _holder(view.space(record), environ)
+    except FileNotFoundError:
+        return None
+
+
+def _holder(space: Space, environ: dict[str, Any]) -> Holder | None:
+    if lease.may_write(space) or "HTTP_X_FSD_PASSED_ON" in environ:
         return None
     found, ours = lease.holder(space), lease.host_of(space.state_dir)
     if found is None or ours is None or found.released or found.address in ("", ours.address):
         return None
-    return found.address
+    return Holder(space, found.address)
 
 
-def begin(call: Call, address: str) -> Reply | Body:
+def begin(call: Call, holder: Holder) -> Reply | Body:
     """The other host's reply, or where the request's body goes first. HttpError 503 if it can't be reached."""
-    passing = _Passing(call.environ, address, call.place.space)
+    passing = _Passing(call.environ, holder.address, holder.space)
     return passing if call.has_body() else passing.finish()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -98,6 +99,28 @@ def test_each_host_answers_and_one_works_on_the_space(cluster: Cluster) -> None:
     assert here.request("PUT", b"b", b"x", {"If-Match": f'"{there.propfind(b"b", 0)[0].etag}"'}).status == 204
     assert there.request("DELETE", b"d").status == 204
     assert sorted(os.listdir(other.path(Path(cluster.record["path"])))) == [".fsd", "a", "b", "c"]
+
+
+def test_uploads_in_pieces_trash_and_versions_are_the_holders_too(cluster: Cluster) -> None:
+    holder = cluster.holder()
+    other, ident = cluster.other(holder), cluster.record["id"]
+    there = cluster.dav(other)
+    tus = {"Tus-Resumable": "1.0.0", "Upload-Length": "10", "Upload-Metadata": "filename cGllY2Vz"}
+    made = there.request("POST", b"", headers=tus)
+    assert made.status == 201
+    upload = other.dav(urlsplit(made.headers["location"]).path)
+    for offset, piece in ((0, b"01234"), (5, b"56789")):
+        assert upload.request("HEAD", b"", headers=tus).headers["upload-offset"] == str(offset)
+        more = tus | {"Upload-Offset": str(offset), "Content-Type": "application/offset+octet-stream"}
+        assert upload.request("PATCH", b"", piece, more).status == 204
+    assert there.request("GET", b"pieces").body == b"0123456789"
+    assert there.request("DELETE", b"pieces").status == 204
+    bins = [host.dav(f"/dav/spaces/trash-bin/{ident}").propfind(b"", 1) for host in (holder, other)]
+    assert bins[0] == bins[1]
+    (item,) = [each for each in bins[0] if each.size == 10 and not each.is_dir]
+    target = {"Destination": there.url(b"back")}
+    trashed = other.dav(f"/dav/spaces/trash-bin/{ident}").request("MOVE", item.path, headers=target)
+    assert trashed.status in (201, 204) and there.request("GET", b"back").body == b"0123456789"
 
 
 def continues(cluster: Cluster, host: Host, path: bytes, data: bytes) -> float:
