@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from fsd.core import handover
 from fsd.core.errors import Elsewhere
 from fsd.core.installation import write_file
 
@@ -180,6 +181,7 @@ class Lease:
         self._turn = 0
         self._since = 0.0
         self._told: Record | None = None
+        self._handed = b""
 
     @property
     def held(self) -> bool:
@@ -200,6 +202,8 @@ class Lease:
         if not self.held:
             self._look_or_take(began)
         self._tell_holder()
+        if self.held:
+            self._hand_down()
         return self.held
 
     def release(self) -> None:
@@ -207,6 +211,7 @@ class Lease:
         held, self.until = self.held, 0.0
         self._publish()
         if held:
+            self._hand_down()  # nobody on this host changes anything any more
             self._write(self._record()._replace(released=True))
 
     def _renew(self, began: float) -> bool:
@@ -253,11 +258,23 @@ class Lease:
         self._write(self._record())
         if self._highest() != number:
             return
+        if old is not None and old.host != self.id:
+            with closing(_Directory(self.space)) as directory:
+                handover.take_in(self.space, directory.fd, old.token)
+        self._handed = b""
         self._taken(old)
         self.seen, self._since = self._record(), began
         self.until = began + self.host.ttl
         self._publish()
         self._clear(number)
+
+    def _hand_down(self) -> None:
+        """Keep beside the lease what the next host needs. Of nobody's interest while it is as it was."""
+        data = handover.collected(self.space)
+        if data != self._handed:
+            with closing(_Directory(self.space)) as directory:
+                handover.write(directory.fd, self._token, data)
+            self._handed = data
 
     def _give_up(self) -> None:
         self.until, self._token = 0.0, 0
@@ -307,6 +324,7 @@ class Lease:
                 if other < number:
                     with suppress(FileNotFoundError):
                         os.unlink(_name(other), dir_fd=directory.fd)
+            handover.clear(directory.fd, number)
 
     def _publish(self) -> None:
         """Tell the processes of this host."""
@@ -345,11 +363,10 @@ class _Directory:
         self.fd = space.open_internal(DIRECTORY)
 
     def tokens(self) -> list[int]:
-        found = []
-        for name in os.listdir(b"/proc/self/fd/%d" % self.fd):
-            with suppress(ValueError):
-                found.append(int(name, 16))
-        return found
+        names = os.listdir(b"/proc/self/fd/%d" % self.fd)
+        return [
+            int(name, 16) for name in names if len(name) == 16 and not set(name) - set(b"0123456789abcdef")
+        ]
 
     def close(self) -> None:
         os.close(self.fd)

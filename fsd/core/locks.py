@@ -118,7 +118,7 @@ class LockTable:
                 if exclusive or other.exclusive:
                     raise Locked(f"'{to_text(other.path)}' is locked.")
             db.execute(f"INSERT INTO lock ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", lock)
-            _bump(db)
+            note_change(db)
         return lock
 
     def refresh(self, token: str, path: bytes, timeout: int | None = None) -> Lock:
@@ -128,7 +128,7 @@ class LockTable:
             seconds = _bounded(timeout if timeout is not None else lock.timeout)
             lock = lock._replace(timeout=seconds, expires=self._clock() + seconds)
             db.execute("UPDATE lock SET timeout=?, expires=? WHERE token=?", (seconds, lock.expires, token))
-            _bump(db)
+            note_change(db)
         return lock
 
     def release(self, token: str, path: bytes) -> Lock:
@@ -136,7 +136,7 @@ class LockTable:
         with self._state.write() as db:
             lock = self._held(db, token, path)
             db.execute("DELETE FROM lock WHERE token=?", (token,))
-            _bump(db)
+            note_change(db)
         return lock
 
     def get(self, token: str) -> Lock | None:
@@ -195,7 +195,7 @@ class LockTable:
             low, high = _range(path)
             count += db.execute("DELETE FROM lock WHERE path>=? AND path<?", (low, high)).rowcount
             if count:
-                _bump(db)
+                note_change(db)
         return count
 
     def expire(self) -> int:
@@ -205,7 +205,7 @@ class LockTable:
         with self._state.write() as db:
             count = db.execute("DELETE FROM lock WHERE expires<=?", (self._clock(),)).rowcount
             if count:
-                _bump(db)
+                note_change(db)
         return count
 
     def _held(self, db: sqlite3.Connection, token: str, path: bytes) -> Lock:
@@ -240,5 +240,6 @@ def _bounded(timeout: int | None) -> int:
     return DEFAULT_TIMEOUT_S if timeout is None else max(1, min(timeout, MAX_TIMEOUT_S))
 
 
-def _bump(db: sqlite3.Connection) -> None:
+def note_change(db: sqlite3.Connection) -> None:
+    """In the transaction that changes locks: what processes remember of them ends."""
     db.execute("INSERT INTO lock_generation VALUES (1, 1) ON CONFLICT (one) DO UPDATE SET value=value+1")

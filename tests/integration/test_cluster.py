@@ -23,6 +23,11 @@ from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
+LOCK = (
+    b'<?xml version="1.0"?><d:lockinfo xmlns:d="DAV:"><d:lockscope><d:exclusive/></d:lockscope>'
+    b"<d:locktype><d:write/></d:locktype></d:lockinfo>"
+)
+
 
 @dataclass
 class Cluster:
@@ -151,11 +156,20 @@ def test_a_holder_that_is_killed_is_followed_by_the_other(cluster: Cluster) -> N
     other = cluster.other(holder)
     assert put(cluster.dav(holder), b"before", b"1") == 201
     before = cluster.dav(other).propfind(b"", 0)[0].etag
+    locked = cluster.dav(holder).request("LOCK", b"before", LOCK, {"Timeout": "Second-600"})
+    assert locked.status == 200
+    internals = holder.path(Path(cluster.record["path"]) / ".fsd" / "lease")
+    token = locked.headers["lock-token"].strip("<>")
+    wait_for(
+        lambda: any(token in each.read_text() for each in internals.glob("state-*")), what="the lock's copy"
+    )
     holder.kill()
     took = continues(cluster, other, b"after", b"22")
     print(f"taken over {took:.1f} s after the kill; a lease lasts 3 s")
     wait_for(lambda: cluster.lease(other)["held"], what="status")
     assert cluster.dav(other).propfind(b"", 0)[0].etag != before
+    assert put(cluster.dav(other), b"before", b"2") == 423, "the lock went over"
+    assert cluster.dav(other).request("UNLOCK", b"before", headers={"Lock-Token": f"<{token}>"}).status == 204
     holder.start()
     assert put(cluster.dav(holder), b"again", b"333") == 201
     agree(cluster)
