@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.ceph import SCRIPT, Ceph
-from tests.support.serving import Server, _die_with_parent
+from tests.support.serving import Server, dying_with_us
 from tests.support.waiting import wait_for
 
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -72,7 +72,7 @@ class Host(Server):
         self.address = f"{network.prefix}.{number}"
         self._init = subprocess.Popen(
             ["unshare", "--net", "--mount", "--propagation", "private", "sleep", "infinity"],
-            preexec_fn=_die_with_parent,
+            **dying_with_us(),
         )
         wait_for(self._apart, what="the namespaces of a host")
         _ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", str(self._init.pid))

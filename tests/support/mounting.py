@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fsd.mount import mountpoints
-from tests.support.serving import COMPLAINT, Server
+from tests.support.serving import COMPLAINT, Server, dying_with_us
 from tests.support.waiting import wait_for
 
 
@@ -44,7 +44,7 @@ class Mount:
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment, cwd="/",
-                **self.identity,
+                **self.identity, **dying_with_us(),
             )  # fmt: skip
         wait_for(self._up, timeout=60, what=f"a mount at {self.path}")
         return self

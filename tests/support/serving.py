@@ -24,6 +24,7 @@ from tests.support.waiting import wait_for
 
 ADMIN, ADMIN_PASSWORD = "admin", "admin-test-password"
 COMPLAINT = re.compile(r"^\S+ \S+ (warning|error|critical)\b|\b(WARNING|ERROR|CRITICAL|Traceback)\b")
+_libc = ctypes.CDLL(None)
 
 
 def free_port() -> int:
@@ -33,9 +34,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _die_with_parent() -> None:
-    """A test run that is killed leaves no server behind (prctl(2), PR_SET_PDEATHSIG: tied to a thread)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+def dying_with_us() -> dict[str, Any]:
+    """For Popen: a test run that is killed leaves no server behind (prctl(2), PR_SET_PDEATHSIG: tied to a thread)."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {"preexec_fn": lambda: _libc.prctl(1, signal.SIGTERM)}
 
 
 class CommandFailed(AssertionError):
@@ -118,9 +121,7 @@ class Server:
                 env=self.environment,
                 start_new_session=True,
                 **self.identity,
-                preexec_fn=_die_with_parent
-                if threading.current_thread() is threading.main_thread()
-                else None,
+                **dying_with_us(),
             )
         wait_for(self._ready, timeout=timeout, what="a ready server")
         return self
