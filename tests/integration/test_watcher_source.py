@@ -8,42 +8,26 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.ears import Listener
 from tests.support.waiting import wait_for
-from watcher.hint import Hint, Kind
+from watcher.hint import Kind
 from watcher.nodes import below, place
 from watcher.sources.base import covers
 from watcher.sources.inotify import InotifySource
 
 
-class Ear:
-    """A source with one space, and what was heard so far."""
+class Ear(Listener):
+    """One that also says which directories are watched."""
+
+    source: InotifySource
 
     def __init__(self, root: Path, source: InotifySource | None = None) -> None:
-        self.root = root
-        self.source = source or InotifySource()
-        self.hints: list[Hint] = []
-        info = (root / ".fsd").stat()
-        self.source.add("s", os.fsencode(root), (info.st_dev, info.st_ino))
-        self.until(lambda hints: any(hint.kind is Kind.GAP for hint in hints), "the first GAP")
-
-    def hear(self) -> list[Hint]:
-        self.hints += self.source.collect(0.05)
-        return self.hints
-
-    def until(self, condition: Callable[[list[Hint]], object], what: str) -> list[Hint]:
-        wait_for(lambda: condition(self.hear()), what=what, every=0.002)
-        heard, self.hints = self.hints, []
-        return heard
-
-    def settle(self) -> None:
-        """Everything that has happened so far is heard."""
-        wait_for(lambda: (self.hear() or True) and not self.source.busy() and self.source.queue.idle())
-        self.hear()
+        super().__init__(source or InotifySource(), root)
 
     def watched(self) -> set[bytes]:
         root = self.source._roots["s", b""]

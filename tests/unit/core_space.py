@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fsd.core import tree
+from fsd.core import operations, tree
 from fsd.core.content import Upload
 from fsd.core.space import Space
 from fsd.core.tree import Entry
@@ -16,6 +16,18 @@ def put(space: Space, path: bytes, content: bytes = b"content", **options: objec
     with Upload(space, path, length=len(content), **options) as upload:
         upload.write(content)
         return upload.commit()
+
+
+def move(
+    space: Space,
+    src: bytes,
+    dst: bytes,
+    *,
+    to: Space | None = None,
+    overwrite: bool = False,
+    **options: object,
+) -> object:
+    return operations.move(space, src, to or space, dst, overwrite=overwrite, **options)  # type: ignore[arg-type]
 
 
 def on_disk(space: Space, path: bytes) -> bytes:

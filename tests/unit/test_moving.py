@@ -6,38 +6,9 @@ import stat
 
 import pytest
 
-from fsd.core import moving, operations, properties, quota, trash, tree
+from fsd.core import moving, properties, quota, trash, tree
 from fsd.core.errors import PreconditionFailed, QuotaExceeded
-from tests.support.worlds import make_space
-from tests.unit.core_space import assert_right, on_disk, put, read, write
-
-
-@pytest.fixture
-def space(tmp_path):
-    made = make_space(tmp_path / "one")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def other(tmp_path):
-    made = make_space(tmp_path / "two")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def filled(space):
-    operations.make_directory(space, b"d")
-    operations.make_directory(space, b"d/sub")
-    put(space, b"d/one", b"1")
-    put(space, b"d/sub/two", b"22")
-    put(space, b"file", b"333")
-    return space
-
-
-def move(space, src, dst, *, to=None, overwrite=False, **options):
-    return operations.move(space, src, to or space, dst, overwrite=overwrite, **options)
+from tests.unit.core_space import assert_right, move, on_disk, put, read, write
 
 
 class TestMoveBetweenSpaces:

@@ -22,40 +22,11 @@ from fsd.core.errors import (
 from fsd.core.locks import LockTable
 from fsd.core.space import Space
 from tests.faults.disks import may_mount, small_disk
-from tests.support.worlds import make_space
-from tests.unit.core_space import assert_right, on_disk, put, read, root_etag, write
-
-
-@pytest.fixture
-def space(tmp_path):
-    made = make_space(tmp_path / "one")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def other(tmp_path):
-    made = make_space(tmp_path / "two")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def filled(space):
-    operations.make_directory(space, b"d")
-    operations.make_directory(space, b"d/sub")
-    put(space, b"d/one", b"1")
-    put(space, b"d/sub/two", b"22")
-    put(space, b"file", b"333")
-    return space
+from tests.unit.core_space import assert_right, move, on_disk, put, read, root_etag, write
 
 
 def ids(space, *paths):
     return [tree.lookup(space, path).id for path in paths]
-
-
-def move(space, src, dst, *, to=None, overwrite=False, **options):
-    return operations.move(space, src, to or space, dst, overwrite=overwrite, **options)
 
 
 def copy(space, src, dst, *, to=None, overwrite=False, **options):
