@@ -10,7 +10,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from scripts.benchmarks import dav, dav_crowd, dav_puts, disk, kafka, main, million, mount, synthetic, watcher
+from scripts.benchmarks import (
+    dav,
+    dav_crowd,
+    dav_puts,
+    disk,
+    kafka,
+    main,
+    million,
+    mount,
+    remote,
+    synthetic,
+    watcher,
+)
 from scripts.benchmarks.table import Row, render
 
 GROUPS = {
@@ -35,6 +47,7 @@ GROUPS = {
     "million": [million.million_files, synthetic.ten_million_rows],
     "dav": [dav.dav_requests, dav.dav_puts_unsynced, dav_crowd.dav_crowd, dav_puts.syncs_per_put],
     "mount": [mount.mount_figures],
+    "remote": [remote.remote_figures],
     "dav-parts": [dav.dav_reads, dav.dav_puts, dav.dav_large],
 }
 

@@ -144,7 +144,7 @@ GOALS: tuple[tuple[str, str, str, str, float], ...] = (
 
 def mount_figures(base: Path) -> list[Row]:
     """All figures of a local mount."""
-    _prepare(base)
+    prepare(base)
     best: dict[tuple[str, str], float] = {}
     with ExitStack() as stack:
         places = {name: stack.enter_context(place) for name, place in _places(base).items()}
@@ -169,7 +169,8 @@ def _row(
     )
 
 
-def _prepare(base: Path) -> None:
+def prepare(base: Path) -> None:
+    """A tree of 3,000 small files in 60 directories (`tree`), as an archive (`tree.tar`) and in git (`repository`)."""
     tree = base / "tree"
     for number in range(3000):
         place = tree / f"d{number % 60}"

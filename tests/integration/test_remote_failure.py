@@ -212,7 +212,7 @@ def test_refused_by_the_quota(server: Server, team: Dav, tmp_path: Path) -> None
             file.flush()
             with fails(errno.EDQUOT):
                 os.fsync(file.fileno())
-        wait_for(lambda: mount.told()["changes"][0]["error"], what="the status")
+        wait_for(lambda: any(each["error"] for each in mount.told()["changes"]), what="the status")
         done = mount.command("mount", "--status", "--cache", str(mount.cache))
         assert done.returncode == 1 and "team/large" in done.stderr and "507" in done.stderr
         assert (mount.path / "team/large").read_bytes() == b"x" * (2 << 20)

@@ -107,7 +107,8 @@ class Uploader:
                     self._queue(change, 0.0)
             if all(change.node.writers for change in self.waiting.values()):
                 return
-            self._sent = trio.Event()
+            if self._sent.is_set():
+                self._sent = trio.Event()
             with trio.move_on_after(5):
                 await self._sent.wait()
 
