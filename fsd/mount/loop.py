@@ -72,7 +72,7 @@ class _Waiter:
         self._poll = select.poll()
         self._others = list(others)
         self._fd = -1
-        self._turns = 0
+        self.turns = 0
 
     async def wait_readable(self, fd: int) -> None:
         if fd != self._fd:
@@ -80,8 +80,8 @@ class _Waiter:
             for each in (fd, *self._others):
                 self._poll.register(each, select.POLLIN)
             self._fd = fd
-        self._turns += 1
-        if self._turns % _TURNS == 0:
+        self.turns += 1
+        if self.turns % _TURNS == 0:
             await trio.lowlevel.checkpoint()
         elif self._readable(0 if _turnstile.absent else _PATIENCE):
             return
@@ -102,6 +102,12 @@ class _Waiter:
 
 
 _turnstile = _Turnstile()
+_waiter: _Waiter | None = None
+
+
+def turns() -> int:
+    """How often a request was waited for: rises by about one with each."""
+    return _waiter.turns if _waiter is not None else 0
 
 
 @contextmanager
@@ -124,9 +130,9 @@ async def in_thread(work: Callable[..., T], *args: Any) -> T:
 def install(others: Iterable[int] = ()) -> None:
     """Let pyfuse3 use this instead of trio's own, from the next `pyfuse3.main` on. `others`: descriptors that trio's
     tasks wait for, too."""
-    global _turnstile
+    global _turnstile, _waiter
     _turnstile = _Turnstile()
-    waiter = _Waiter(others)
+    waiter = _waiter = _Waiter(others)
     lowlevel = SimpleNamespace(
         wait_readable=waiter.wait_readable,
         current_task=trio.lowlevel.current_task,

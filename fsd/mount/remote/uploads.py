@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from fsd.mount import loop
 from fsd.mount.remote import sending
 from fsd.mount.remote.client import Answer
 from fsd.mount.remote.dav import Dav, address
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 AT_ONCE = 6
+_LOOK_S, _MUCH = 0.02, 300.0
+"""Seconds of a look at what programs do; requests of theirs a second that are much."""
 MOST_WAITING = 50_000
 """Files; a program that makes more waits until some are sent."""
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0)
@@ -60,6 +63,7 @@ class Uploader:
         self._numbers = itertools.count(ledger.last_number() + 1)
         self._wake = trio.Event()
         self._sent = trio.Event()
+        self._sent_one = trio.Event()
         self._slots = trio.Semaphore(AT_ONCE)
 
     # -- what was left by an earlier mount
@@ -248,12 +252,25 @@ class Uploader:
                     with trio.move_on_after(max(0.01, pause)):
                         await self._wake.wait()
                     continue
+                await self._turn(change)
                 await self._slots.acquire()
                 if change.dropped or change.uploading:
                     self._slots.release()
                     continue
                 change.uploading = True
                 nursery.start_soon(self._send_one, change)
+
+    async def _turn(self, change: Pending) -> None:
+        """Programs at work go first: as long as they ask for much, changes go one by one, unless somebody waits for
+        this one, or much is waiting already."""
+        while not (change.forced or change.dropped or self.bytes > self._contents.limit // 2):
+            if self._slots.value == AT_ONCE:
+                return
+            before, since = loop.turns(), time.monotonic()
+            with trio.move_on_after(_LOOK_S):
+                await self._sent_one.wait()
+            if loop.turns() - before <= _MUCH * (time.monotonic() - since):
+                return
 
     def _next(self) -> Pending | None:
         now = time.monotonic()
@@ -277,6 +294,8 @@ class Uploader:
             self._failed(change, OSError(errno.EIO, str(error)))
         finally:
             change.uploading = change.forced = False
+            self._sent_one.set()
+            self._sent_one = trio.Event()
             ended, change.attempt = change.attempt, trio.Event()
             ended.set()
             self._slots.release()
