@@ -87,8 +87,8 @@ CREATE TABLE cursor (source TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID
 
 VERSION = 7
 _MAX_PATHS = 20_000
-_DEEPEST = 4096
-"""Directories above each other: a path of more could not be opened (PATH_MAX)."""
+_DEEPEST = 65_536
+"""Directories above each other: of more than anybody makes it is taken that they hang on themselves."""
 _OF_NODE = (
     "SELECT * FROM node WHERE id=? AND binding=? AND NOT flags & 8"
     " UNION ALL SELECT * FROM node WHERE flags & 8 AND binding=?"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fsd.core import ids, lease
 from fsd.core.errors import AcrossMounts, Forbidden, NameRefused, ParentMissing, ReadOnlySpace, SpaceDisabled
 from fsd.core.names import INTERNAL, SNAPSHOTS, check_new_name, to_text
-from fsd.core.syscalls import Statx, rename_noreplace, statx
+from fsd.core.syscalls import Statx, directory_path, rename_noreplace, statx
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -242,7 +242,7 @@ def rename_new(sfd: int, sname: bytes, dfd: int, dname: bytes) -> None:
 
 def refuse_mounts_below(place: Place) -> None:
     """Forbidden if a filesystem is mounted at or below a directory: it would be moved along or be cut off."""
-    top = os.readlink(b"/proc/self/fd/%d" % place.fd)
+    top = directory_path(place.fd)
     top = b"/" + place.name if top == b"/" else top + b"/" + place.name
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:

@@ -177,7 +177,7 @@ def _locate(space: Space, path: bytes, fd: int) -> _Place | None:
 
 
 def _make_known(space: Space, path: bytes) -> None:
-    """Reconcile, by name, the first step of the way down where disk and index part."""
+    """Reconcile, by name, each step of the way down where disk and index part."""
     here = b""
     n = index.ROOT
     for name in path.split(b"/"):
@@ -195,7 +195,8 @@ def _make_known(space: Space, path: bytes) -> None:
                 old = index.directory(db, row.n) if row else None
             if row is not None and row.binding != binding and old is not None and old.mounted:
                 raise StorageUnavailable("A filesystem that was mounted inside the space is not mounted now.")
-            return
+            if row is None or row.binding != binding:
+                return
         n, here = row.n, join(here, name)
 
 

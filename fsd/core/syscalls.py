@@ -52,14 +52,24 @@ class _OpenHow(ctypes.Structure):
 
 
 _have_openat2 = True
+_PATH_MAX = 4096
+"""Bytes that a system call takes as a path, the NUL among them (limits.h); trees may be deeper."""
 
 
 def open_beneath(dirfd: int, path: bytes, flags: int, mode: int = 0) -> int:
     """Open `path` below `dirfd`; no component may be a symbolic link or lead outside. O_CLOEXEC is always set.
 
     `b""` is the directory itself. ELOOP: a component is a link; EXDEV: `..` or an absolute path tried to escape.
+    ENAMETOOLONG: a component is; the path may have any length.
     """
     global _have_openat2
+    cut = path.rfind(b"/", 0, _PATH_MAX) if len(path) >= _PATH_MAX else -1
+    if cut > 0:
+        above = open_beneath(dirfd, path[:cut], os.O_PATH | os.O_DIRECTORY)
+        try:
+            return open_beneath(above, path[cut + 1 :], flags, mode)
+        finally:
+            os.close(above)
     if _have_openat2:
         how = _OpenHow(flags | os.O_CLOEXEC, mode, _RESOLVE)
         for _ in range(8):
@@ -96,6 +106,40 @@ def _walk_beneath(dirfd: int, path: bytes, flags: int, mode: int) -> int:
     finally:
         if here != dirfd:
             os.close(here)
+
+
+def directory_path(fd: int) -> bytes:
+    """The absolute path of an open directory (proc(5)), also of one that lies deeper than a path can say.
+
+    FileNotFoundError if it is found to be gone on the way up; of a shallow one that is gone proc says so in its way.
+    """
+    below: list[bytes] = []
+    here = os.dup(fd)
+    try:
+        while True:
+            try:
+                return b"/".join([os.readlink(b"/proc/self/fd/%d" % here), *reversed(below)])
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+            found = os.fstat(here)
+            above = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
+            os.close(here)
+            here = above
+            below.append(_name_of(found, above))
+    finally:
+        os.close(here)
+
+
+def _name_of(found: os.stat_result, above: int) -> bytes:
+    for name in os.listdir(b"/proc/self/fd/%d" % above):
+        try:
+            other = os.stat(name, dir_fd=above, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if (other.st_dev, other.st_ino) == (found.st_dev, found.st_ino):
+            return name
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
 class Statx(NamedTuple):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fsd.core import check, operations, relabel, trash, tree
+from fsd.core.content import Upload
 from fsd.core.errors import Forbidden, NameRefused
 from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
@@ -154,3 +155,33 @@ def test_internals_of_others_are_hidden_wherever_they_stand(space: Space, tmp_pa
     with pytest.raises((NameRefused, Forbidden)):
         operations.make_directory(space, b"odd/.fsd")
     assert differences(space) == []
+
+
+def test_a_tree_deeper_than_any_path(tmp_path: Path) -> None:
+    """System calls take paths of 4095 bytes; directories may lie deeper (limits.h PATH_MAX)."""
+    made = make_space(tmp_path)
+    here, parts = os.open(made.root, os.O_RDONLY), []
+    for number in range(30):
+        parts.append(b"%02d" % number + b"x" * 198)
+        os.mkdir(parts[-1], dir_fd=here)
+        below = os.open(parts[-1], os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+        with open(os.open(b"f", os.O_WRONLY | os.O_CREAT, dir_fd=here), "wb") as file:
+            file.write(b"12345")
+    os.close(here)
+    deepest = b"/".join(parts)
+    assert {entry.name for entry in tree.listing(made, deepest)[1]} == {b"f"}
+    sweep(made)
+    assert tree.lookup(made, b"").size == 150
+    with Upload(made, deepest + b"/new", length=1) as upload:
+        upload.write(b"1")
+        upload.commit()
+    assert tree.lookup(made, b"").size == 151
+    with pytest.raises(FileNotFoundError):
+        tree.lookup(made, deepest + b"/nothing")
+    operations.move(made, deepest, made, b"moved", overwrite=False)
+    operations.delete(made, parts[0])
+    assert tree.lookup(made, b"").size == 6
+    assert list(check.check(made)) == []
+    made.close()

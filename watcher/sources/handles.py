@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 
 from fsd.core import ids
-from fsd.core.syscalls import file_handle, statx
+from fsd.core.syscalls import directory_path, file_handle, statx
 from watcher.sources.fanotify_abi import open_handle
 
 MAX_KNOWN = 32_768
@@ -164,7 +164,7 @@ class Handles:
             fd = open_handle(through.fd, handle)
             self.asked += 1
             try:
-                path = os.readlink(b"/proc/self/fd/%d" % fd)
+                path = directory_path(fd)
                 spot = self._spot_of(path)
                 if spot is None or spot.mount != through.mount:
                     continue  # outside, or covered by what is mounted over it
@@ -204,7 +204,7 @@ class Handles:
 def _path(spot: Spot, handle: bytes) -> bytes:
     fd = open_handle(spot.fd, handle)
     try:
-        return os.readlink(b"/proc/self/fd/%d" % fd)
+        return directory_path(fd)
     finally:
         os.close(fd)
 
