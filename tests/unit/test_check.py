@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fsd.core import check, dirty, journal, partials, properties
+from fsd.core import check, dirty, journal, operations, partials, properties
 from fsd.core.check import Finding
 from fsd.core.checks import finding as judging
 from fsd.core.operations import delete
@@ -59,6 +59,14 @@ def test_a_sound_space_has_no_findings(space):
     assert list(check.check(space, repair=True)) == []
     (note,) = check.notes(space)
     assert "2 names" in note and "2 bytes" in note
+
+
+def test_what_a_busy_hour_wrote_is_no_finding(space, monkeypatch):
+    monkeypatch.setattr(journal, "KEEP", 2)
+    for number in range(10):
+        operations.make_directory(space, b"busy%d" % number)
+    assert len(journal.since(space, 0)) > 5
+    assert list(check.check(space)) == []
 
 
 @pytest.mark.parametrize(

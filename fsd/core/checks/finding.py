@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from fsd.core.errors import StorageUnavailable
 
+JOBS_S = 2 * 3600.0
+"""What the jobs tidy up each hour is a finding when they have missed it. Seconds."""
 _TURNS = 5
 _MOST = 5000
 """Suspicions that wait at once: memory is bounded however much is wrong."""

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fsd.core import index, intents, partials, replay, trash, versions
-from fsd.core.checks.finding import Suspect
+from fsd.core.checks.finding import JOBS_S, Suspect
 from fsd.core.places import internal
 from fsd.core.space import INTERNAL_PARTS
 from fsd.core.syscalls import open_beneath
@@ -36,8 +36,6 @@ _KNOWN = {
 _PASSING = re.compile(rb"\.?(space\.json|acl\.json|epoch)\.new")
 """Temporary names of files that are written aside; a crash leaves at most one of each."""
 _YOUNG_S = 60.0
-_JOBS_S = 2 * 3600.0
-"""What the jobs tidy up each hour is a finding when they have missed it. Seconds."""
 _META = re.compile(rb"[0-9a-f]{32}\.json(\.new)?")
 
 
@@ -196,7 +194,7 @@ def _without_parts(space: Space) -> dict[bytes, partials.Partial]:
 
 def _versions(space: Space) -> Iterator[Suspect]:
     """Those of files that are nowhere any more, and that the jobs have not deleted in their time."""
-    before = time.time() - _JOBS_S
+    before = time.time() - JOBS_S
     if not names_in(space, "versions"):
         return
     for node_id in versions.orphans(space, before):
