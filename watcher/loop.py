@@ -41,10 +41,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 COLLECT = 0.005
-KEPT_EVERY, KEPT_EACH = 0.5, 0.01
-"""Seconds after which positions in logs are stored where nothing else is, and for each space there is."""
 COLLECT_SLOW = 0.05
 """Seconds for one call of a source that hears, and of one that asks."""
+COLLECT_LOG = 0.05
+"""Of a log, which is only so long if it is behind: a large batch writes each page of the dirty set once."""
+KEPT_EVERY, KEPT_EACH = 0.5, 0.01
+"""Seconds after which positions in logs are stored where nothing else is, and for each space there is."""
 RUN = 0.02
 SLICE = 0.05
 SHARE = 0.8
@@ -243,7 +245,8 @@ class Watcher:
         more = False
         for held in self._ears.sources():
             if held.kind not in ASKING:
-                more |= bool(self._front.do(held.subject, partial(self._collect, held, COLLECT)))
+                budget = COLLECT_LOG if held.kind in LOGS else COLLECT
+                more |= bool(self._front.do(held.subject, partial(self._collect, held, budget)))
         now = time.monotonic()
         for keeper in list(self.keepers.values()):
             if keeper.drain.heard() or (keeper.drain.owes() and now >= keeper.next_kept):

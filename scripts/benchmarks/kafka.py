@@ -24,6 +24,7 @@ from tests.support.kafka.says import Ceph
 from tests.support.waiting import wait_for
 from watcher.drain import Drain
 from watcher.keeper import Keeper
+from watcher.loop import COLLECT_LOG
 from watcher.sources import gpfs_watch
 from watcher.streams import options
 from watcher.streams.kafka import KafkaSource
@@ -88,7 +89,7 @@ def _into_the_set(broker: Broker, space: Space, base: Path, topic: str, count: i
     while done < count:
         if not source.busy():
             source.wait(1.0)
-        for hint in source.collect(0.005):
+        for hint in source.collect(COLLECT_LOG):
             drain.hear(hint)
         drain.reach(source.positions("s"))
         drain.flush()
