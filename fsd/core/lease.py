@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 DIRECTORY = "lease"
 PATIENCE = 1.25
 """How many times the lease's length a record has to stand still before another host takes over."""
+RECENT = 60.0
+"""Seconds: what was written since was written by somebody who lives."""
 _LOCAL = struct.Struct("<QdI")
 _MOST = 4096
 
@@ -148,6 +150,31 @@ def _local(space: Space) -> tuple[int, float] | None:
         return None
     number, until, check = _LOCAL.unpack(raw)
     return (number, until) if check == zlib.crc32(raw[:-4]) else None
+
+
+def kept_by_others(space: Space) -> str | None:
+    """The name of a host that keeps a lease on a space which this one does not share: both would work on it. None if
+    nobody does, as far as the last minute tells."""
+    if space.state_dir in _hosts or space.record.read_only:
+        return None
+    internals = space.open_internal(".")
+    try:
+        fd = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=internals)
+    except FileNotFoundError:
+        return None
+    finally:
+        os.close(internals)
+    directory = _Directory(space, fd)
+    try:
+        number = max(directory.tokens(), default=0)
+        if not number or time.time() - os.stat(_name(number), dir_fd=fd).st_mtime > RECENT:
+            return None
+        found = directory.read(number)
+        return None if found.released else found.name
+    except FileNotFoundError:
+        return None
+    finally:
+        directory.close()
 
 
 # -- what the watcher does
@@ -297,15 +324,8 @@ class Lease:
             return max(directory.tokens(), default=0)
 
     def _read(self, number: int) -> Record:
-        """A file that says nothing yet is somebody's who has just taken it."""
         with closing(_Directory(self.space)) as directory:
-            try:
-                fd = os.open(_name(number), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory.fd)
-                with open(fd, "rb") as file:
-                    raw = json.loads(file.read(_MOST))
-                return replace_token(Record(*raw), number)
-            except (FileNotFoundError, ValueError, TypeError):
-                return Record(number, "", "unknown", "", 0, False)
+            return directory.read(number)
 
     def _write(self, record: Record) -> None:
         """In place and durable: the record has always the same length, so it is never seen half."""
@@ -359,8 +379,17 @@ def _name(number: int) -> bytes:
 class _Directory:
     """`.fsd/lease`, open."""
 
-    def __init__(self, space: Space) -> None:
-        self.fd = space.open_internal(DIRECTORY)
+    def __init__(self, space: Space, fd: int | None = None) -> None:
+        self.fd = space.open_internal(DIRECTORY) if fd is None else fd
+
+    def read(self, number: int) -> Record:
+        """A token's record. A file that says nothing yet is somebody's who has just taken it."""
+        try:
+            fd = os.open(_name(number), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.fd)
+            with open(fd, "rb") as file:
+                return replace_token(Record(*json.loads(file.read(_MOST))), number)
+        except (FileNotFoundError, ValueError, TypeError):
+            return Record(number, "", "unknown", "", 0, False)
 
     def tokens(self) -> list[int]:
         names = os.listdir(b"/proc/self/fd/%d" % self.fd)

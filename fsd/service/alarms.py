@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fsd.core import restoring
+from fsd.core import lease, restoring
 from fsd.core.errors import StorageUnavailable
 from fsd.core.space import Space, SpaceRecord
 
 if TYPE_CHECKING:
     from fsd.core.registry import Registry
 
-KINDS = ("storage", "displaced", "grants", "rolled-back", "restored")
+KINDS = ("storage", "displaced", "grants", "rolled-back", "restored", "shared")
 
 
 def of(registry: Registry, record: SpaceRecord) -> dict[str, str]:
@@ -36,8 +36,13 @@ def _of(registry: Registry, space: Space) -> dict[str, str]:
     grants = registry.grants.verify(record)
     if grants is not None:
         found["grants"] = grants
-    if record.read_only:
-        return found
+    other = lease.kept_by_others(space)
+    if other is not None:
+        found["shared"] = (
+            f"Space {record.name}: the host {other} works on it, too; set cluster.shared on this one, or stop it."
+        )
+    if record.read_only or not lease.may_write(space):
+        return found  # the epoch is the matter of the host that works on it
     if restoring.went_back(space, registry.installation):
         found["rolled-back"] = (
             f"Space {record.name}: its tree or its state went back in time; it is looked at anew."

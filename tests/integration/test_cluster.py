@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import json
 import os
 import signal
@@ -19,6 +21,7 @@ from fsd.core.lease import Record
 from tests.support.ceph import Ceph, running
 from tests.support.davclient import Dav
 from tests.support.hosts import Host, network
+from tests.support.serving import ADMIN, ADMIN_PASSWORD
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
@@ -126,6 +129,24 @@ def test_uploads_in_pieces_trash_and_versions_are_the_holders_too(cluster: Clust
     target = {"Destination": there.url(b"back")}
     trashed = other.dav(f"/dav/spaces/trash-bin/{ident}").request("MOVE", item.path, headers=target)
     assert trashed.status in (201, 204) and there.request("GET", b"back").body == b"0123456789"
+
+
+def test_live_updates_reach_the_clients_of_each_host(cluster: Cluster) -> None:
+    holder = cluster.holder()
+    other = cluster.other(holder)
+    stream = http.client.HTTPConnection(other.address, other.port, timeout=30)
+    try:
+        who = base64.b64encode(f"{ADMIN}:{ADMIN_PASSWORD}".encode()).decode()
+        stream.request(
+            "GET", "/events", headers={"Accept": "text/event-stream", "Authorization": f"Basic {who}"}
+        )
+        answer = stream.getresponse()
+        assert answer.status == 200
+        assert put(cluster.dav(holder), b"live", b"1") == 201
+        while b'"live"' not in (line := answer.readline()):
+            assert line, "the stream ended"
+    finally:
+        stream.close()
 
 
 def continues(cluster: Cluster, host: Host, path: bytes, data: bytes) -> float:

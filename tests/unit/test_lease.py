@@ -16,6 +16,7 @@ from fsd.core.lease import Host, Lease, Record
 from fsd.core.locks import LockTable
 from fsd.core.registry import Registry
 from fsd.core.space import Space
+from fsd.service import alarms
 from tests.support.worlds import drain, make_space
 from tests.unit.core_space import on_disk, put, read, write
 
@@ -350,3 +351,40 @@ def test_what_a_holder_hands_down_is_written_when_it_changed(
     one.lease.step()
     one.lease.step()
     assert len(written) == 2
+
+
+def test_a_host_that_does_not_share_what_another_works_on_is_told(
+    boxes: tuple[Box, Box, Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, _ = boxes
+    lease.use(two.space.state_dir, None)
+    assert lease.kept_by_others(two.space) is None and not os.path.exists(on_disk(one.space, b".fsd/lease"))
+    one.lease.step()
+    assert lease.kept_by_others(two.space) == "one" and lease.kept_by_others(one.space) is None
+    old = os.stat(on_disk(one.space, b".fsd/lease/%016x" % 1)).st_mtime - 2 * lease.RECENT
+    os.utime(on_disk(one.space, b".fsd/lease/%016x" % 1), (old, old))
+    assert lease.kept_by_others(two.space) is None
+    one.lease.step()
+    one.lease.release()
+    assert lease.kept_by_others(two.space) is None
+
+
+def test_a_host_that_follows_does_not_take_the_epoch_for_a_restore(tmp_path: Path) -> None:
+    from fsd.core.installation import Installation
+
+    Installation.initialise(tmp_path / "state", tmp_path / "data").close()
+    registry = Registry(tmp_path / "state")
+    record = registry.create("shared")
+    space = registry.open(record.id)
+    put(space, b"f")
+    restoring.raise_epoch(space, registry.installation)
+    Path(os.fsdecode(space.root + b"/.fsd/epoch")).write_text(
+        "9\n"
+    )  # as the host that works on it has it by now
+    assert "rolled-back" in alarms.of(registry, record)
+    lease.use(registry.state_dir, Host("two", "", TTL))
+    try:
+        assert alarms.of(registry, record) == {}
+    finally:
+        lease.use(registry.state_dir, None)
+        space.close()
