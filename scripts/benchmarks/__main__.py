@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from scripts.benchmarks import (
+    clients,
     dav,
     dav_crowd,
     dav_puts,
@@ -46,6 +47,7 @@ GROUPS = {
     "kafka": [kafka.kafka_into_dirty_set, kafka.kafka_backlog],
     "million": [million.million_files, synthetic.ten_million_rows],
     "dav": [dav.dav_requests, dav.dav_puts_unsynced, dav_crowd.dav_crowd, dav_puts.syncs_per_put],
+    "clients": [clients.rclone_copies, clients.first_sync, clients.polls],
     "mount": [mount.mount_figures],
     "remote": [remote.remote_figures],
     "dav-parts": [dav.dav_reads, dav.dav_puts, dav.dav_large],
