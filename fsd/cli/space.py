@@ -104,6 +104,11 @@ def _changing(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         choices=("on", "off"),
         help="whether what is deleted through a mount goes to the trash",
     )
+    change.add_argument(
+        "--direct-versions",
+        choices=("on", "off"),
+        help="whether what programs overwrite in place is kept as a version (only where files can be cloned)",
+    )
     _owning(change)
     change.add_argument("--yes", action="store_true", help="don't ask")
     change.set_defaults(do=_set)
@@ -355,6 +360,15 @@ def _set(args: argparse.Namespace, registry: Registry) -> int:
         from fsd.core import trash
 
         registry.installation.set_setting(trash.mount_setting(record.id), args.mount_trash)
+    if args.direct_versions is not None:
+        from fsd.core import shadows
+
+        if args.direct_versions == "on":
+            try:
+                shadows.require(registry.open(record.id))
+            except shadows.CannotClone as error:
+                raise UserError(f"{error.strerror}; what programs overwrite can't be kept there.") from error
+        registry.installation.set_setting(shadows.setting(record.id), args.direct_versions)
     old = Ownership(record.uid, record.gid, record.file_mode, record.dir_mode)
     record = registry.set(
         record.id, name=args.name, label=args.label, owner=_ownership(args, old), source=args.source

@@ -13,7 +13,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from fsd.core import lease, roots, trash
+from fsd.core import lease, roots, shadows, trash
 from fsd.core.accounts import check_account_name
 from fsd.core.catalogue import SOURCE
 from fsd.core.errors import FsdError, NameRefused, StorageUnavailable
@@ -184,7 +184,7 @@ class Registry(Maker):
         with self.installation.write() as db:
             db.execute("DELETE FROM spaces WHERE id = ?", (record.id,))
             kept = (f"epoch:{record.id}", f"filesystem:{record.id}", SOURCE + record.id)
-            for key in (*kept, trash.mount_setting(record.id)):
+            for key in (*kept, trash.mount_setting(record.id), shadows.setting(record.id)):
                 db.execute("DELETE FROM settings WHERE key = ?", (key,))
 
     def _set_state(self, record: SpaceRecord, state: str) -> None:

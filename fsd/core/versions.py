@@ -70,6 +70,20 @@ def keep(space: Space, node_id: str, staging: int, name: bytes, etag: str | None
             os.unlink(name, dir_fd=staging)
 
 
+def adopt(space: Space, node_id: str, directory: int, name: bytes, etag: str) -> None:
+    """Make a file of the service's own, with the content that `etag` stood for, a version; drop it if none are kept, or
+    this one is kept already because it was replaced by the service."""
+    found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    same = (found.st_size, found.st_mtime_ns)
+    kept = _kept.get(space.state_dir)
+    if not kept or any((each.size, each.mtime_ns) == same for each in items(space, node_id)):
+        os.unlink(name, dir_fd=directory)
+        return
+    with _directory(space, node_id, make=True) as into:
+        key = _rename(directory, name, into)
+    space.sums.note(etag_of(node_id, key), node_id, space.sums.one(etag))
+
+
 def etag_of(node_id: str, key: str) -> str:
     """A version's own etag, unquoted: it stands for one content, as a file's does."""
     return hashlib.blake2b(f"{node_id}\0{key}".encode(), digest_size=16).hexdigest()

@@ -17,7 +17,7 @@ from functools import partial
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
-from fsd.core import journal, lease, partials, replay, restoring, returning, trash, versions, writers
+from fsd.core import journal, lease, partials, replay, restoring, returning, shadows, trash, versions, writers
 from fsd.core.errors import FsdError, StorageUnavailable
 from fsd.core.hashing import forget_gone
 from fsd.core.limbo import TOMBSTONE_S
@@ -46,6 +46,8 @@ UPLOADS_EVERY = 600.0
 OLD_EVERY = 3600.0
 ROOT_EVERY = 2.0
 SUMS_EVERY = 60.0
+SHADOWS_EVERY = 2.0
+SHADOWS_FOR = 0.5
 ALARMS_EVERY = 5.0
 OPS_RETRY = 10.0
 _STOP_S = 20.0
@@ -106,6 +108,8 @@ class Jobs:
             Job("trash", TRASH_EVERY, self._trash, first=time.monotonic() + 30.0),
             Job("versions", VERSIONS_EVERY, self._versions, first=time.monotonic() + 90.0),
             Job("uploads", UPLOADS_EVERY, partials.expire, first=time.monotonic() + 45.0),
+            Job("direct versions", SHADOWS_EVERY, self._shadows),
+            Job("old shadows", OLD_EVERY, self._sweep_shadows, first=time.monotonic() + 150.0),
             Job("old checksums", SUMS_EVERY, self._forget_sums, first=time.monotonic() + 120.0),
             Job("old rows", OLD_EVERY, forget_old, first=time.monotonic() + 60.0, everywhere=True),
         ]
@@ -278,6 +282,18 @@ class Jobs:
 
     def _versions(self, space: Space) -> None:
         versions.thin(space, float(self._settings.versions_keep), self._settings.versions_limit)
+
+    def _shadows(self, space: Space) -> None:
+        if self._registry.installation.setting(shadows.setting(space.record.id)) != "on":
+            return
+        deadline = time.monotonic() + SHADOWS_FOR
+        while shadows.step(space) and time.monotonic() < deadline:
+            pass
+
+    def _sweep_shadows(self, space: Space) -> None:
+        wanted = self._registry.installation.setting(shadows.setting(space.record.id))
+        if wanted is not None:
+            shadows.sweep(space, wanted=wanted == "on", kept={item.node_id for item in trash.items(space)})
 
     def _forget_sums(self, space: Space) -> None:
         trashed = {item.node_id for item in trash.items(space)}

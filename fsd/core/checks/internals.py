@@ -31,6 +31,7 @@ _KNOWN = {
     b"meta",
     b"versions",
     b"uploads",
+    b"shadows",
     b"lease",
 }
 _PASSING = re.compile(rb"\.?(space\.json|acl\.json|epoch)\.new")
