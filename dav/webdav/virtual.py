@@ -31,6 +31,13 @@ class _Seen:
             self._roots[child.record.id] = root_entry(self._call.router.view, child.record)
         return self._roots[child.record.id]
 
+    def meant(self, target: Virtual, child: Child) -> Virtual | Child:
+        """What a member is: such a collection itself, or a space, also under the name that an alias has for it."""
+        if child.record is not None:
+            return child
+        found = self._call.router.resolve(self._call.user, f"{target.href}/{quote_path(child.name)}")
+        return found if isinstance(found, Virtual) else Child(child.name, found.record)
+
     def permissions(self, record: SpaceRecord) -> str:
         """The letters of a space's root for this user."""
         role = self._call.router.view.role(record, self._call.user)
@@ -61,7 +68,10 @@ def _own_values(target: Virtual, seen: _Seen) -> dict[str, str]:
 
 
 def _child_values(target: Virtual, child: Child, seen: _Seen) -> dict[str, str]:
-    root = seen.root(child)
+    meant = seen.meant(target, child)
+    if isinstance(meant, Virtual):
+        return _own_values(meant, seen)
+    child, root = meant, seen.root(meant)
     path = b"/".join((*target.names, child.name))
     if child.record is None or root is None:
         etag = hashlib.blake2b(b"unavailable\0" + path, digest_size=16).hexdigest()

@@ -163,6 +163,25 @@ def test_every_parent_prefix_answers(served, dav):
         assert options.headers["ms-author-via"] == "DAV"
 
 
+@pytest.mark.parametrize("path", ["", "/dav", "/dav/home", "/remote.php", "/remote.php/dav"])
+def test_a_collection_above_the_spaces_is_listed_as_it_says_of_itself(served, dav, path):
+    dav.put(b"some", b"bytes")
+
+    def said(of: str, depth: str) -> dict[str, list[str | None]]:
+        responses = etree.fromstring(dav.raw("PROPFIND", of, None, {"Depth": depth}).body).findall(
+            D + "response"
+        )
+        names = (D + "getetag", OC + "size", OC + "id", D + "getlastmodified")
+        return {
+            each.findtext(D + "href"): [each.findtext(f".//{name}") for name in names] for each in responses
+        }
+
+    members = {href: values for href, values in said(path + "/", "1").items() if href != path + "/"}
+    assert members
+    for href, values in members.items():
+        assert said(href, "0")[href] == values
+
+
 def test_options_under_encoded_paths(served, dav):
     space = served.personal().id
     for prefix in (f"/dav/spaces/{space}", f"/dav/spaces/{space.replace('$', '%24')}"):
