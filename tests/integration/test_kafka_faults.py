@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,12 +24,42 @@ from tests.support.kafka.nodes import Nodes
 from tests.support.kafka.says import Ceph
 from tests.support.waiting import wait_for
 
+SECURE = """
+ssl.keystore.type=PEM
+ssl.keystore.location={base}/broker.pem
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \\
+    user_fsd="secret";
+"""
+
+
+def certificate(base: Path) -> Path:
+    """A self-signed certificate for 127.0.0.1; with its key it is in `broker.pem`."""
+    key, cert = base / "key.pem", base / "cert.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        str(key),
+        "-out",
+        str(cert),
+    ]
+    command += ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(command, check=True, capture_output=True)
+    (base / "broker.pem").write_text(key.read_text() + cert.read_text())
+    return cert
+
 
 class Place:
     """A broker of these tests alone, with a watcher that follows a topic on it."""
 
     def __init__(self, base: Path) -> None:
-        self.broker = Broker(base / "broker").start()
+        self.certificate = certificate(base)
+        self.broker = Broker(base / "broker", secure=True, properties=SECURE.format(base=base)).start()
         if self.broker.kind != "kafka":
             pytest.skip("needs Apache Kafka: the mock broker has neither retention nor data that stay")
         self.feed = Feed(self.broker.address)
@@ -224,6 +256,37 @@ def test_messages_that_cannot_be_read(place: Place) -> None:
     samples = {sample.name: sample for family in collected for sample in family.samples}
     assert samples["fsd_log_reading"].value == 1
     assert samples["fsd_log_lag"].labels["partition"] == "events[1]"
+
+
+def test_a_broker_that_wants_tls_and_a_password(place: Place, tmp_path: Path) -> None:
+    """The watcher follows through it; a wrong password, and a certificate that nobody vouches for, are said."""
+    place.feed.create("secret")
+    followed = Followed(tmp_path, place.feed, "secret", brokers=f"127.0.0.1:{place.broker.secure_port}")
+    password = tmp_path / "password"
+    password.write_text("wrong\n")
+    followed.server.settings |= {
+        "FSD_KAFKA_SECURITY": "sasl_ssl",
+        "FSD_KAFKA_MECHANISM": "PLAIN",
+        "FSD_KAFKA_USERNAME": "fsd",
+        "FSD_KAFKA_PASSWORD_FILE": str(password),
+    }
+
+    def doctor() -> str:
+        found = json.loads(followed.server.run("doctor", "--json").stdout)
+        return next(f"{each['level']}: {each['found']}" for each in found if each["probe"] == "cephfs")
+
+    assert "does not answer" in doctor()
+    followed.server.settings["FSD_KAFKA_CA"] = str(place.certificate)
+    assert "does not answer" in doctor()
+    password.write_text("secret\n")
+    followed.server.settings["FSD_WATCH_SOURCE"] = "poll"  # no probe: nobody reports it here
+    assert doctor().startswith("ok")
+    followed.server.settings["FSD_WATCH_SOURCE"] = "cephfs"
+    followed.start()
+    os.mkdir(followed.root + b"/d")
+    followed.send([Ceph(followed.reported).made(b"d")])
+    followed.settle()
+    followed.close()
 
 
 class Unruly:
