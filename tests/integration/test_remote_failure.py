@@ -232,9 +232,12 @@ def test_the_cache_keeps_its_bound(server: Server, team: Dav, tmp_path: Path) ->
             assert (mount.path / f"team/f{number}").read_bytes() == team.get(b"f%d" % number)
         (mount.path / "team/written").write_bytes(os.urandom(3 << 20))
         mount.uploaded()
-        held = sum(path.stat().st_size for path in (mount.cache / "content").iterdir())
-        assert held <= 2 << 20
+        wait_for(lambda: _held(mount) <= 2 << 20, what="a cache within its bound")
         assert (mount.path / "team/written").read_bytes() == team.get(b"written")
+
+
+def _held(mount: RemoteMount) -> int:
+    return sum(path.stat().st_size for path in (mount.cache / "content").iterdir())
 
 
 def test_the_cache_s_disk_is_full(server: Server, team: Dav, tmp_path: Path) -> None:
