@@ -52,8 +52,13 @@ def running(base: Path, address: str = "127.0.0.1") -> Iterator[Ceph]:
         pytest.skip(f"Ceph cannot be installed here: no {', '.join(missing)}")
     if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
         pytest.skip("a CephFS takes root and the right to mount")
+    # A test run that is killed leaves none behind: its daemons are nobody's children.
+    command = f"while kill -0 {os.getpid()} 2>/dev/null; do sleep 1; done; exec {SCRIPT} down {base}"
+    guard = subprocess.Popen(["sh", "-c", command], start_new_session=True)
     ceph = Ceph(base, address)
     try:
         yield ceph
     finally:
         ceph.down()
+        guard.kill()
+        guard.wait()
