@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -342,6 +343,29 @@ def test_what_can_not_be_mounted(server: Server, tmp_path: Path) -> None:
     del mount.environment["FSD_MOUNT_TOKEN"]
     done = mount.command("mount", url, point)
     assert done.returncode == 2 and "No token" in done.stderr
+
+
+def test_in_the_background_and_through_mount_8(server: Server, team: Dav, tmp_path: Path) -> None:
+    team.put(b"file", b"x")
+    mount = RemoteMount(server, tmp_path / "mnt")
+    token = tmp_path / "token"
+    token.write_text(mount.environment.pop("FSD_MOUNT_TOKEN") + "\n")
+    token.chmod(0o600)
+    program = tmp_path / "fsd"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m fsd.cli.main "$@"\n')
+    program.chmod(0o755)
+    helper = Path(__file__).parents[2] / "scripts/mount.fsd"
+    options = f"rw,nofail,_netdev,user=admin,token-file={token},cache={mount.cache}"
+    command = [helper, f"http://127.0.0.1:{server.port}/", mount.path, "-o", options]
+    subprocess.run(command, check=True, env={**mount.environment, "FSD_PROGRAM": str(program)})
+    try:
+        assert (mount.path / "team/file").read_bytes() == b"x"
+        (mount.path / "team/new").write_bytes(b"sent at the end")
+    finally:
+        done = mount.command("umount", str(mount.path))
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: mount.told()["pid"] is None, what="the end of the daemon")
+    assert team.get(b"new") == b"sent at the end"
 
 
 def test_over_tls(make_server: Callable[..., Server], tmp_path: Path) -> None:
