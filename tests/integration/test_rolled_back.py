@@ -145,7 +145,7 @@ def test_a_snapshot_in_the_place_of_its_subvolume(
         assert b"newer, by the client" in {text for path, text in kept.items() if path.startswith("d/f")}
         after = volume.right("after the client's sync")
         assert {b"d/g", b"d/server"} <= after.disk.keys(), "given back to the server"
-        assert server.run("check", "admin").returncode == 0
+        wait_for(lambda: server.run("check", "admin").returncode == 0, what="a clean check", every=0.5)
     finally:
         if put_back is mounted_instead:
             subprocess.run(["umount", "-l", str(root)], check=True)

@@ -9,12 +9,16 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+PATIENCE = 60.0
+"""Seconds. As long as a loaded machine may take: what comes true sooner costs nothing."""
+
+
 class Late(AssertionError):
     """The condition did not come true in time; the message carries what was last seen."""
 
 
 def wait_for(
-    condition: Callable[[], T], *, timeout: float = 15.0, what: str = "the condition", every: float = 0.02
+    condition: Callable[[], T], *, timeout: float = PATIENCE, what: str = "the condition", every: float = 0.02
 ) -> T:
     """The first truthy result of `condition`, asked again until `timeout` seconds have passed.
 
@@ -37,7 +41,7 @@ def wait_for(
 
 
 def agree(
-    check: Callable[[], None], *, timeout: float = 15.0, what: str = "agreement", every: float = 0.05
+    check: Callable[[], None], *, timeout: float = PATIENCE, what: str = "agreement", every: float = 0.05
 ) -> None:
     """Wait until `check` no longer raises AssertionError; its last one is raised when time is up."""
 
