@@ -119,6 +119,11 @@ def _attempt(
         if place is None:
             with suppress(FileNotFoundError, NotADirectoryError):
                 _make_known(space, path)  # else it is gone again: the next turn says so
+            with space.index.read() as db:
+                row = index.find(db, path)
+            if row is not None and row.kind == index.OTHER:
+                # A second appearance of a living directory, never entered; what it covers waits in limbo.
+                return Outcome(False, True, [], None, {})
             return None
         if item is not None and place.row.n != item.n:
             # Another directory took its name. The way down is known by now, so the dirty row has another path, or waits

@@ -8,17 +8,18 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from fsd.core import check, operations, relabel, trash, tree
+from fsd.core import check, dirty, operations, relabel, trash, tree
 from fsd.core.content import Upload
 from fsd.core.errors import Forbidden, NameRefused
 from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
-from tests.support.worlds import differences, grow_quiet, make_space, sweep
+from tests.support.worlds import differences, drain, grow_quiet, make_space, sweep
 
 NAMES = [
     b"new\nline", b"\xff\xfe", b"n" * 255, b" ", b"-rf", b"Cargo.lock", b"x.flock", b"x.mlock", b".Trash", b"~$owner",
@@ -185,3 +186,21 @@ def test_a_tree_deeper_than_any_path(tmp_path: Path) -> None:
     assert tree.lookup(made, b"").size == 6
     assert list(check.check(made)) == []
     made.close()
+
+
+@pytest.mark.root
+def test_a_directory_that_is_covered_by_another_of_the_tree_while_it_waits(space: Space) -> None:
+    for name in ("seen", "covered"):
+        (root(space) / name).mkdir()
+    (root(space) / "covered/x").write_text("1")
+    sweep(space)
+    dirty.mark(space, [(b"covered", None)])
+    subprocess.run(["mount", "--bind", root(space) / "seen", root(space) / "covered"], check=True)
+    try:
+        drain(space)
+        assert tree.lookup(space, b"covered").kind == "o"
+    finally:
+        subprocess.run(["umount", root(space) / "covered"], check=True)
+    drain(space)
+    sweep(space)
+    assert differences(space) == [] and kinds(space, b"covered") == {b"x": "f"}
