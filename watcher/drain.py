@@ -84,6 +84,8 @@ class Drain:
         self._reached: dict[str, str] = {}
         self.kept: dict[str, str] = {}
         """The positions in logs that are durable, with everything up to them."""
+        self.by_path = False
+        """All that is heard comes from logs, which say of moved directories that all below them may differ."""
         self._gap = False
         self._trees = False
         """Trees wait, and the index says so: after a crash a sweep finds what is left of them."""
@@ -150,7 +152,7 @@ class Drain:
         try:
             if marks or reached or gap:
                 trees = any(item.deep for item in batch.waiting.values())
-                dirty.mark(self.space, marks, reached=reached, owed=gap, trees=trees)
+                dirty.mark(self.space, marks, reached=reached, owed=gap, trees=trees, by_path=self.by_path)
                 self._trees |= trees
         except BaseException:
             with self._hearing:

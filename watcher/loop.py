@@ -234,6 +234,7 @@ class Watcher:
         keeper.space.root_fd()
         ear = self._ears.add(key, keeper.space, keeper.space.record.source)
         keeper.watched = True
+        keeper.drain.by_path = all(held.kind in LOGS for held in ear.held)
         if any(held.kind in LOGS for held in ear.held):
             keeper.go_on()
         kinds = ", ".join(f"{part.base.decode(errors='replace') or '/'}: {part.kind}" for part in ear.parts)

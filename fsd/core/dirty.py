@@ -123,6 +123,7 @@ def mark(
     reached: Mapping[str, str] | None = None,
     owed: bool = False,
     trees: bool = False,
+    by_path: bool = False,
 ) -> None:
     """Mark directories, in one transaction: (path, names or None for the whole directory), or more exactly a Hinted.
 
@@ -132,18 +133,34 @@ def mark(
     A directory that the index has elsewhere (it was moved, and that was not noticed yet) is found by its binding. One
     that the index doesn't know marks the nearest known one above it, with the name that leads down: new directories
     are dirty as a whole when they become known.
+
+    `by_path`: whoever hints says of each directory that is moved that all of it may differ. Then a hint of names is for
+    the directory that the index has at the path, without asking the disk which one is there: if it has another one,
+    the moved one is still to be looked at as a whole.
     """
     now = time.time()
     wanted = [Hinted(*hint) for hint in hints]
+    known = _known(space, wanted) if by_path else frozenset[bytes]()
     # The disk is asked before the lock is taken: nobody else shall wait for a storage that hangs.
     bound = [
-        hint if hint.binding else hint._replace(binding=_binding_at(space, hint.path)) for hint in wanted
+        hint
+        if hint.binding or (hint.names is not None and hint.path in known)
+        else hint._replace(binding=_binding_at(space, hint.path))
+        for hint in wanted
     ]
     with space.index.write() as db:
         for hint in bound:
             n, rest = _resolve(db, space.key, hint.path, hint.binding)
             mark_row(db, n, [rest] if rest is not None else hint.names, now, sweep=sweep)
         positions.keep(db, reached or {}, owed=owed, trees=trees)
+
+
+def _known(space: Space, hints: Iterable[Hinted]) -> frozenset[bytes]:
+    """Of the hinted directories those that the index has."""
+    with space.index.read() as db:
+        return frozenset(
+            hint.path for hint in hints if hint.names is not None and _nearest(db, hint.path)[1] is None
+        )
 
 
 def mark_tree(space: Space) -> None:

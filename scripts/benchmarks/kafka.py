@@ -81,6 +81,7 @@ def _into_the_set(broker: Broker, space: Space, base: Path, topic: str, count: i
         [topic],
     )
     drain = Drain(space)
+    drain.by_path = True
     start = '[0, -1, -1, ""]'
     source.resume("s", {f"kafka:{topic}:0": start})
     source.add("s", space.root, space.fsd_ident)
