@@ -65,12 +65,17 @@ def suspended_and_resumed(pid: int) -> None:
 
 
 def test_being_suspended_is_not_a_signal():
+    hear, say = os.pipe()
     pid = os.fork()
     if pid == 0:
         waiting = Awaited({signal.SIGTERM})
+        os.write(say, b"x")
         while (got := waiting.wait(0.001)) is None:
             pass
         os._exit(0 if got == signal.SIGTERM else 1)
+    os.read(hear, 1)
+    os.close(hear)
+    os.close(say)
     for _ in range(50):
         suspended_and_resumed(pid)
         assert os.waitpid(pid, os.WNOHANG) == (0, 0)
