@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from tests.unit.core_space import assert_right, on_disk, put, root_etag, write
 
 
 @pytest.fixture
-def space(tmp_path):
-    made = make_space(tmp_path)
-    sweep(made)
-    yield made
-    made.close()
+def space():
+    """In memory: on a disk a page that is written back has its next store counted as a change of the file."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fsd-ready-") as base:
+        made = make_space(Path(base))
+        sweep(made)
+        yield made
+        made.close()
 
 
 @pytest.fixture
