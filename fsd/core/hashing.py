@@ -176,7 +176,7 @@ class Background:
             self._hash(rows)
             space.sums.move_cursor(at._replace(row=rows[-1].n))
             return True
-        news = ready.news(space, at.number, _PAGE)
+        news = ready.news(space, at.number, _PAGE, paths=False)
         now = time.monotonic()
         rested = [node_id for node_id, due in self._later.items() if due <= now]
         for node_id in rested:
@@ -194,9 +194,10 @@ class Background:
 
     def _hash(self, rows: list[NodeRow]) -> None:
         files = [row for row in rows if row.kind == FILE and row.size and not row.flags & WRITING]
-        have = self._space.sums.known(file_entry(b"", row).etag for row in files)
-        for row in files:
-            if file_entry(b"", row).etag in have:
+        etags = [ids.file_etag(row.id, row.size, row.mtime_ns, row.rev) for row in files]
+        have = self._space.sums.known(etags)
+        for row, etag in zip(files, etags, strict=True):
+            if etag in have:
                 continue
             if row.size > LARGE and time.time() - row.mtime_ns / 1e9 < REST_S:
                 self._later[row.id] = time.monotonic() + REST_S

@@ -54,9 +54,9 @@ class News(NamedTuple):
     whole: bool
 
 
-def news(space: Space, after: int, limit: int = 1000) -> News:
+def news(space: Space, after: int, limit: int = 1000, *, paths: bool = True) -> News:
     """Contents that became ready after journal number `after`, oldest first. One may be told more than once, none that
-    is being written is: it comes again, under a later number, when it is ready."""
+    is being written is: it comes again, under a later number, when it is ready. `paths` False: without them."""
     query = (
         "SELECT number, node FROM journal WHERE number>? AND node_kind=0"
         " AND kind IN ('created', 'changed', 'ready') ORDER BY number LIMIT ?"
@@ -68,7 +68,9 @@ def news(space: Space, after: int, limit: int = 1000) -> News:
         rows = db.execute(query, (after, limit)).fetchall()
         for number, node_id in rows:
             row = index.by_id(db, node_id)
-            path = index.path_of(db, row.n) if row is not None and not row.flags & WRITING else None
+            path = None
+            if row is not None and not row.flags & WRITING:
+                path = index.path_of(db, row.n) if paths else b""
             found.pop(node_id, None)
             if path is not None:
                 found[node_id] = Ready(number, node_id.hex(), path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fsd.core.errors import StorageUnavailable
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EVERY = 1.0
+_NICE = 10
 
 
 class Hasher:
@@ -29,7 +32,9 @@ class Hasher:
         self._said: dict[str, str] = {}
 
     def run(self, stop: threading.Event) -> None:
-        """Work until told to stop."""
+        """Work until told to stop, when nobody else wants the processor."""
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while not stop.wait(EVERY):
             waiting = [record.id for record in self._registry.spaces() if record.state == "active"]
             while waiting and not stop.is_set():
