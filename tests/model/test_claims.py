@@ -195,7 +195,10 @@ def test_an_inode_number_that_is_used_again_is_somebody_else(space: Space) -> No
     sweep(space)
     limbo.settle(space, now=LONG_AFTER)
     reused = 0
-    for turn in range(20):
+    numbered = os.statvfs(space.root).f_files > 0
+    for turn in range(300 if numbered else 20):
+        if reused and turn >= 20:
+            break  # a filesystem may take its time to free a number
         name = here(space) / f"other{turn}"
         name.write_bytes(OLD)
         reused += name.stat().st_ino == number
@@ -206,4 +209,4 @@ def test_an_inode_number_that_is_used_again_is_somebody_else(space: Space) -> No
         name.unlink()
         sweep(space)
         limbo.settle(space, now=LONG_AFTER)
-    assert reused or os.statvfs(space.root).f_files == 0, "only btrfs never reuses a number, and counts none"
+    assert reused or not numbered, "only btrfs never reuses a number, and counts none"
