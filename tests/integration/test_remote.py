@@ -262,7 +262,7 @@ def test_both_change_a_file(mount: RemoteMount, here: Path, there: Path, other: 
     assert copy.startswith("report (conflicted copy admin 2") and copy.endswith(").txt")
     assert (there / copy).read_bytes() == (here / copy).read_bytes() == b"ours"
     assert (there / "report.txt").read_bytes() == b"theirs"
-    assert copy in mount.status()["conflicts"]
+    wait_for(lambda: copy in mount.status()["conflicts"], what="the conflict in the status")
 
 
 def test_both_make_a_file(mount: RemoteMount, here: Path, there: Path, other: Dav) -> None:
