@@ -122,16 +122,20 @@ def first_sweep(base: Path) -> list[Row]:
     ]
 
 
+def _blocks(tree: Path) -> int:
+    return sum(path.lstat().st_blocks for path in tree.rglob("f*") if path.is_file())
+
+
 def index_and_blocks(base: Path) -> list[Row]:
     """Bytes of index for each file, and blocks that the label costs on this filesystem."""
     server, tree = _prepared(base, FILES)
     time.sleep(SETTLE)
     os.sync()  # blocks are allocated when data is written back
-    before = sum(path.lstat().st_blocks for path in tree.rglob("f*"))
+    before = _blocks(tree)
     server.fsd("space", "adopt", str(tree), "--name", "tree", "--label", "now")
     server.fsd("scan", "tree", timeout=600)
     os.sync()
-    after = sum(path.lstat().st_blocks for path in tree.rglob("f*"))
+    after = _blocks(tree)
     labelled = _labelled(tree)
     key = server.space("tree")["id"].rpartition("$")[2]
     with sqlite3.connect(server.state / f"{key}.index.db") as connection:
