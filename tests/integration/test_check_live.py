@@ -7,10 +7,13 @@ import os
 import random
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fsd.core.index import WRITING
+from fsd.core.ready import CLOSED_S
 from fsd.core.registry import Registry
 from tests.support.oracle import settled
 from tests.support.serving import Server
@@ -64,6 +67,16 @@ def test_check_beside_a_server_that_is_busy(shared_server: Server) -> None:
             assert (done.returncode, json.loads(done.stdout)) == (0, []), done
     settled(os.fsencode(root), dav, wait=agree)
     space = Registry(server.state).open(record["id"])
+
+    def at_rest() -> bool:
+        """Nobody has a reason to look at the file by himself any more."""
+        with space.index.read() as db:
+            (flags,) = db.execute("SELECT flags FROM node WHERE name=?", (b"over-http",)).fetchone()
+            waiting = db.execute("SELECT 1 FROM dirty").fetchone()
+        quiet = time.time() - os.stat(root / "over-http").st_ctime
+        return not flags & WRITING and waiting is None and quiet > 2 * CLOSED_S + 2
+
+    wait_for(at_rest, what="rest")
     with space.index.write() as db:
         db.execute("UPDATE node SET size=size+1, ctime_ns=0 WHERE name=?", (b"over-http",))
         db.execute("UPDATE dir SET own=own+1, total=total+1 WHERE n=1")
