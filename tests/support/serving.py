@@ -14,8 +14,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,22 @@ COMPLAINT = re.compile(r"^\S+ \S+ (warning|error|critical)\b|\b(WARNING|ERROR|CR
 _libc = ctypes.CDLL(None)
 
 
+def _ports() -> Iterator[int]:
+    """Ports of this test process alone, none of those that the kernel gives to clients, round and round. Where it
+    begins is random, for other runs on this machine."""
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    share = range(10_000, 32_000)[process % _SHARES :: _SHARES]
+    start = random.SystemRandom().randrange(len(share))
+    return cycle((*share[start:], *share[:start]))
+
+
 def free_port() -> int:
-    """A port that nobody listens on now, and none of those that the kernel gives to clients meanwhile."""
-    while True:
-        port = random.SystemRandom().randrange(10_000, 32_000)
+    """A port that nobody listens on now, and that this run gives to no other test before all others were given."""
+    for port in _free:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("unreachable: ports go round")
 
 
 def dying_with_us() -> dict[str, Any]:
@@ -43,6 +53,10 @@ def dying_with_us() -> dict[str, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {"preexec_fn": lambda: _libc.prctl(1, signal.SIGTERM)}
+
+
+_SHARES = 8
+_free = _ports()
 
 
 class CommandFailed(AssertionError):

@@ -11,7 +11,6 @@ there.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import threading
@@ -251,21 +250,13 @@ class FanotifySource:
     def _find(self, handle: bytes) -> Known | None:
         """The directory, None if it is gone: then something above it was told of as well."""
         try:
-            return self._open(handle)
+            return self.handles.find(handle)
         except OSError as error:
             kind = type(error).__name__ if error.errno is None else os.strerror(error.errno)
             self._errors[kind] += 1
             log.warning("a directory that changed cannot be told by its handle, spaces are swept: %s", error)
             self._gap()
             return None
-
-    def _open(self, handle: bytes) -> Known | None:
-        try:
-            return self.handles.find(handle)
-        except OSError as error:
-            if error.errno != errno.ENOMEM:
-                raise
-        return self.handles.find(handle)  # the kernel was short of memory for a moment
 
     def _renamed(self, old: bytes, old_name: bytes, new: bytes, new_name: bytes, own: bool) -> None:
         """A directory has another place. Its entries are told of with the others'; here, what was below it.

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import tempfile
+import time
 from struct import Struct
 from typing import Final
 
@@ -23,6 +24,8 @@ _libc.fanotify_mark.argtypes = [
 _libc.mount.argtypes = [
     ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p,
 ]  # fmt: skip
+
+_PAUSES = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.03, 0.0)
 
 _CLOEXEC, _NONBLOCK = 0x1, 0x2
 _UNLIMITED_MARKS = 0x20
@@ -107,9 +110,17 @@ def _mark_through_top(group: int, device: bytes) -> None:
 
 def open_handle(mount_fd: int, handle: bytes) -> int:
     """The directory with this handle as an O_PATH descriptor, seen through the mount of `mount_fd`. OSError:
-    ESTALE if it is gone, EPERM without CAP_DAC_READ_SEARCH."""
-    fd: int = _libc.open_by_handle_at(mount_fd, handle, os.O_PATH | os.O_CLOEXEC)
-    if fd < 0:
+    ESTALE if it is gone, EPERM without CAP_DAC_READ_SEARCH, ENOMEM if the kernel still says so after 0.1 s.
+
+    ext4 answers ENOMEM while an inode number is given to a new file at this very moment (iget_locked() returns NULL
+    for an inode under construction), so that alone is asked again.
+    """
+    for pause in _PAUSES:
+        fd: int = _libc.open_by_handle_at(mount_fd, handle, os.O_PATH | os.O_CLOEXEC)
+        if fd >= 0:
+            return fd
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return fd
+        if number != errno.ENOMEM:
+            break
+        time.sleep(pause)
+    raise OSError(number, os.strerror(number))
