@@ -20,7 +20,8 @@ _WEAK = b"\0ino"
 _OVERLAYFS = 0x794C7630
 _PASSING = frozenset({0x65735546, 0x4D44, 0x2011BAB0})
 """FUSE, FAT and exFAT (statfs(2))."""
-_CEPHFS = frozenset({0x65735546, 0x00C36400})
+_FUSE = 0x65735546
+_CEPHFS = frozenset({_FUSE, 0x00C36400})
 """FUSE, which ceph-fuse is, and the kernel's own client."""
 _MOST_STORAGES = 1000
 _NO_HANDLE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EOVERFLOW, errno.EPERM)
@@ -73,6 +74,12 @@ def told_by(fd: int) -> Literal["handles", "birth times", "lasting inode numbers
     return "birth times" if found.btime_ns and storage.births else "inode numbers"
 
 
+def forgets_names(fd: int) -> bool:
+    """Whether an open directory is seen through a client that says ENOENT of names that are there: `absent`."""
+    found = statx(fd, b"")
+    return (_storages.get((found.dev, found.mnt_id)) or _probe(fd, b"", found)).forgets
+
+
 def is_weak(binding: bytes) -> bool:
     """Whether a binding is made of an inode number alone: see weak.py for what else is asked then."""
     return binding[12:] == _WEAK
@@ -86,6 +93,8 @@ class _Storage(NamedTuple):
     births: bool
     fsid: int
     cluster: bytes
+    forgets: bool
+    """ceph-fuse: see absent.py."""
 
 
 _storages: dict[tuple[int, int], _Storage] = {}
@@ -98,11 +107,13 @@ def _probe(dirfd: int, name: bytes, found: Statx) -> _Storage:
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd) if name else dirfd
     try:
         kind = fs_type(fd)
+        cluster = cluster_of(fd, kind)
         storage = _Storage(
             kind not in _PASSING,
             kind not in _PASSING | {_OVERLAYFS},
             os.fstatvfs(fd).f_fsid & (2**64 - 1),
-            cluster_of(fd, kind),
+            cluster,
+            bool(cluster) and kind == _FUSE,
         )
     finally:
         if fd != dirfd:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fsd.core import ids, lease
+from fsd.core.absent import is_absent
 from fsd.core.errors import AcrossMounts, Forbidden, NameRefused, ParentMissing, ReadOnlySpace, SpaceDisabled
 from fsd.core.names import INTERNAL, SNAPSHOTS, check_new_name, to_text
 from fsd.core.syscalls import Statx, directory_path, rename_noreplace, statx
@@ -136,7 +137,7 @@ def open_source(space: Space, path: bytes) -> Place:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
     place = Place(space, path, fd, name)
     try:
-        if place.seen() is None or place.reserved():
+        if (place.seen() is None and is_absent(space, fd, name)) or place.reserved():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     except BaseException:
         place.close()

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import intents, trash, versions
+from fsd.core.absent import is_absent
 from fsd.core.errors import FsdError, PreconditionFailed
 from fsd.core.groupsync import sync_directory
 from fsd.core.places import Place, binding_at, internal, mounts_explained, open_destination, rename_new
@@ -174,7 +175,7 @@ def finish_put(space: Space, intent: Intent) -> list[bytes]:
             os.unlink(name, dir_fd=staging)
             return [path]
         if here is None:
-            if binding_at(staging, name + _OLD) is not None:
+            if binding_at(staging, name + _OLD) is not None or not is_absent(space, staging, name + _OLD, 2):
                 retire(space, body.get("id"), staging, name + _OLD)
             return [path]
         if _is_same(staging, name, body):

@@ -280,7 +280,7 @@ def _commit(
                 work.put(entry)
             if last:
                 for row in scan.vanished:
-                    if not overtaken or is_gone(space, place.fd, row.name):
+                    if not overtaken or is_gone(space, place.fd, row):
                         work.remove(row)
                 for n in scan.stale_dirs:
                     dirty.mark_row(db, n, None, now, sweep=sweep)

@@ -9,10 +9,12 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsd.core import index
+from fsd.core.absent import Absence
 from fsd.core.commit import ToLabel
+from fsd.core.errors import StorageUnavailable
 from fsd.core.index import CLAIMING, DIRECTORY, FILE, LABELLED, READY, Generation, NodeRow
 from fsd.core.names import INTERNAL
 from fsd.core.syscalls import Statx, statx
@@ -62,10 +64,11 @@ def scan_names(
         rows = {row.name: row for row in index.children(db, n, sorted(names))}
     candidates: list[bytes] = []
     vanished: list[NodeRow] = []
+    absence = Absence(space, fd)
     for name in sorted(names):
         row = rows.get(name)
         try:
-            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            found = _stat(absence, fd, name, row)
         except FileNotFoundError:
             if row is not None:
                 vanished.append(row)
@@ -82,6 +85,15 @@ def scan_names(
         elif row is None or row.kind == DIRECTORY or _differs(row, found) or row.flags & CLAIMING:
             candidates.append(name)
     return Scan(*generation, None, True, candidates, vanished, [], [], 0, rows)
+
+
+def _stat(absence: Absence, fd: int, name: bytes, row: NodeRow | None) -> os.stat_result:
+    try:
+        return os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        if row is None or row.kind == DIRECTORY or absence.holds(name, row.nlink):
+            raise
+    return os.stat(name, dir_fd=fd, follow_symlinks=False)
 
 
 def _differs(row: tuple[int, ...] | NodeRow, found: os.stat_result) -> bool:
@@ -169,16 +181,23 @@ def _compare(
                 and row[_KIND] in (FILE, DIRECTORY)
             ):
                 to_label.append(ToLabel(row[0], name, False))
-    vanished = [NodeRow._make(row[:17]) for name, row in rows.items() if is_gone(space, fd, name)]
+    absence = Absence(space, fd)
+    vanished = [row for row in map(_row, rows.values()) if is_gone(space, fd, row, absence)]
     return Scan(*generation, found, True, candidates, vanished, stale, to_label, own, {})
 
 
-def is_gone(space: Space, fd: int, name: bytes) -> bool:
-    """Absence from a listing that raced with renames proves nothing; ENOENT for the name does."""
+def _row(found: tuple[Any, ...]) -> NodeRow:
+    return NodeRow._make(found[:17])
+
+
+def is_gone(space: Space, fd: int, row: NodeRow, absence: Absence | None = None) -> bool:
+    """Absence from a listing that raced with renames proves nothing; ENOENT for the name does, or an `Absence`."""
     try:
-        found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        found = _stat(absence or Absence(space, fd), fd, row.name, row)
     except FileNotFoundError:
         return True
+    except StorageUnavailable:
+        raise
     except OSError:
         return False
-    return space.is_hidden(found, name)
+    return space.is_hidden(found, row.name)

@@ -13,6 +13,7 @@ import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsd.core import dirty, ids, index, writers
+from fsd.core.absent import is_absent
 from fsd.core.announced import settle
 from fsd.core.entries import CHILDREN, Child, child_of, entry_of, fits
 from fsd.core.entries import Entry as Entry
@@ -222,9 +223,12 @@ def _stat(space: Space, fd: int, parent: bytes, name: bytes) -> os.stat_result:
         found = os.stat(name, dir_fd=fd, follow_symlinks=False)
     except FileNotFoundError:
         _refuse_lost_mount(space, join(parent, name))
-        if _row_at(space, join(parent, name))[0] is not None:
-            take_in(space, parent, [name])
-        raise
+        known = _row_at(space, join(parent, name))[0]
+        if is_absent(space, fd, name, known.row.nlink if known is not None else 1):
+            if known is not None:
+                take_in(space, parent, [name])
+            raise
+        found = os.stat(name, dir_fd=fd, follow_symlinks=False)
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from error

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import copying, index, trash
+from fsd.core.absent import is_absent
 from fsd.core.places import internal, rename_new
 from fsd.core.syscalls import read_lease
 
@@ -56,7 +57,9 @@ def keep(space: Space, node_id: str, staging: int, name: bytes, etag: str | None
     try:
         found = os.stat(name, dir_fd=staging, follow_symlinks=False)
     except FileNotFoundError:
-        return
+        if is_absent(space, staging, name, 2):
+            return
+        found = os.stat(name, dir_fd=staging, follow_symlinks=False)
     if not _kept.get(space.state_dir) or found.st_size == 0:
         os.unlink(name, dir_fd=staging)
         return

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from fsd.core import errors, ids, operations, tree
+from fsd.core import errors, ids, index, operations, tree, versions
+from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
 from tests.conformance import test_operations as suite
 from tests.conformance.carriers import Carrier, CoreCarrier
@@ -116,6 +117,75 @@ def test_no_inode_number_comes_twice(served: Path) -> None:
         seen |= numbers
         for number in range(150):
             (place / str(number)).unlink()
+
+
+def several_names(place: Path, count: int) -> list[Path]:
+    """A file with several names, each in a directory of its own below `place`."""
+    paths = [place / str(number) / "f" for number in range(count)]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+    paths[0].write_bytes(b"12345")
+    for path in paths[1:]:
+        os.link(paths[0], path)
+    return paths
+
+
+def replace(path: Path) -> None:
+    """As programs save."""
+    (path.parent / "new").write_bytes(b"123")
+    os.rename(path.parent / "new", path)
+    fd = os.open(path.parent, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def is_forgotten(path: Path) -> bool:
+    """Whether this client says that there is no such name."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("how", ["names", "sweep", "listing", "lookup", "delete"])
+def test_a_name_that_the_client_forgot_is_not_gone(space: Space, how: str) -> None:
+    """ceph-fuse takes the other names of a file that was replaced by a rename for absent, in listings too."""
+    root = Path(os.fsdecode(space.root))
+    for turn in range(40):
+        paths = several_names(root / str(turn), 4)
+        sweep(space)
+        replace(paths[0])
+        gone = next((path for path in paths[1:] if is_forgotten(path)), None)
+        if gone is None:
+            continue
+        at = os.fsencode(gone.relative_to(root))
+        parent = os.path.dirname(at)
+        with space.index.read() as db:
+            row = index.find(db, at)
+        assert row is not None
+        if how == "names":
+            reconcile(space, parent, [b"f"])
+        elif how == "sweep":
+            sweep(space)
+        elif how == "listing":
+            assert [entry.path for entry in tree.listing(space, parent)[1]] == [at]
+        elif how == "delete":
+            operations.delete(space, at)
+            assert os.listdir(gone.parent) == []
+            return
+        assert tree.lookup(space, at).id == row.id.hex() and os.listdir(gone.parent) == ["f"]
+        return
+    pytest.fail("no name was ever forgotten: is this another client?")
+
+
+def test_what_is_replaced_is_kept_also_where_the_client_forgets_it(space: Space) -> None:
+    versions.use(space.state_dir, 86_400.0)
+    for turn in range(20):
+        entry, _ = put(space, b"f", b"%d" % turn, mtime_ns=turn * 10**9)
+    kept = versions.items(space, entry.id)
+    assert sorted(version.mtime_ns for version in kept) == [turn * 10**9 for turn in range(19)]
+    assert os.listdir(space.root + b"/.fsd/staging") == []
 
 
 def test_snapshots_are_neither_shown_nor_counted_nor_made(space: Space, writing: Path) -> None:
