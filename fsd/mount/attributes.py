@@ -22,9 +22,17 @@ if TYPE_CHECKING:
 
 _OURS = b"user.fsd."
 _ACL = b"system.posix_acl_access"
+_DEFAULT_ACL = b"system.posix_acl_default"
 _BLOCK = 4096
+_FIELDS = tuple(f"update_{each}" for each in ("atime", "mtime", "mode", "uid", "gid", "size"))
 _PROC = b"/proc/self/fd/%d"
 """Leads to the node behind a descriptor and nowhere else, also to a symbolic link itself."""
+
+
+def _refuse_foreign(name: bytes, ctx: RequestContext) -> None:
+    """The kernel leaves `system.` to the filesystem (xattr(7)), and checks the POSIX ACLs alone among it."""
+    if name.startswith(b"system.") and name not in (_ACL, _DEFAULT_ACL) and ctx.uid != 0:
+        raise FUSEError(errno.EPERM)
 
 
 class Attributes(Base):
@@ -42,6 +50,9 @@ class Attributes(Base):
     ) -> EntryAttributes:
         node, export = self.inside(ident)
         export.check_write(ctx)
+        if fields.update_size:
+            # First: what the kernel takes of the mode with it is kept if it fails.
+            self._truncate(node, export, attr.st_size, fh, ctx)
         if fields.update_uid or fields.update_gid:
             self._chown(
                 node,
@@ -51,8 +62,6 @@ class Attributes(Base):
             )
         if fields.update_mode:
             self._chmod(node, export, stat.S_IMODE(attr.st_mode))
-        if fields.update_size:
-            self._truncate(node, export, attr.st_size, fh)
         if fields.update_atime or fields.update_mtime:
             now = self.nodes.status(node)
             times = (
@@ -64,6 +73,8 @@ class Attributes(Base):
             else:
                 with self.nodes.reach(node) as fd:
                     os.utime(_PROC % fd, ns=times)
+        if not any(getattr(fields, each) for each in _FIELDS):
+            self._chown(node, export, -1, -1)  # to nobody: changes ctime alone, as chown(2) says
         self.touched(node)
         return self.answer(node, self.nodes.status(node), self._brief)
 
@@ -92,19 +103,22 @@ class Attributes(Base):
             with self.nodes.reach(node) as fd:
                 os.chmod(_PROC % fd, mode)
 
-    def _truncate(self, node: Node, export: Export, size: int, fh: int | None) -> None:
-        before = self.nodes.status(node).st_size
+    def _truncate(self, node: Node, export: Export, size: int, fh: int | None, ctx: RequestContext) -> None:
+        found = self.nodes.status(node)
+        before = found.st_size
         if export.limit is not None:
             export.take_room(size - before)
         if fh is not None:
             os.ftruncate(fh & FD, size)
+            self.strip(fh & FD, found, ctx)
             return
-        if not stat.S_ISREG(self.nodes.status(node).st_mode):
+        if not stat.S_ISREG(found.st_mode):
             raise FUSEError(errno.EINVAL)
         with self.nodes.reach(node) as here:
             fd = os.open(_PROC % here, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             os.ftruncate(fd, size)
+            self.strip(fd, found, ctx)
         finally:
             os.close(fd)
         if size < before:
@@ -136,6 +150,7 @@ class Attributes(Base):
                 return export.rights.acl[0 if program else 1]
             if not name.startswith(b"user."):
                 raise FUSEError(errno.ENODATA)
+        _refuse_foreign(name, ctx)
         with self.nodes.reach(node) as fd:
             return os.getxattr(_PROC % fd, name)
 
@@ -144,6 +159,8 @@ class Attributes(Base):
         if name == b"user.fsd.space":
             return export.space.record.id.encode()
         if name not in (b"user.fsd.id", b"user.fsd.etag", b"user.fsd.treesize"):
+            raise FUSEError(errno.ENODATA)
+        if node.unnamed:
             raise FUSEError(errno.ENODATA)
         entry = tree.lookup(export.space, self._path(node))
         if name == b"user.fsd.id":
@@ -155,9 +172,10 @@ class Attributes(Base):
             return b""
         return join(self.nodes.path(node.parent), node.name)
 
-    def _refuse_attribute(self, export: Export, name: bytes) -> None:
+    def _refuse_attribute(self, export: Export, name: bytes, ctx: RequestContext) -> None:
         if name.startswith(_OURS):
             raise FUSEError(errno.EPERM)
+        _refuse_foreign(name, ctx)
         if name == b"security.capability":
             raise FUSEError(errno.EOPNOTSUPP)
         if export.rights is not AS_IT_IS and not name.startswith(b"user."):
@@ -167,7 +185,7 @@ class Attributes(Base):
     def _setxattr(self, ident: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         node, export = self.inside(ident)
         export.check_write(ctx)
-        self._refuse_attribute(export, name)
+        self._refuse_attribute(export, name, ctx)
         with self.nodes.reach(node) as fd:
             os.setxattr(_PROC % fd, name, value)
         self.touched(node)
@@ -175,7 +193,7 @@ class Attributes(Base):
     def _removexattr(self, ident: int, name: bytes, ctx: RequestContext) -> None:
         node, export = self.inside(ident)
         export.check_write(ctx)
-        self._refuse_attribute(export, name)
+        self._refuse_attribute(export, name, ctx)
         with self.nodes.reach(node) as fd:
             os.removexattr(_PROC % fd, name)
         self.touched(node)

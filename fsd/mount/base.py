@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from pyfuse3 import EntryAttributes, FUSEError
+from pyfuse3 import EntryAttributes, FUSEError, get_sup_groups
 
 from fsd.core.content import set_owner
 from fsd.mount import errnos
@@ -36,6 +36,8 @@ KEPT = 60.0
 """Seconds the kernel keeps what it was told, where changes made elsewhere are heard."""
 BRIEF = 1.0
 """The same where they are not."""
+SET_IDS = stat.S_ISUID | stat.S_ISGID
+_DEFAULT_ACL = b"system.posix_acl_default"
 MOST_NAMES = 100_000
 """Names remembered as told of one directory; the kernel is told further ones for no time at all."""
 
@@ -76,6 +78,15 @@ def guarded_wait(
             raise FUSEError(errno.EIO) from None
 
     return handler
+
+
+def _in_group(ctx: RequestContext, gid: int) -> bool:
+    if ctx.gid == gid:
+        return True
+    try:
+        return gid in get_sup_groups(ctx.pid)
+    except (OSError, RuntimeError):
+        return False  # the caller is gone
 
 
 def _links(node: Node, found: os.stat_result) -> int:
@@ -173,6 +184,32 @@ class Base:
         entry.entry_timeout = entry.attr_timeout = 1.0
         return entry
 
+    # -- modes
+
+    def masked(self, mode: int, parent_fd: int, ctx: RequestContext) -> int:
+        """The permissions of something new. The caller's umask counts only where no default ACL stands for it
+        (acl(5), umask(2)); without the shim the kernel has applied it already."""
+        mode = stat.S_IMODE(mode)
+        if mode & ctx.umask:
+            try:
+                os.getxattr(b"/proc/self/fd/%d" % parent_fd, _DEFAULT_ACL)
+            except OSError:
+                mode &= ~ctx.umask
+        return mode
+
+    def strip(self, fd: int, found: os.stat_result, ctx: RequestContext) -> None:
+        """Take the set-id bits from a file whose content the caller changes, as the kernel does on a disk
+        (inode(7)): set-group-ID alone is no right to anybody in its group."""
+        if not found.st_mode & SET_IDS or ctx.uid == 0:
+            return
+        lost = found.st_mode & stat.S_ISUID
+        if found.st_mode & stat.S_ISGID and (
+            found.st_mode & stat.S_IXGRP or not _in_group(ctx, found.st_gid)
+        ):
+            lost |= stat.S_ISGID
+        if lost:
+            os.fchmod(fd, stat.S_IMODE(found.st_mode) & ~lost)
+
     # -- changes
 
     def changed(self, parent: Node, name: bytes) -> None:
@@ -193,7 +230,10 @@ class Base:
         if export.rights is AS_IT_IS:
             if ctx.uid != os.geteuid() or ctx.gid != os.getegid():
                 group = -1 if os.fstat(parent_fd).st_mode & stat.S_ISGID else ctx.gid
+                made = stat.S_IMODE(os.fstat(fd).st_mode)
                 os.fchown(fd, ctx.uid, group)
+                if made & SET_IDS and not directory:
+                    os.fchmod(fd, made)  # chown(2) takes them away
             return
         record = export.space.record
         set_owner(fd, record.uid, record.gid, parent_fd)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 from typing import TYPE_CHECKING
 
 from pyfuse3 import FileInfo, FUSEError
@@ -30,6 +29,8 @@ _PASSED = (
 """Flags of open(2) that reach the disk; O_DIRECT only if the kernel itself reads and writes there."""
 _INLINE = 1 << 14
 """Bytes that are read at once; more only if the page cache has them, else by a thread."""
+UNNAMED = b"/"
+"""The name of what is created without one (O_TMPFILE): the shim hands such requests on as CREATE of this."""
 FD = 0xFFFFFFFF
 """The part of a handle's number that is the descriptor."""
 ACCOUNTED = 1 << 32
@@ -79,6 +80,7 @@ class Files(Base):
             os.close(fd)
             raise stale()
         if flags & os.O_TRUNC:
+            self.strip(fd, found, ctx)
             export.forget_room()
             self.touched(node)
         return self._opened(node, export, fd, found, writes=writes, direct=direct)
@@ -94,8 +96,12 @@ class Files(Base):
             self.hear(parent)
         direct = self.shim is not None and self.shim.passthrough and export.limit is None
         passed = flags & _PASSED & ~(0 if direct else os.O_DIRECT)
-        passed |= os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, passed, stat.S_IMODE(mode) & ~ctx.umask, dir_fd=where)
+        passed |= os.O_NOFOLLOW | os.O_CLOEXEC
+        mode = self.masked(mode, where, ctx)
+        if name == UNNAMED:
+            fd = os.open(".", passed | os.O_TMPFILE, mode, dir_fd=where)
+        else:
+            fd = os.open(name, passed | os.O_CREAT, mode, dir_fd=where)
         try:
             self.dress(export, where, fd, ctx, directory=False)
             found = os.fstat(fd)
@@ -105,9 +111,14 @@ class Files(Base):
         old = self.nodes.by_key.get((found.st_dev, found.st_ino))
         if old is not None and not old.handles and found.st_nlink == 1 and found.st_size == 0:
             old.dead = True
-        parent.known = None
-        entry = self.found(parent, name, found)
-        node = self.nodes.by_key[found.st_dev, found.st_ino]
+        if name == UNNAMED:
+            node = self.nodes.nameless(export, found)
+            node.lookups += 1
+            entry = self.answer(node, found, 0.0)
+        else:
+            parent.known = None
+            entry = self.found(parent, name, found)
+            node = self.nodes.by_key[found.st_dev, found.st_ino]
         info = self._opened(node, export, fd, found, writes=True, direct=direct)
         return info, entry
 

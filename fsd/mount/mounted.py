@@ -28,6 +28,7 @@ from fsd.mount.files import Files
 from fsd.mount.follow import Follower
 from fsd.mount.names import Names
 from fsd.mount.nodes import Nodes
+from fsd.mount.rights import free_way
 
 if TYPE_CHECKING:
     from fsd.core.registry import Registry
@@ -121,7 +122,7 @@ class Mounted:
             f"fsname=fsd:{plan.space or 'all'}".replace(",", "_"),
             "subtype=fsd",
         }
-        if plan.allow_other:
+        if plan.allow_other or self._lets_others_in():
             options.add("allow_other")
         if plan.read_only:
             options.add("ro")
@@ -132,6 +133,13 @@ class Mounted:
             raise FsdError(f"{plan.mountpoint} could not be mounted: {error}.") from error
         if plan.shim is not None:
             plan.shim.attach()
+
+    def _lets_others_in(self) -> bool:
+        """A space that is mounted as it is, by root, is open to whom it is open on disk: the kernel asks the modes and
+        ACLs of what is in it, and the way to it has to be free there, too."""
+        plan = self._plan
+        as_it_is = plan.space is not None and plan.user is None
+        return as_it_is and os.geteuid() == 0 and free_way(self.follower.only.space.record.path)
 
     async def _serve(self) -> None:
         async with trio.open_nursery() as nursery:

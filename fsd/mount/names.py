@@ -13,7 +13,7 @@ from pyfuse3 import FUSEError, readdir_reply
 from fsd.core import operations
 from fsd.core.names import join
 from fsd.core.syscalls import rename_exchange, rename_noreplace
-from fsd.mount.base import Base, guarded, guarded_wait
+from fsd.mount.base import SET_IDS, Base, guarded, guarded_wait
 from fsd.mount.exports import Export
 from fsd.mount.loop import in_thread
 from fsd.mount.nodes import ROOT_ID, Node
@@ -21,6 +21,8 @@ from fsd.mount.rights import AS_IT_IS
 
 if TYPE_CHECKING:
     from pyfuse3 import EntryAttributes, ReaddirToken, RequestContext
+
+    from fsd.mount.files import Handle
 
 _log = logging.getLogger(__name__)
 _NOREPLACE, _EXCHANGE = 1, 2
@@ -45,6 +47,7 @@ class Names(Base):
     """Handlers of names."""
 
     _listings: dict[int, _Listing]
+    handles: dict[int, Handle]
     _next_listing = 0
 
     def _lookup(self, parent_id: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
@@ -199,7 +202,7 @@ class Names(Base):
 
     def _mkdir(self, parent_id: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         parent, export, fd = self._into(parent_id, name, ctx)
-        os.mkdir(name, stat.S_IMODE(mode) & ~ctx.umask, dir_fd=fd)
+        os.mkdir(name, self.masked(mode, fd, ctx), dir_fd=fd)
         if export.rights is not AS_IT_IS or (ctx.uid, ctx.gid) != (os.geteuid(), os.getegid()):
             made = os.open(name, _DIRECTORY, dir_fd=fd)
             try:
@@ -214,8 +217,11 @@ class Names(Base):
         parent, export, fd = self._into(parent_id, name, ctx)
         if export.rights is not AS_IT_IS and stat.S_IFMT(mode) in _SPECIAL:
             raise FUSEError(errno.EPERM)
-        os.mknod(name, mode & ~ctx.umask, rdev, dir_fd=fd)
+        mode = stat.S_IFMT(mode) | self.masked(mode, fd, ctx)
+        os.mknod(name, mode, rdev, dir_fd=fd)
         self._own_by_name(export, fd, name, ctx)
+        if mode & SET_IDS and export.rights is AS_IT_IS:
+            self._mode_by_name(fd, name, mode)  # chown(2) took them away
         return self._made(parent, fd, name)
 
     def _symlink(self, parent_id: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
@@ -236,6 +242,14 @@ class Names(Base):
             name, -1 if uid is None else uid, -1 if gid is None else gid, dir_fd=fd, follow_symlinks=False
         )
 
+    def _mode_by_name(self, fd: int, name: bytes, mode: int) -> None:
+        made = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        try:
+            if stat.S_IFMT(os.fstat(made).st_mode) == stat.S_IFMT(mode):
+                os.chmod(b"/proc/self/fd/%d" % made, stat.S_IMODE(mode))
+        finally:
+            os.close(made)
+
     def _link(self, ident: int, parent_id: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         parent, export, fd = self._into(parent_id, name, ctx)
         node = self.node(ident)
@@ -243,13 +257,24 @@ class Names(Base):
             raise FUSEError(errno.EXDEV)
         # The source is what the kernel means, not what stands at its name by now.
         with self.nodes.reach(node) as source:
+            if node.unnamed:
+                export.take_room(os.fstat(source).st_size)
             os.link(b"/proc/self/fd/%d" % source, name, dst_dir_fd=fd, follow_symlinks=True)
         if node.parent is not None:
             self.changed(node.parent, node.name)
+        elif node.unnamed:
+            self._named(node, export, parent, name)
         found = os.stat(name, dir_fd=fd, follow_symlinks=False)
         self.changed(parent, name)
         node.lookups += 1
         return self.answer(node, found, self.tell(parent, name, node.id))
+
+    def _named(self, node: Node, export: Export, parent: Node, name: bytes) -> None:
+        """A file that was made without a name has one now: what is written through its handles is announced there."""
+        node.parent, node.name = parent, name
+        for handle in self.handles.values():
+            if handle.node is node and handle.writes and export.announcer is not None:
+                handle.token = export.announcer.opened(self.nodes.path(parent), name)
 
     # -- removing and renaming
 

@@ -59,6 +59,11 @@ class Node:
         self.backing = 0
         self.direct = 0
 
+    @property
+    def unnamed(self) -> bool:
+        """Made without a name, and not linked yet."""
+        return self.parent is None and not self.is_dir
+
 
 def stale() -> OSError:
     """The name leads elsewhere by now, or nowhere; the kernel looks it up again before it tells the caller."""
@@ -96,6 +101,17 @@ class Nodes:
         found = os.fstat(fd)
         node = self._make(above, name, found)
         node.export, node.fd = export, fd
+        return node
+
+    def nameless(self, export: Export, found: os.stat_result) -> Node:
+        """The node of a file that was made without a name. It is reached by its handles; a link names it."""
+        old = self.by_key.get((found.st_dev, found.st_ino))
+        node = (
+            self._make(self.by_id[ROOT_ID], b"", found)
+            if old is None
+            else self._renew(old, self.by_id[ROOT_ID], b"", found)
+        )
+        node.export, node.parent = export, None
         return node
 
     def refer(self, parent: Node, name: bytes, found: os.stat_result) -> Node:

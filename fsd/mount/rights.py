@@ -138,6 +138,20 @@ class Askers:
         return shared(roles)
 
 
+def free_way(path: bytes) -> bool:
+    """Whether everybody may pass through all directories above `path` on disk; not asked of what is mounted later."""
+    above = os.path.dirname(os.path.realpath(path))
+    while True:
+        try:
+            if not os.stat(above).st_mode & stat.S_IXOTH:
+                return False
+        except OSError:
+            return False
+        if above == b"/":
+            return True
+        above = os.path.dirname(above)
+
+
 def system_ids(name: str) -> tuple[int, int]:
     """uid and gid of the system's user of that name; the caller's own where there is none."""
     try:

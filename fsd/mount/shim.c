@@ -31,6 +31,7 @@
 #define OP_GETXATTR 22
 #define OP_INIT 26
 #define OP_CREATE 35
+#define OP_TMPFILE 51
 
 #define INIT_EXT (1u << 30)
 #define PASSTHROUGH2 (1u << 5) /* FUSE_PASSTHROUGH, 1 << 37, in the second word */
@@ -113,7 +114,10 @@ static ssize_t receive(int fd, void *buffer, size_t size, void *data)
         got = read(fd, buffer, size);
     }
     if (got >= (ssize_t)sizeof(struct in_header)) {
-        const struct in_header *in = buffer;
+        struct in_header *in = buffer;
+        /* The same request but for its name, "/", which nothing else has; and the same answer. */
+        if (in->opcode == OP_TMPFILE)
+            in->opcode = OP_CREATE;
         if (in->opcode == OP_OPEN || in->opcode == OP_CREATE || in->opcode == OP_INIT) {
             unsigned slot = (in->unique >> 1) % NOTED;
             noted[slot].unique = in->unique;
@@ -163,8 +167,8 @@ static void init(void *data, struct fuse_conn_info *connection)
     init_of_pyfuse3(data, connection);
     /* pyfuse3 copies what it is given: a pipe in between only costs. */
     connection->want &= ~(FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE);
-    if (connection->capable & FUSE_CAP_PARALLEL_DIROPS)
-        connection->want |= FUSE_CAP_PARALLEL_DIROPS;
+    /* The umask comes along and is applied here: never where the directory has a default ACL. */
+    connection->want |= connection->capable & (FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_DONT_MASK);
 }
 
 static void do_fallocate(fuse_req_t request, fuse_ino_t node, int mode, off_t offset, off_t length,
