@@ -90,19 +90,20 @@ class Scope:
         files = [entry for entry in entries if entry.kind == "f" and entry.size]
         space = self.place.space
         self._sums |= space.sums.known(entry.etag for entry in files)
-        for entry in files:
-            if entry.etag in self._sums or entry.writing or entry.unreadable:
-                continue
-            cost = max(entry.size, _FILE_COST)
-            if cost > self._read_for_sums:
-                hashing.soon(space, entry.path)
-                continue
-            self._read_for_sums -= cost
-            try:
-                found, value = hashing.compute(space, entry.path)
-            except (FsdError, OSError):
-                continue  # being written, replaced or unreadable: the listing stands
-            self._sums[found.etag] = value
+        with hashing.Beside(space) as beside:
+            for entry in files:
+                if entry.etag in self._sums or entry.writing or entry.unreadable:
+                    continue
+                cost = max(entry.size, _FILE_COST)
+                if cost > self._read_for_sums:
+                    hashing.soon(space, entry)
+                    continue
+                self._read_for_sums -= cost
+                try:
+                    found, value = hashing.of_entry(space, entry, beside)
+                except (FsdError, OSError):
+                    continue  # being written, replaced or unreadable: the listing stands
+                self._sums[found.etag] = value
 
     def checksums(self, entry: Entry) -> str | None:
         """Those of a file, as far as ``find_sums`` found them."""

@@ -20,7 +20,8 @@ from fsd.core import ids, index, journal, ready
 from fsd.core.entries import Entry, file_entry
 from fsd.core.errors import FsdError, StorageUnavailable
 from fsd.core.index import FILE, WRITING, NodeRow
-from fsd.core.sums import EMPTY, TYPES, Cursor, Sum, new_hash, of_hashes
+from fsd.core.names import split
+from fsd.core.sums import EMPTY, SMALL, TYPES, Cursor, Sum, new_hash, of_bytes, of_hashes
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -44,6 +45,11 @@ class Stopped(Exception):
 
 def of_file(fd: int, rest: Rest | None = None) -> Sum:
     """All sums of an open file, from its beginning. OSError; Stopped."""
+    data = os.pread(fd, SMALL, 0)
+    if len(data) < SMALL and not os.pread(fd, 1, len(data)):
+        if rest is not None and rest(_COST):
+            raise Stopped
+        return of_bytes(data)
     hashes = {name: new_hash(name) for name in TYPES}
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
     buffer = bytearray(_BLOCK)
@@ -63,7 +69,17 @@ def of_file(fd: int, rest: Rest | None = None) -> Sum:
 def compute(space: Space, path: bytes, rest: Rest | None = None) -> tuple[Entry, Sum]:
     """Read a file, and remember its sums. NotYetKnown while it is being written; otherwise as `tree.open_file`."""
     with ready.reading(space, path) as (fd, entry):
-        value = of_file(fd, rest)
+        # Somebody else may have read it since it was asked for.
+        value = space.sums.one(entry.etag) or of_file(fd, rest)
+    space.sums.note(entry.etag, entry.id, value)
+    return entry, value
+
+
+def of_entry(space: Space, entry: Entry, beside: Beside) -> tuple[Entry, Sum]:
+    """`compute` for an entry of a listing, of which nothing may have changed meanwhile."""
+    value = beside.sum_of(entry, split(entry.path)[0])
+    if value is None:
+        return compute(space, entry.path)
     space.sums.note(entry.etag, entry.id, value)
     return entry, value
 
@@ -104,17 +120,65 @@ def inherit_below(space: Space, source: bytes, copy: bytes) -> None:
             waiting += db.execute(below, (new, old)).fetchall()
 
 
+class Beside:
+    """Reads files of one directory after the other by their names in it: what is asked for at one time mostly lies
+    beside each other, and a path costs more than a small file. One thread; close it."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._at: bytes | int | None = None
+        self._fd = -1
+
+    def sum_of(self, known: ready.Described, directory: bytes | int, rest: Rest | None = None) -> Sum | None:
+        """The sums of the very content that is known of a file in `directory` (its path, or its row's number); None
+        where that can't be had so simply (`compute` says why). Stopped."""
+        if directory != self._at:
+            self._enter(directory)
+        if self._fd < 0:
+            return None
+        try:
+            return ready.in_peace(self._fd, known, lambda fd: of_file(fd, rest))
+        except OSError:
+            return None
+
+    def _enter(self, directory: bytes | int) -> None:
+        self.close()
+        self._at = directory
+        try:
+            if isinstance(directory, bytes):
+                self._fd = self._space.open_dir(directory)
+                return
+            with self._space.index.read() as db:
+                path = index.path_of(db, directory)
+            if path is not None:
+                self._fd = self._space.open_dir(path)
+        except OSError:
+            pass  # the long way will tell
+
+    def close(self) -> None:
+        """Close the directory; it can go on with another one."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._at, self._fd = None, -1
+
+    def __enter__(self) -> Beside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class _Soon:
     """The one thread of a process that hashes what somebody has just asked for. Begun when first needed."""
 
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[tuple[Space, bytes]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[Space, Entry]] = queue.SimpleQueue()
         self._queued: set[tuple[str, bytes]] = set()
         self._thread: threading.Thread | None = None
         self._guard = threading.Lock()
 
-    def add(self, space: Space, path: bytes) -> None:
-        key = (space.record.id, path)
+    def add(self, space: Space, entry: Entry) -> None:
+        key = (space.record.id, entry.path)
         with self._guard:
             if key in self._queued or len(self._queued) >= _MOST_WAITING:
                 return
@@ -122,19 +186,31 @@ class _Soon:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="hashing", daemon=True)
                 self._thread.start()
-        self._waiting.put((space, path))
+        self._waiting.put((space, entry))
 
     def _run(self) -> None:
         while True:
-            space, path = self._waiting.get()
-            try:
-                compute(space, path)
-            except OSError as error:
-                _log.debug("space %s: not hashed: %s", space.record.id, error)
-            except Exception:
-                _log.exception("space %s: hashing failed", space.record.id)
-            with self._guard:
-                self._queued.discard((space.record.id, path))
+            space, entry = self._waiting.get()
+            with Beside(space) as beside:
+                self._hash(space, entry, beside)
+                while not self._waiting.empty():  # nobody else takes from it
+                    following, entry = self._waiting.get()
+                    if following is not space:
+                        self._waiting.put((following, entry))
+                        break
+                    self._hash(space, entry, beside)
+
+    def _hash(self, space: Space, entry: Entry, beside: Beside) -> None:
+        try:
+            # The background, or another process, may have been faster.
+            if space.sums.one(entry.etag) is None:
+                of_entry(space, entry, beside)
+        except OSError as error:
+            _log.debug("space %s: not hashed: %s", space.record.id, error)
+        except Exception:
+            _log.exception("space %s: hashing failed", space.record.id)
+        with self._guard:
+            self._queued.discard((space.record.id, entry.path))
 
 
 _soon = _Soon()
@@ -148,9 +224,9 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def soon(space: Space, path: bytes) -> None:
+def soon(space: Space, entry: Entry) -> None:
     """Hash a file as soon as possible, in a thread of this process; not again while it waits."""
-    _soon.add(space, path)
+    _soon.add(space, entry)
 
 
 class Background:
@@ -196,18 +272,25 @@ class Background:
         files = [row for row in rows if row.kind == FILE and row.size and not row.flags & WRITING]
         etags = [ids.file_etag(row.id, row.size, row.mtime_ns, row.rev) for row in files]
         have = self._space.sums.known(etags)
-        for row, etag in zip(files, etags, strict=True):
-            if etag in have:
-                continue
-            if row.size > LARGE and time.time() - row.mtime_ns / 1e9 < REST_S:
-                self._later[row.id] = time.monotonic() + REST_S
-                continue
-            with self._space.index.read() as db:
-                path = index.path_of(db, row.n)
-            if path is not None:
-                self._hash_one(path)
+        with Beside(self._space) as beside:
+            for row, etag in zip(files, etags, strict=True):
+                if etag in have:
+                    continue
+                if row.size > LARGE and time.time() - row.mtime_ns / 1e9 < REST_S:
+                    self._later[row.id] = time.monotonic() + REST_S
+                    continue
+                value = None if row.parent is None else beside.sum_of(row, row.parent, self._rest)
+                if value is not None:
+                    self._space.sums.note(etag, row.id.hex(), value)
+                else:
+                    self._hash_one(row)
 
-    def _hash_one(self, path: bytes) -> None:
+    def _hash_one(self, row: NodeRow) -> None:
+        """The long way: the disk may say something else than the row."""
+        with self._space.index.read() as db:
+            path = index.path_of(db, row.n)
+        if path is None:
+            return
         try:
             compute(self._space, path, self._rest)
         except StorageUnavailable:
