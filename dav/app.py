@@ -16,6 +16,7 @@ from dav.auth.basic import BasicAuth
 from dav.auth.forwarded import TrustedProxies
 from dav.auth.signed import SignedUrls
 from dav.discovery import endpoints
+from dav.graph import endpoint as graph
 from dav.http import limits
 from dav.http.errors import HttpError, from_os_error
 from dav.http.failures import Malformed
@@ -60,6 +61,7 @@ _BESIDE: tuple[tuple[Callable[[str], bool], _Beside], ...] = (
     (tus.is_here, tus.answer),
     (meta.is_here, meta.answer),
     (archive.is_here, archive.answer),
+    (graph.is_here, graph.answer),
 )
 
 
@@ -83,6 +85,7 @@ class App:
         self._auth = auth
         self._signed = SignedUrls(lambda: registry.installation.key, auth.throttle)
         self._extra["fsd.signing_key"] = self._signed.key
+        self._extra["fsd.sign"] = self._signed.sign
         self._proxies = proxies
         self._requests = Requests(Provider())
 
@@ -185,6 +188,8 @@ class App:
             if answer.status == 500:
                 log.error("request failed", exc_info=error)
             error = answer
+        if environ["REQUEST_URI"].startswith("/graph/"):
+            return graph.error_reply(environ, error)
         reply = error_reply(error)
         return pages.error_page(reply, error.sentence) if pages.wants_page(environ) else reply
 

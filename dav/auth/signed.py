@@ -10,9 +10,9 @@ import hashlib
 import hmac
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 from dav.auth.throttle import Throttle
 from dav.http.errors import HttpError
@@ -38,6 +38,18 @@ class SignedUrls:
         """What the user's client signs with."""
         text = f"signed urls\0{user.id}\0{user.epoch}".encode()
         return hmac.new(self._service_key(), text, hashlib.sha256).hexdigest()
+
+    def sign(self, user: User, url: str, span_s: int) -> str:
+        """A URL by which a GET of `url` (without a query) needs no other credentials for `span_s` seconds. It gives
+        what the user may see at that time, and ends with a new password."""
+        query = {
+            "OC-Credential": user.name,
+            "OC-Date": datetime.fromtimestamp(int(time.time()), UTC).isoformat().replace("+00:00", "Z"),
+            "OC-Expires": str(span_s),
+            "OC-Verb": "GET",
+        }
+        asked = f"{url}?{urlencode(query)}"
+        return f"{asked}&OC-Algo=PBKDF2%2F{ITERATIONS}-SHA512&OC-Signature={signature(asked, self.key(user).encode())}"
 
     def claimed(self, environ: dict[str, Any]) -> bool:
         """Whether a request relies on its signature."""

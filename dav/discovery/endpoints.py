@@ -68,8 +68,11 @@ def _answer(environ: Environ, body: bytes, content_type: str, status: int = 200)
     return Reply(status, headers, [] if environ["REQUEST_METHOD"] == "HEAD" else [body])
 
 
-def _json(environ: Environ, document: Document) -> Reply:
-    return _answer(environ, json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"), _JSON)
+def json_reply(environ: Environ, document: Document, status: int = 200) -> Reply:
+    """A document as JSON; without its body for HEAD."""
+    return _answer(
+        environ, json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"), _JSON, status
+    )
 
 
 def _ocs(environ: Environ, data: Document, status: int = 200) -> Reply:
@@ -129,15 +132,15 @@ def _redirect_to_dav(environ: Environ) -> Reply:
 
 
 def _me(environ: Environ, user: User, view: View) -> Reply:
-    return _json(environ, documents.me(user))
+    return json_reply(environ, documents.me(user))
 
 
 def _drives(environ: Environ, user: User, view: View) -> Reply:
-    return _json(environ, {"value": documents.drives(user, view, base_url(environ))})
+    return json_reply(environ, {"value": documents.drives(user, view, base_url(environ))})
 
 
 _PUBLIC: dict[str, Public] = {
-    "/status.php": lambda environ: _json(environ, documents.status()),
+    "/status.php": lambda environ: json_reply(environ, documents.status()),
     "/ocs/v1.php/config": lambda environ: _ocs(environ, documents.ocs_config(base_url(environ))),
     "/ocs/v2.php/config": lambda environ: _ocs(environ, documents.ocs_config(base_url(environ))),
     "/.well-known/webfinger": _webfinger,

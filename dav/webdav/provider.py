@@ -14,7 +14,7 @@ from dav.http.dates import NANO
 from dav.http.errors import HttpError, from_os_error
 from dav.routes import Place, Virtual
 from dav.ui import pages
-from dav.uploads import tus
+from dav.uploads import numbered, tus
 from dav.webdav import archive, changes, get, locks, propfind, proppatch, put, report
 from dav.webdav.call import Body, Call, Reply, error_reply
 from dav.webdav.properties import DIRECTORY_TYPE, content_type
@@ -154,7 +154,7 @@ class Requests(RequestServer):  # type: ignore[misc]
             "PROPFIND": propfind.handle,
             "PROPPATCH": proppatch.handle,
             "REPORT": report.handle,
-            "PUT": put.begin,
+            "PUT": self._put,
             "MKCOL": changes.mkcol,
             "DELETE": changes.delete,
             "COPY": changes.copy,
@@ -209,6 +209,9 @@ class Requests(RequestServer):  # type: ignore[misc]
             ("Content-Length", "0"),
         ]
         return Reply(200, headers)
+
+    def _put(self, call: Call) -> Body:
+        return numbered.begin(call) if "HTTP_OC_CHUNKED" in call.environ else put.begin(call)
 
     def _post(self, call: Call) -> Reply | Body:
         """Only as TUS means it: the creation of an upload."""

@@ -95,9 +95,6 @@ def _refuse_unsupported(environ: dict[str, Any]) -> None:
         raise HttpError(400, "A PUT replaces a whole file; Content-Range is not possible.")
     if environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower() not in ("", "identity"):
         raise HttpError(415, "An encoded body is not understood.")
-    if "HTTP_OC_CHUNKED" in environ:
-        # Storing NAME-chunking-ID-COUNT-N as a file would leave pieces among people's files.
-        raise HttpError(400, "The first version of chunked uploads is not spoken here.")
 
 
 def _length(environ: dict[str, Any]) -> int | None:

@@ -122,6 +122,14 @@ def touch(space: Space, partial: Partial) -> None:
             db.execute("UPDATE upload SET expires=? WHERE id=?", (until, partial.id))
 
 
+def set_checksum(space: Space, partial: Partial, checksum: tuple[str, str]) -> Partial:
+    """What the whole must have, (algorithm, digest), learnt after the beginning; durable when this returns."""
+    known = partial._replace(terms=partial.terms._replace(checksum=checksum))
+    with space.state.write() as db:
+        db.execute("UPDATE upload SET terms=? WHERE id=?", (json.dumps(known.terms), partial.id))
+    return known
+
+
 @contextmanager
 def opened(space: Space, partial: Partial, *, alone: bool = False) -> Iterator[int]:
     """The directory of its parts. FileNotFoundError if it is gone; Locked if `alone` and somebody is at it."""

@@ -30,6 +30,16 @@ class SyncClient:
     def sync(self) -> list[tuple[str, str]]:
         """One run; what it asked the server to do, as (method, path) of the audit trail: listings are not in it."""
         before = len(self._trail())
+        running = self.start()
+        try:
+            said, _ = running.communicate(timeout=120)
+        finally:
+            running.kill()
+        assert running.returncode == 0, said.decode("utf-8", "replace")[-4000:]
+        return self._trail()[before:]
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Begin a run; what it says is in its stdout. The caller ends it."""
         command = [self.program, "--non-interactive", "--silent", "--exclude", str(self._excludes), "-h"]
         command += [*self._where, "--user", ADMIN, "--password", ADMIN_PASSWORD, str(self.local)]
         environment = {
@@ -38,16 +48,12 @@ class SyncClient:
             "XDG_RUNTIME_DIR": str(self._base),
             "QT_QPA_PLATFORM": "offscreen",
         }
-        done = subprocess.run(
+        return subprocess.Popen(
             [*command, f"http://127.0.0.1:{self.server.port}"],
             env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-        return self._trail()[before:]
 
     def _trail(self) -> list[tuple[str, str]]:
         path = self.server.state / "audit.log"
