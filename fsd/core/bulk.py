@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import ids, index, relabel
-from fsd.core.commit import Commit, ToLabel
+from fsd.core.commit import Commit
 from fsd.core.names import INTERNAL
 from fsd.core.populate import (
     Plain,
@@ -182,7 +182,6 @@ def _names(space: Space, fd: int) -> list[bytes] | None:
 def _commit(space: Space, looks: list[_Ready], version: int) -> list[Item]:
     """Commit the looks, in as many transactions as others leave us; returns those that somebody was faster with."""
     left: list[Item] = []
-    urgent: list[tuple[bytes, list[ToLabel]]] = []
     looks.reverse()
     while looks:
         turn = list(looks)
@@ -196,9 +195,7 @@ def _commit(space: Space, looks: list[_Ready], version: int) -> list[Item]:
                     if not fresh and not _holds(space, db, ready):
                         left.append(ready.look.item)
                         continue
-                    to_label = _take_in(space, db, head, ready, now)
-                    if to_label:
-                        urgent.append((ready.look.item.path, to_label))
+                    _take_in(space, db, head, ready, now)
                     fresh = fresh and not ready.others
                     if space.index.wanted():
                         break
@@ -206,8 +203,6 @@ def _commit(space: Space, looks: list[_Ready], version: int) -> list[Item]:
             # A node that has a row elsewhere: moved here, or seen twice. Nothing was committed.
             return left + [ready.look.item for ready in turn]
         version = -1
-    for path, to_label in urgent:
-        _label(space, path, to_label)
     return left
 
 
@@ -224,8 +219,8 @@ def _holds(space: Space, db: sqlite3.Connection, ready: _Ready) -> bool:
     )
 
 
-def _take_in(space: Space, db: sqlite3.Connection, head: Head, ready: _Ready, now: float) -> list[ToLabel]:
-    """Insert what a directory holds; returns labels that can't wait."""
+def _take_in(space: Space, db: sqlite3.Connection, head: Head, ready: _Ready, now: float) -> None:
+    """Insert what a directory holds."""
     look = ready.look
     n, path = look.item.n, look.item.path
     work = Commit(
@@ -235,20 +230,7 @@ def _take_in(space: Space, db: sqlite3.Connection, head: Head, ready: _Ready, no
     insert(work, ready.plain)
     for entry in ready.others:
         work.put(entry)
-    result = work.finish()
+    result = relabel.kept(space, db, None, work.finish())
     scan = Scan(*look.generation, look.found, True, [], [], [], [], 0, {})
     close_full(space, db, n, scan, result, path)
     db.execute("DELETE FROM dirty WHERE n=? AND stamp=?", (n, look.item.stamp))
-    return result.to_label
-
-
-def _label(space: Space, path: bytes, to_label: list[ToLabel]) -> None:
-    """What can't be opened now stays due."""
-    try:
-        fd = space.open_dir(path)
-    except OSError:
-        return
-    try:
-        relabel.write_labels(space, fd, to_label)
-    finally:
-        os.close(fd)

@@ -66,9 +66,12 @@ def identify(facts: Facts) -> Verdict:
             return Verdict(row=moved, inherit=facts.donor)
         return Verdict(row=moved)
     if facts.linked:
-        return Verdict(link=True, node_id=facts.remembered[0] if facts.remembered else None)
+        node_id, rev = facts.remembered or (None, 0)
+        return Verdict(link=True, node_id=node_id, rev=rev)
     if facts.remembered is not None:
-        return Verdict(node_id=facts.remembered[0], rev=facts.remembered[1])
+        node_id, rev = facts.remembered
+        told = label.rev if label is not None and label.proven and label.id == node_id else 0
+        return Verdict(node_id=node_id, rev=max(rev, told))
     claim = facts.claim
     if label is not None and claim is None:
         if facts.owner is None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass, field
-from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +14,7 @@ from fsd.core import claims, dirty, heirs, ids, index, journal, weak
 from fsd.core.classify import Donor, Facts, Verdict, content_rev, identify
 from fsd.core.index import CLAIMING, DIRECTORY, FILE, LABELLED, READY, SYMLINK, WRITING, DirRow, Head, NodeRow
 from fsd.core.journal import Change
+from fsd.core.memory import SETTLE_S, Memory, has_names
 from fsd.core.names import join
 from fsd.core.observe import Seen, still_at
 from fsd.core.totals import Deltas
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 MEMORY_S = heirs.MEMORY_S
 QUIET_S = 35.0
 """A node whose ctime is older counts as closed and quiet without asking (leases tell earlier). Seconds."""
-SETTLE_S = 5.0
-"""A closed node is labelled when it has been quiet for so long. Seconds."""
 
 
 class ToLabel(NamedTuple):
@@ -55,11 +53,6 @@ class Result:
         self.to_label += later.to_label
 
 
-def place_key(parent_id: bytes, name: bytes) -> bytes:
-    """Names one place of a hard-linked node in the state database."""
-    return blake2b(parent_id + name, digest_size=8).digest()
-
-
 class Commit:
     """Collects the changes of directory row `n` (at `path`) inside an open write transaction."""
 
@@ -75,15 +68,7 @@ class Commit:
         self.deltas = Deltas()
         self.changes: list[Change] = []
         self.result = Result()
-        self._renumbered: list[tuple[bytes, bytes, bytes, int]] = []
-        self._linked: dict[bytes, int] = {}
-        """Hard-linked nodes that were met, with the ctime they have now (0: not known)."""
-
-    @cached_property
-    def bindings_exist(self) -> bool:
-        """Whether the state database remembers any node's id."""
-        with self.space.state.read() as db:
-            return db.execute("SELECT 1 FROM binding LIMIT 1").fetchone() is not None
+        self.memory = Memory(self)
 
     def tell_look(self) -> None:
         """Tell the journal of a first look, once; but for those of a tree that was never known whole: of what nobody
@@ -112,8 +97,8 @@ class Commit:
         label = seen.label
         free = label is not None and label.proven and facts.owner is None and verdict.node_id == label.id
         self._place(row, seen, verdict, free=free)
-        if seen.nlink > 1 and seen.kind != DIRECTORY:
-            self._linked[seen.binding] = seen.ctime_ns
+        if has_names(seen):
+            self.memory.met(seen)
 
     def _mount_is_gone(self, row: NodeRow, seen: Seen) -> bool:
         if row.kind != DIRECTORY or seen.kind != DIRECTORY or seen.mount != self.mount:
@@ -132,7 +117,7 @@ class Commit:
         known: list[NodeRow] = []
         linked = False
         for other in index.by_binding(self.db, self.space.key, seen.binding):
-            hard = seen.nlink > 1 and seen.kind != DIRECTORY
+            hard = has_names(seen)
             # The root hangs nowhere and is not in limbo: mounted inside itself it is a second appearance.
             if other.n == index.ROOT or (other.parent is not None and self._alive(other, unknown=hard)):
                 linked = True
@@ -140,10 +125,9 @@ class Commit:
                 known.append(other)
         known = heirs.latest(self, known)
         remembered = None
-        if not known and not (self.explicit and seen.label and seen.label.proven) and self.bindings_exist:
-            remembered = self.space.state.bound(seen.binding, place_key(self.id, seen.name))
-            if remembered and index.by_id(self.db, remembered[0]):
-                remembered = None
+        if not known and not (self.explicit and seen.label and seen.label.proven):
+            remembered, others = self.memory.recall(seen)
+            linked = linked or others
         owner, claim = None, None
         if seen.label and not known:
             if seen.label.proven:
@@ -191,7 +175,9 @@ class Commit:
         while index.by_id(self.db, candidate) is not None or weak.was_deleted(self, candidate, seen):
             turn += 1
             candidate = ids.spare_id(space.key, seen.binding, turn)
-        return candidate, turn > 0 and not verdict.link
+        # A label that says that it is somebody else counts before what derives.
+        other = proven and seen.label is not None and seen.label.id != candidate
+        return candidate, (turn > 0 and not verdict.link) or other
 
     def _inherit(self, row: NodeRow | None, seen: Seen, moved: NodeRow | None, donor: Donor) -> None:
         """`seen` takes the donor's id and its history; the donor's node, if it lives on as a backup, gets a spare."""
@@ -206,10 +192,11 @@ class Commit:
                 self.space.key, spare, donor.row.binding
             )
             self.db.execute("UPDATE node SET id=?, flags=? WHERE n=?", (spare, flags, donor.row.n))
+            # Two labels can't be written at once, and until both are, two nodes say that they are the same one.
+            self.memory.keep_row(donor.row._replace(id=spare))
+            self.memory.keep(seen.binding, heir_id, rev)
             self.db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (donor.row.n, self.now))
-            if self.space.record.label == "none":
-                self._bind_plain(donor.row.n)
-            elif donor.row.parent == self.n:
+            if donor.row.parent == self.n and self.space.record.label != "none":
                 self.result.to_label.append(ToLabel(donor.row.n, donor.row.name, True))
             self.db.execute("DELETE FROM recent WHERE parent=? AND name=?", (self.n, seen.name))
         else:
@@ -257,6 +244,7 @@ class Commit:
             dirty.mark_row(self.db, n, None, self.now, sweep=self.sweep)
             self.result.new_dirs.append(join(self.path, seen.name))
         self.note_label(n, seen, flags, urgent)
+        self.memory.correct(seen, node_id, rev)
         if self.first_look:
             # Entries older than the index are not news: whoever read the etag of this directory has seen them.
             self.deltas.add(self.n, visible=seen.ctime_ns > self.head.born_ns)
@@ -296,6 +284,9 @@ class Commit:
             total = self._total(row)
         else:
             total = seen.size
+        if row.kind != DIRECTORY and seen.nlink == 1 < row.nlink:
+            # The last one of several names: what each was called, by its place, counts no more.
+            self.memory.keep(seen.binding, row.id, rev)
         self.note_label(row.n, seen, flags, rebound or rev != row.rev)
         self.deltas.add(self.n, seen.size, total)
         stayed = (row.parent, row.name) == (self.n, seen.name)
@@ -315,12 +306,13 @@ class Commit:
         flags = self.flags(seen, row.id, rev, row) | claiming
         unlabelled = row.flags & LABELLED and not flags & LABELLED
         if row.binding != seen.binding:
-            self._renumbered.append((seen.binding, b"", row.id, rev))
+            self.memory.keep(seen.binding, row.id, rev)
         elif _same(row, seen) and not (taken or unlabelled or row.flags & CLAIMING != claiming):
             self.result.rows[seen.name] = row
             return
         self._rewrite(row, seen, rev, flags)
-        self.note_label(row.n, seen, flags, taken or rev != row.rev)
+        missed = unlabelled and (rev or flags & index.GIVEN)
+        self.note_label(row.n, seen, flags, bool(taken or rev != row.rev or missed))
         visible = seen.kind != DIRECTORY and (row.size, row.mtime_ns, row.rev) != (
             seen.size,
             seen.mtime_ns,
@@ -334,8 +326,8 @@ class Commit:
         self.changes.append(
             Change("changed" if visible else "metadata", row.id, seen.kind, self.id, seen.name)
         )
-        if (seen.nlink > 1 and seen.kind != DIRECTORY) or row.nlink > 1:
-            self._linked[seen.binding] = seen.ctime_ns
+        if has_names(seen) or row.nlink > 1:
+            self.memory.met(seen)
 
     # -- entries that are gone --------------------------------------------------------------------------------
 
@@ -352,13 +344,13 @@ class Commit:
         )
         self.deltas.add(self.n, -fresh.size, -self._total(fresh))
         self.changes.append(Change("deleted", row.id, row.kind, self.id, row.name))
-        if row.nlink > 1 and row.kind != DIRECTORY:
-            self._linked.setdefault(row.binding, 0)
+        self.memory.lose_name(row)
 
     def drop(self, row: NodeRow) -> None:
         """Delete the row of a file, or of a directory without rows below it, whose id lives on in another row."""
         if row.parent is not None:
             self.deltas.add(row.parent, -row.size, -self._total(row))
+        self.memory.lose_name(row)
         for table in ("limbo", "pending", "dir", "dirty", "node"):
             self.db.execute(f"DELETE FROM {table} WHERE n=?", (row.n,))
 
@@ -366,9 +358,7 @@ class Commit:
 
     def finish(self) -> Result:
         """Apply sums and counters, write the journal."""
-        if self._renumbered:
-            self.space.state.bind(self._renumbered)
-        self._settle_links()
+        self.memory.write()
         if self.deltas.touched():
             self.result.changed = True
             self.result.visible = self.deltas.visible()
@@ -377,30 +367,6 @@ class Commit:
             self.deltas.apply(self.db, first + max(0, len(self.changes) - 1))
         self.head.save()
         return self.result
-
-    def _settle_links(self) -> None:
-        """Remember which name of a hard-linked node has which id: the one label on the inode can't tell."""
-        rows: list[tuple[bytes, bytes, bytes, int]] = []
-        for binding, ctime_ns in self._linked.items():
-            names = [
-                row for row in index.by_binding(self.db, self.space.key, binding) if row.parent is not None
-            ]
-            for row in names:
-                parent = index.node(self.db, row.parent) if row.parent is not None else None
-                if parent is not None and row.ctime_ns != ctime_ns:
-                    # What happened through one name holds for all, but nobody tells about the others.
-                    dirty.mark_row(self.db, parent.n, [row.name], self.now, sweep=self.sweep)
-                if parent is not None:
-                    rows.append((binding, place_key(parent.id, row.name), row.id, row.rev))
-            if names and names[0].nlink > len(names):
-                # Through a name that was never seen here its content may change unheard: look once more when quiet.
-                self.db.execute(
-                    "INSERT OR IGNORE INTO pending VALUES (?, ?, 0)", (names[0].n, self.now + SETTLE_S)
-                )
-            elif len(names) == 1 and names[0].kind == FILE:
-                self.db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (names[0].n, self.now))
-        if rows:
-            self.space.state.bind(rows)
 
     # -- small things -----------------------------------------------------------------------------------------
 
@@ -438,7 +404,7 @@ class Commit:
         """Arrange that the node's label will say what its row says."""
         if seen.kind not in (FILE, DIRECTORY):
             if urgent and seen.kind in (SYMLINK, index.OTHER):
-                self._bind_plain(n)
+                self._keep(n)
             return
         if flags & LABELLED:
             return
@@ -448,7 +414,7 @@ class Commit:
             return
         if self.space.record.label == "none":
             if urgent:
-                self._bind_plain(n)
+                self._keep(n)
             return
         if not urgent and self.first_look and self.space.record.label == "lazy":
             return
@@ -461,10 +427,10 @@ class Commit:
             due = self.now if flags & READY else self.now + SETTLE_S
             self.db.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, 0)", (n, due))
 
-    def _bind_plain(self, n: int) -> None:
+    def _keep(self, n: int) -> None:
         row = index.node(self.db, n)
         assert row is not None
-        self.space.state.bind([(row.binding, b"", row.id, row.rev)])
+        self.memory.keep_row(row)
 
     def _rewrite(self, row: NodeRow, seen: Seen, rev: int, flags: int) -> None:
         new = _row(row.n, row.id, self.n, seen, rev, flags)

@@ -64,6 +64,7 @@ def leave(work: Commit, moved: NodeRow) -> None:
     two names were exchanged (renameat2(2)) both names keep their ids."""
     if moved.parent is not None:
         work.deltas.add(moved.parent, -moved.size, -moved.size)
+    work.memory.lose_name(moved)
     path = index.path_of(work.db, moved.n)
     if moved.parent is not None and path is not None and is_taken(work.space, path):
         nobody = blake2b(moved.binding, digest_size=16, person=b"gone").digest()

@@ -102,11 +102,8 @@ def _delete_roots(space: Space, batch: list[tuple[int, int, bytes]], now: float)
 
 
 def _bury(space: Space, gone: list[tuple[NodeRow, bytes, bytes]], now: float) -> None:
-    space.state.bury(Tombstone(row.id, parent, name, row.uid, row.rev, now) for row, parent, name in gone)
-    linked = [(row.binding, row.id) for row, _, _ in gone if row.nlink > 1 and row.kind != DIRECTORY]
-    if linked:
-        with space.state.write() as db:
-            db.executemany("DELETE FROM binding WHERE binding=? AND id=?", linked)
+    stones = (Tombstone(row.id, parent, name, row.uid, row.rev, now) for row, parent, name in gone)
+    space.state.bury(stones, ((row.binding, row.id) for row, _, _ in gone))
 
 
 def _forget(db: sqlite3.Connection, n: int, parent: int | None) -> None:

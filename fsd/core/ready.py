@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from fsd.core import dirty, index, journal, relabel, tree, writers
-from fsd.core.commit import QUIET_S, ToLabel, place_key
+from fsd.core import dirty, ids, index, journal, relabel, tree, writers
+from fsd.core.commit import QUIET_S, ToLabel
 from fsd.core.errors import NotYetKnown, StorageUnavailable
 from fsd.core.index import FILE, LABELLED, READY, WRITING, Head, NodeRow
 from fsd.core.journal import Change
+from fsd.core.memory import place_key
 from fsd.core.totals import Deltas
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def reading(space: Space, path: bytes) -> Iterator[tuple[int, Entry]]:
     Raises NotYetKnown if the file is not ready, and at the end if it was changed meanwhile; the result is void then.
     Otherwise as `tree.open_file`.
     """
-    fd, entry = tree.open_file(space, path)
+    fd, entry = tree.open_file(space, path, noted=False)
     try:
         if entry.writing or writers.has_writer(fd):
             raise NotYetKnown("The file is being written; ask again when it is closed.")
@@ -215,7 +216,7 @@ class Readiness:
                         stale.append(row.name)
             if stale:
                 dirty.mark(self._space, [(path, stale)])
-            relabel.write_labels(self._space, fd, make_ready(self._space, done))
+            make_ready(self._space, fd, done)
         finally:
             os.close(fd)
 
@@ -237,13 +238,14 @@ class Readiness:
             os.close(file)
 
 
-def make_ready(space: Space, rows: list[NodeRow]) -> list[ToLabel]:
-    """Clear the flags of rows that are as they were looked at, and tell the journal, in one transaction. Returns the
-    labels that have to follow a raised rev."""
+def make_ready(space: Space, fd: int, rows: list[NodeRow]) -> None:
+    """Clear the flags of rows of the open directory `fd` that are as they were looked at, and tell the journal, in one
+    transaction. A rev that rises is written down before that is committed."""
     if not rows:
-        return []
+        return
     now = time.time()
-    risen = writers.served(space, [row.binding for row in rows])
+    etags = {row.n: ids.file_etag(row.id, row.size, row.mtime_ns, row.rev) for row in rows}
+    risen = writers.served(space, [(row.binding, etags[row.n]) for row in rows])
     changes: list[Change] = []
     labels: list[ToLabel] = []
     # Elsewhere the flag comes with the label; what has none would count as somebody's temporary file for ever.
@@ -263,7 +265,7 @@ def make_ready(space: Space, rows: list[NodeRow]) -> list[ToLabel]:
             if parent is None:
                 continue
             db.execute("UPDATE node SET flags=flags & ~? | ? WHERE n=?", (WRITING, established, row.n))
-            if row.binding not in risen:
+            if etags[row.n] not in risen:
                 changes.append(Change("ready", row.id, FILE, parent.id, fresh.name))
                 continue
             db.execute("UPDATE node SET rev=rev+1, flags=flags & ~? WHERE n=?", (LABELLED, row.n))
@@ -277,6 +279,7 @@ def make_ready(space: Space, rows: list[NodeRow]) -> list[ToLabel]:
                 labels.append(ToLabel(row.n, fresh.name, True))
         if bound:
             space.state.bind(bound)
+        relabel.keep(space, db, fd, labels)
         if changes:
             head = Head(space, db)
             first = head.numbers(len(changes))
@@ -284,8 +287,4 @@ def make_ready(space: Space, rows: list[NodeRow]) -> list[ToLabel]:
             deltas.apply(db, first + len(changes) - 1)
             head.save()
     if risen:
-        with space.index.read() as db:
-            query = "SELECT binding FROM node WHERE flags & 16"  # further names of the same nodes, that wait still
-            others = {binding for (binding,) in db.execute(query)}
-        writers.forget(space, risen - others)
-    return labels
+        writers.forget(space, [(row.binding, etags[row.n]) for row in rows if etags[row.n] in risen])

@@ -284,7 +284,7 @@ def _commit(
                         work.remove(row)
                 for n in scan.stale_dirs:
                     dirty.mark_row(db, n, None, now, sweep=sweep)
-            result = work.finish()
+            result = relabel.kept(space, db, place.fd, work.finish())
             if last and full:
                 _miss_label(space, db, place, scan)
                 close_full(space, db, place.row.n, scan, result, path)

@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fsd.core import dirty, index, labels, lease, writers
-from fsd.core.commit import SETTLE_S, ToLabel
+from fsd.core.commit import Result, ToLabel
 from fsd.core.index import CLAIMING, DIRECTORY, FILE, LABELLED, READY, NodeRow
+from fsd.core.memory import SETTLE_S
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
 
 _QUIET_WITHOUT_LEASE_S = 35.0
+_BATCH = 500
 _Update = tuple[int, int, int, int]
 """(ctime_ns, flags to set, n, ctime_ns the row had)"""
 
@@ -31,6 +34,7 @@ def write_labels(space: Space, fd: int, due: Iterable[ToLabel]) -> None:
     done: list[int] = []
     with space.index.read() as db:
         rows = [(index.node(db, label.n), label) for label in due]
+    _remember_first(space, [row for row, _ in rows if row is not None])
     for row, label in rows:
         if (
             row is None
@@ -49,6 +53,58 @@ def write_labels(space: Space, fd: int, due: Iterable[ToLabel]) -> None:
         elif label.urgent:
             unkept.append(row)
     _note(space, updates, done, unkept)
+
+
+def kept(space: Space, db: sqlite3.Connection, fd: int | None, result: Result) -> Result:
+    """`keep` what a transaction came to."""
+    keep(space, db, fd, result.to_label)
+    return result
+
+
+def keep(space: Space, db: sqlite3.Connection, fd: int | None, due: Iterable[ToLabel]) -> None:
+    """Write down what nothing else tells (an id that was given, a rev that rose) before the transaction that makes it
+    known is committed: so whatever a reader was told survives the index, also if both are lost the moment after.
+
+    On the nodes themselves, in the open directory `fd`; in the state database where that can't be now. Raises OSError
+    of the state disk.
+    """
+    if space.record.label == "none" or not lease.may_write(space):
+        return
+    found = [index.node(db, label.n) for label in due if label.urgent]
+    if not found:
+        return
+    rows = [row for row in found if row is not None]
+    # What several names are called is remembered for each place (commit.py).
+    rows = [row for row in rows if not row.flags & LABELLED and (row.kind == DIRECTORY or row.nlink == 1)]
+    _remember_first(space, rows)
+    updates: list[_Update] = []
+    unkept: list[NodeRow] = []
+    for row in rows:
+        update = None
+        if fd is not None and not space.record.read_only and not row.flags & CLAIMING:
+            update = _label_one(space, fd, row)
+        if update is None:
+            unkept.append(row)
+        else:
+            updates.append(update)
+    if unkept:
+        space.state.bind([(row.binding, b"", row.id, row.rev) for row in unkept])
+    _apply(db, updates, [row.n for row in rows if fd is not None and not row.flags & CLAIMING])
+
+
+def _remember_first(space: Space, rows: list[NodeRow]) -> None:
+    """What the state database remembers of a node counts more than its label: it is never the older one."""
+    single = [row for row in rows if row.kind == DIRECTORY or row.nlink == 1]
+    known: set[bytes] = set()
+    for start in range(0, len(single), _BATCH):
+        known |= space.state.remembered([row.binding for row in single[start : start + _BATCH]])
+    older = [
+        row
+        for row in single
+        if row.binding in known and space.state.bound(row.binding, b"") != (row.id, row.rev)
+    ]
+    if older:
+        space.state.bind([(row.binding, b"", row.id, row.rev) for row in older])
 
 
 def _label_one(space: Space, fd: int, row: NodeRow) -> _Update | None:
@@ -78,24 +134,27 @@ def _note(space: Space, updates: list[_Update], done: list[int], unkept: list[No
     if unkept:
         space.state.bind([(row.binding, b"", row.id, row.rev) for row in unkept])
         done = done + [row.n for row in unkept]
-    if not updates and not done:
-        return
-    with space.index.write() as db:
-        # A row that was looked at again meanwhile keeps what that look found: its ctime then includes our
-        # write.
-        db.executemany("UPDATE node SET ctime_ns=?, flags=flags|? WHERE n=? AND ctime_ns=?", updates)
-        db.executemany(
-            "UPDATE dir SET ctime_ns=? WHERE n=? AND ctime_ns=?", ((u[0], u[2], u[3]) for u in updates)
-        )
-        db.executemany("UPDATE node SET flags=flags|? WHERE n=? AND kind=1", ((u[1], u[2]) for u in updates))
-        db.executemany(
-            "DELETE FROM pending WHERE n=?"
-            " AND NOT EXISTS (SELECT 1 FROM node WHERE node.n=pending.n AND flags & 1 = 0)",
-            ((n,) for n in done),
-        )
-        # Labelled while it was being written: whether it is closed and quiet is asked later all the same.
-        later = time.time() + SETTLE_S
-        db.executemany("UPDATE pending SET due=max(due, ?), force=0 WHERE n=?", ((later, n) for n in done))
+    if updates or done:
+        with space.index.write() as db:
+            _apply(db, updates, done)
+
+
+def _apply(db: sqlite3.Connection, updates: list[_Update], done: list[int]) -> None:
+    """Note in the rows what was written on nodes, and that it is not due any more."""
+    # A row that was looked at again meanwhile keeps what that look found: its ctime then includes our write.
+    db.executemany("UPDATE node SET ctime_ns=?, flags=flags|? WHERE n=? AND ctime_ns=?", updates)
+    db.executemany(
+        "UPDATE dir SET ctime_ns=? WHERE n=? AND ctime_ns=?", ((u[0], u[2], u[3]) for u in updates)
+    )
+    db.executemany("UPDATE node SET flags=flags|? WHERE n=? AND kind=1", ((u[1], u[2]) for u in updates))
+    db.executemany(
+        "DELETE FROM pending WHERE n=?"
+        " AND NOT EXISTS (SELECT 1 FROM node WHERE node.n=pending.n AND flags & 1 = 0)",
+        ((n,) for n in done),
+    )
+    # Labelled while it was being written: whether it is closed and quiet is asked later all the same.
+    later = time.time() + SETTLE_S
+    db.executemany("UPDATE pending SET due=max(due, ?), force=0 WHERE n=?", ((later, n) for n in done))
 
 
 def label_due(space: Space, limit: int = 500) -> int:

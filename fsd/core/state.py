@@ -60,7 +60,7 @@ class State(Database):
 
     def opened(self, db: sqlite3.Connection) -> None:
         """Tables that came after the first release."""
-        db.execute(writers.SCHEMA)
+        writers.upgrade(db)
         db.execute(partials.SCHEMA)
 
     def reserve(self, at_least: int, *, apart: bool = False) -> tuple[int, int]:
@@ -87,9 +87,16 @@ class State(Database):
         return value
 
     def bind(self, rows: Iterable[tuple[bytes, bytes, bytes, int]]) -> None:
-        """Remember ids that nodes can't carry themselves: (binding, place or b"", id, rev)."""
+        """Remember ids that nodes can't carry themselves, or not yet: (binding, place or b"", id, rev).
+
+        What is known of a node as a whole (b"") takes the place of what was known of its names, and the other way
+        round.
+        """
         with self.write() as db:
-            db.executemany("INSERT OR REPLACE INTO binding VALUES (?, ?, ?, ?)", rows)
+            for row in rows:
+                query = "DELETE FROM binding WHERE binding=? AND (place=x'' OR ?=x'')"
+                db.execute(query, row[:2])
+                db.execute("INSERT OR REPLACE INTO binding VALUES (?, ?, ?, ?)", row)
 
     def bound(self, binding: bytes, place: bytes) -> tuple[bytes, int] | None:
         """The remembered (id, rev) of a node, at this place if it has several."""
@@ -100,10 +107,13 @@ class State(Database):
             row: tuple[bytes, int] | None = db.execute(query, (binding, place)).fetchone()
         return row
 
-    def bury(self, gone: Iterable[Tombstone]) -> None:
-        """Write tombstones, durably, before the rows of the gone nodes are deleted."""
+    def bury(self, gone: Iterable[Tombstone], bound: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Write tombstones, durably, before the rows of the gone nodes are deleted; `bound`: their bindings with the
+        ids that may be remembered for them, and need not be any more."""
         with self.write() as db:
             db.executemany("INSERT OR REPLACE INTO tombstone VALUES (?, ?, ?, ?, ?, ?)", gone)
+            if db.execute("SELECT 1 FROM binding LIMIT 1").fetchone() is not None:
+                db.executemany("DELETE FROM binding WHERE binding=? AND id=?", bound)
 
     def remembered(self, bindings: Sequence[bytes]) -> set[bytes]:
         """Those of the bindings that an id is remembered for."""

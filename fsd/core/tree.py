@@ -101,15 +101,16 @@ def listing_with_rows(space: Space, path: bytes) -> tuple[Entry, list[Entry], Ro
     raise AssertionError("unreachable: the last turn returns")
 
 
-def open_file(space: Space, path: bytes) -> tuple[int, Entry]:
-    """Open a regular file for reading; the entry describes exactly the bytes behind the descriptor.
+def open_file(space: Space, path: bytes, *, noted: bool = True) -> tuple[int, Entry]:
+    """Open a regular file for reading; the entry describes exactly the bytes behind the descriptor. `noted` False: what
+    is read of a file that is being written goes to nobody.
 
     Raises IsADirectoryError, Forbidden (a link or a special file, never followed or opened), PermissionError.
     """
     parent, name = split(path)
     if not path:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    opened = _open_known(space, path)
+    opened = _open_known(space, path, noted=noted)
     if opened is not None:
         return opened
     for _ in range(_TURNS):
@@ -125,14 +126,14 @@ def open_file(space: Space, path: bytes) -> tuple[int, Entry]:
             os.close(dir_fd)
         found = os.fstat(fd)
         if (found.st_ino, found.st_ctime_ns, found.st_size) == (entry.ino, entry.ctime_ns, entry.size):
-            if entry.writing:
-                writers.note_served(space, fd)
+            if noted and entry.writing:
+                writers.note_served(space, fd, entry.etag)
             return fd, entry
         os.close(fd)
     raise NotYetKnown("The file is being replaced faster than it can be opened; ask again in a moment.")
 
 
-def _open_known(space: Space, path: bytes) -> tuple[int, Entry] | None:
+def _open_known(space: Space, path: bytes, *, noted: bool) -> tuple[int, Entry] | None:
     """The usual case of `open_file`, in one step: a file of which the index knows already what the disk says."""
     settle(space)
     child, incarnation = _row_at(space, path)
@@ -148,8 +149,8 @@ def _open_known(space: Space, path: bytes) -> tuple[int, Entry] | None:
             os.close(fd)
             return None
         entry = entry_of(path, child, found, incarnation)
-        if entry.writing:
-            writers.note_served(space, fd)
+        if noted and entry.writing:
+            writers.note_served(space, fd, entry.etag)
     except BaseException:
         os.close(fd)
         raise

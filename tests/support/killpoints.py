@@ -43,7 +43,8 @@ CHANGING = {
     90: "chmod", 91: "fchmod", 268: "fchmodat", 452: "fchmodat2", 92: "chown", 93: "fchown", 260: "fchownat",
     76: "truncate", 77: "ftruncate", 285: "fallocate", 74: "fsync", 75: "fdatasync", 306: "syncfs",
     188: "setxattr", 189: "lsetxattr", 190: "fsetxattr", 197: "removexattr", 198: "lremovexattr",
-    199: "fremovexattr", 280: "utimensat", 16: "ioctl", 73: "flock", 72: "fcntl",
+    199: "fremovexattr", 463: "setxattrat", 466: "removexattrat", 280: "utimensat", 16: "ioctl",
+    73: "flock", 72: "fcntl",
 }  # fmt: skip
 """Calls whose effect outlives the process or that others can see; `open` only when it creates, `fcntl` only
 locks."""
@@ -56,7 +57,7 @@ KILLING = REACHING - {26, 74, 75, 306}
 
 FAILING = {
     1, 18, 326, 2, 257, 82, 264, 316, 86, 265, 87, 263, 83, 258, 84, 88, 266, 133, 259, 91, 93, 77, 74, 75,
-    188, 189, 190, 199, 280,
+    188, 189, 190, 199, 463, 466, 280,
 }  # fmt: skip
 """Calls that a filesystem can refuse with ENOSPC, EIO or EACCES; opening what exists is among them."""
 

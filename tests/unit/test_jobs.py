@@ -149,8 +149,8 @@ def test_what_is_kept_for_a_while_is_not_kept_for_ever(jobs: Jobs, monkeypatch: 
         [Tombstone(b"o" * 16, b"", b"old", 0, 0, 1.0), Tombstone(b"n" * 16, b"", b"new", 0, 0, now)]
     )
     with space.state.write() as db:
-        db.executemany("INSERT INTO served VALUES (?, ?)", [(b"old", 1.0), (b"new", now)])
+        db.executemany("INSERT INTO handed VALUES (?, 'e', ?)", [(b"old", 1.0), (b"new", now)])
     forget_old(space)
     assert len(journal.since(space, 0)) == 2
     assert space.state.tombstone(b"o" * 16) is None and space.state.tombstone(b"n" * 16) is not None
-    assert writers.served(space, [b"old", b"new"]) == {b"new"}
+    assert writers.served(space, [(b"old", "e")]) == set() and writers.served(space, [(b"new", "e")]) == {"e"}

@@ -256,9 +256,13 @@ def test_a_reader_that_is_far_behind_is_told_so(space):
 
 def test_a_state_database_of_an_earlier_release(space):
     with space.state.write() as db:
-        db.execute("DROP TABLE served")
+        db.execute("DROP TABLE handed")
+        db.execute("CREATE TABLE served (binding BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID")
+        db.execute("INSERT INTO served VALUES (?, ?)", (b"x", time.time()))
     space.close()
-    assert writers.served(space, [b"x"]) == set()
+    assert writers.served(space, [(b"x", "some etag"), (b"y", "another")]) == {"some etag"}
+    writers.forget(space, [(b"x", "some etag")])
+    assert writers.served(space, [(b"x", "some etag")]) == set()
 
 
 def test_a_full_state_disk_does_not_keep_anybody_from_reading(space, writer, monkeypatch, allow_log):

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import copying, ids, index, properties, relabel
 from fsd.core.checks.finding import Suspect
-from fsd.core.commit import ToLabel, place_key
+from fsd.core.commit import ToLabel
 from fsd.core.errors import FsdError, StorageUnavailable
 from fsd.core.index import DIRECTORY, FILE, LABELLED, OTHER, NodeRow
+from fsd.core.memory import place_key
 from fsd.core.names import join
 from fsd.core.observe import Seen, look
 from fsd.core.reconcile import reconcile
