@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from fsd.cli import serve_mounts
 from fsd.cli.common import note, say, settings_of
 from fsd.cli.init import announce, data_argument, ensure_initialised
 from fsd.core.errors import USAGE, UserError
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DATA", nargs="?", help="the data root")
     parser.add_argument("--listen", metavar="HOST:PORT", help="where to serve HTTP (127.0.0.1:9200)")
     parser.add_argument("--workers", metavar="N", help="HTTP worker processes (2)")
-    parser.add_argument("--only", metavar="PARTS", help="some of web,watcher,jobs")
+    parser.add_argument("--only", metavar="PARTS", help="some of web,watcher,jobs,mounts")
     parser.add_argument("--tls-cert", metavar="FILE", help="certificate chain (PEM)")
     parser.add_argument("--tls-key", metavar="FILE", help="private key (PEM)")
     parser.add_argument(
@@ -83,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
         metrics.prepare(settings.workers)
         return supervisor.Supervisor(_plan(args, settings, untold, slots), [held], sockets, slots).run()
     finally:
+        if held is not None:
+            serve_mounts.clear(settings)
         if untold:  # it could not start; the password that was made exists all the same
             announce(settings, untold.pop())
         for each in (*sockets, *slots.values()):
@@ -110,7 +113,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         },
     )
     if not settings.only:
-        raise UserError("--only names no part: web, watcher or jobs.", USAGE)
+        raise UserError("--only names no part: web, watcher, jobs or mounts.", USAGE)
     check_exposure(settings)
     return settings
 
@@ -194,16 +197,21 @@ def _plan(
     """`untold` holds the password that a first start has made, until it is shown."""
     current = first
 
+    previous = first
+
     def reload() -> None:
-        nonlocal current
+        nonlocal current, previous
         again = _with_certificate(_settings(args))
         # What was bound at the start stays: another address needs a restart.
-        current = replace(
-            again,
-            data=first.data,
-            state=first.state,
-            listen=first.listen,
-            workers=min(again.workers, first.workers),
+        previous, current = (
+            current,
+            replace(
+                again,
+                data=first.data,
+                state=first.state,
+                listen=first.listen,
+                workers=min(again.workers, first.workers),
+            ),
         )
 
     def ready() -> None:
@@ -219,6 +227,7 @@ def _plan(
         run_dir=first.state / "run",
         children=lambda: children(current, slots),
         drain_seconds=_DRAIN,
+        lasting=lambda name: serve_mounts.same(name, previous, current),
         reload=reload,
         ready=ready,
         notify=notify.notify,
@@ -243,6 +252,8 @@ def children(settings: Settings, slots: Mapping[str, socket.socket]) -> Mapping[
         from fsd.service.jobs import run as work
 
         mains["jobs"] = partial(_child, "jobs", work, settings)
+    if "mounts" in settings.only:
+        mains |= serve_mounts.children(settings)
     return mains
 
 

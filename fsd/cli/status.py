@@ -69,8 +69,17 @@ def report(registry: Registry, found: status.Status, timeout: float = ANSWER_S) 
         "watcher": {"running": found.watcher_runs, "age": found.age, "pid": found.watcher.get("pid")},
         "up_to_date": found.up_to_date() and not unknown,
         "problems": found.problems() + troubles,
+        "mounts": [_mount(place, child) for place, child in found.mounts.items()],
         "spaces": spaces,
     }
+
+
+def _mount(place: str, child: dict[str, Any]) -> dict[str, Any]:
+    """One mount that the server keeps up: its process, and what is at the mountpoint."""
+    from fsd.mount import mountpoints
+
+    state = {"ours": "mounted", "none": "not mounted"}.get(kind := mountpoints.at(place).state, kind)
+    return {"mountpoint": place, "state": state, **child}
 
 
 def _space(registry: Registry, record: SpaceRecord, found: status.Status, timeout: float) -> dict[str, Any]:
@@ -115,6 +124,8 @@ def show(told: dict[str, Any]) -> None:
     else:
         say("server: does not run")
     say(f"up to date: {'yes' if told['up_to_date'] else 'no'}")
+    for mount in told["mounts"]:
+        say(f"{mount['mountpoint']}: {mount['state']} (process {mount['pid'] or 'none'})")
     head = (
         "SPACE",
         "STATE",

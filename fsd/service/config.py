@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from fsd.core.errors import USAGE, UserError
 from fsd.service import options
-from fsd.service.options import Address, Kind
+from fsd.service.options import Address, Kind, MountLine
 
 T = TypeVar("T")
 CONFIG_NAME = "fsd.toml"
@@ -26,7 +26,7 @@ _OUR_ENVIRONMENT = frozenset({"FSD_CONFIG", "FSD_VENV", "FSD_PYTHON", "FSD_ROOT"
 _POLLED = tuple(
     "nfs nfs4 cifs smb3 smbfs ceph 9p virtiofs afs gpfs lustre glusterfs beegfs orangefs ocfs2 gfs2 fuse".split()
 )
-_PARTS = ("web", "watcher", "jobs")
+_PARTS = ("web", "watcher", "jobs", "mounts")
 WATCH_SOURCES = ("auto", "fanotify", "inotify", "poll", "gpfs-watchfolder", "gpfs-audit", "cephfs")
 
 
@@ -51,6 +51,12 @@ class Settings:
     )
     workers: int = _option("workers", options.integer(1, 256), 2, "HTTP worker processes")
     only: tuple[str, ...] = _option("only", options.words(*_PARTS), _PARTS, "which parts this server runs")
+    mounts: tuple[MountLine, ...] = _option(
+        "mounts",
+        options.MOUNTS,
+        (),
+        "local mounts that the server keeps up: 'SPACE /MOUNTPOINT [OPTION,…]' each, as in /etc/fstab",
+    )
     behind_proxy: bool = _option(
         "behind_proxy",
         options.BOOLEAN,

@@ -1,7 +1,8 @@
 """The operations address: /healthz, /readyz, /metrics, for probes and scrapers, not for the public.
 
 /healthz is 200 as long as the supervisor lives, and says `degraded` with the reasons; a restart would not mend those.
-/readyz is 200 when requests are answered and the watcher works, else 503.
+/readyz is 200 when requests are answered and the watcher works, else 503. A mount that is not up is a problem, and
+nothing that HTTP would wait for.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def readiness(found: status.Status) -> tuple[int, dict[str, Any]]:
     missing = [
         name
         for name, child in found.supervisor.get("children", {}).items()
-        if not status.process_runs(child["pid"])
+        if not status.process_runs(child["pid"]) and not name.startswith(status.MOUNT)
     ]
     if not found.supervisor.get("ready"):
         missing.append("listening")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,32 @@ class Address:
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
         return self.host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){1,3}", self.host) is not None
+
+
+_MOUNT_WORDS = {"ro": "--read-only", "rw": "", "allow_other": "--allow-other"}
+_MOUNT_VALUES = ("as", "passthrough")
+
+
+@dataclass(frozen=True, slots=True)
+class MountLine:
+    """A mount that is kept up: what the words of a line in /etc/fstab say (fstab(5)). `str()` gives the line back.
+
+    `space` is "all" for all of them; `options` are those of `scripts/mount.fsd`."""
+
+    space: str
+    place: str
+    options: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return shlex.join((self.space, self.place, *([",".join(self.options)] if self.options else [])))
+
+    def arguments(self) -> list[str]:
+        """The same as arguments of `fsd mount`."""
+        made: list[str] = []
+        for option in self.options:
+            name, equals, value = option.partition("=")
+            made += [f"--{name}", value] if equals else [_MOUNT_WORDS[name]] if _MOUNT_WORDS[name] else []
+        return [*made, "--all" if self.space == "all" else self.space, self.place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +120,26 @@ def words(*allowed: str) -> Kind:
         return found
 
     return Kind("list", parse, ",".join, (str, list))
+
+
+def _mounts(value: str | list[Any]) -> tuple[MountLine, ...]:
+    lines = value.split(";") if isinstance(value, str) else value
+    made = tuple(_mount(str(line)) for line in lines if str(line).strip())
+    if len({each.place for each in made}) < len(made):
+        raise ValueError("has two mounts at one place")
+    return made
+
+
+def _mount(line: str) -> MountLine:
+    words = shlex.split(line)
+    if not 2 <= len(words) <= 3 or not words[1].startswith("/"):
+        raise ValueError("is a list of 'SPACE /MOUNTPOINT [OPTION,…]'")
+    options = tuple(each for each in (words[2].split(",") if len(words) > 2 else ()) if each)
+    for option in options:
+        name, equals, given = option.partition("=")
+        if not (name in _MOUNT_VALUES and given if equals else name in _MOUNT_WORDS):
+            raise ValueError("takes the options ro, rw, allow_other, as=USER and passthrough=auto|on|off")
+    return MountLine(words[0], os.path.normpath(words[1]), options)
 
 
 def parse_size(value: str | int) -> int:
@@ -162,6 +210,7 @@ BOOLEAN = Kind("yes or no", _boolean, lambda value: "true" if value else "false"
 SIZE = Kind("size", parse_size, show_size, (int, str))
 OPTIONAL_SIZE = Kind("size or none", _optional_size, show_size, (int, str))
 SPAN = Kind("time", _span, _show_span, (int, str))
+MOUNTS = Kind("list of mounts", _mounts, lambda value: "; ".join(map(str, value)), (str, list))
 ADDRESS = Kind("address", parse_address, str)
 OPTIONAL_ADDRESS = Kind("address or off", _optional_address, _nothing(str, "off"))
 PATH = Kind("path", _path, str)

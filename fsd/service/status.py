@@ -24,6 +24,8 @@ POLLED_LONG = 6 * 3600.0
 """Seconds: files are asked less often than that only if the budget is too small for the tree."""
 DOWN_LONG = 10.0
 """Seconds: a broker may restart meanwhile."""
+MOUNT = "mount "
+"""The process that serves a mount is called so, with its mountpoint."""
 WAITS_LONG = 60.0
 """Seconds: a change that waits longer is a problem worth a sentence."""
 
@@ -77,6 +79,12 @@ class Status:
         return found if isinstance(found, dict) else {}
 
     @property
+    def mounts(self) -> dict[str, dict[str, Any]]:
+        """By mountpoint, the processes of the mounts that the server keeps up; empty unless it runs."""
+        children = self.supervisor.get("children", {}) if self.server_runs else {}
+        return {name.removeprefix(MOUNT): child for name, child in children.items() if name.startswith(MOUNT)}
+
+    @property
     def spaces(self) -> dict[str, dict[str, Any]]:
         """Per space (hex) what the watcher says."""
         spaces = self.watcher.get("spaces")
@@ -95,6 +103,11 @@ class Status:
             found.append(f"The watcher has not come round for {self.watcher['turned']:.0f} s.")
         for space in self.spaces.values():
             found += space_problems(space)
+        found += [
+            f"What is to be mounted at {place} is not: its process ended with {child['last_exit']}."
+            for place, child in self.mounts.items()
+            if not process_runs(child["pid"])
+        ]
         for key, alarms in self.alarms.items():
             told = self.spaces.get(key, {}) if self.watcher_runs else {}
             heard = {"storage": told.get("state") == "unavailable", "displaced": bool(told.get("displaced"))}

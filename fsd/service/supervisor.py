@@ -42,6 +42,8 @@ class Plan:
     run_dir: Path
     children: Callable[[], Mapping[str, Callable[[], None]]]
     drain_seconds: float = 30.0
+    lasting: Callable[[str], bool] = lambda name: False
+    """Whether a process of that name is the same after a reload: it goes on, and is sent SIGHUP itself."""
     reload: Callable[[], None] | None = None
     """Read the settings again; an exception leaves the old ones in force."""
     ready: Callable[[], None] | None = None
@@ -299,7 +301,10 @@ class Supervisor:
         self._adopt(self._plan.children())
         now = monotonic()
         for child in self._children.values():
-            if child.wanted and child.pid:
+            if child.wanted and self._plan.lasting(child.name):
+                child.tell(signal.SIGHUP)
+                child.start_at, child.failures = now, 0
+            elif child.wanted and child.pid:
                 old, child.failures = child.pid, 0
                 if child.name.startswith("web"):
                     child.start(now)

@@ -23,7 +23,12 @@ def origins(settings: config.Settings) -> dict[str, str]:
 def test_defaults(tmp_path: Path) -> None:
     settings = config.load({"data": str(tmp_path)}, {"XDG_STATE_HOME": str(tmp_path / "xdg")})
     assert settings.data == tmp_path and settings.listen == Address("127.0.0.1", 9200)
-    assert settings.ops_listen == Address("127.0.0.1", 9209) and settings.only == ("web", "watcher", "jobs")
+    assert settings.ops_listen == Address("127.0.0.1", 9209) and settings.only == (
+        "web",
+        "watcher",
+        "jobs",
+        "mounts",
+    )
     assert origins(settings)["listen"] == "default" and origins(settings)["data"] == "flag"
 
 
