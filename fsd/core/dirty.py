@@ -6,6 +6,7 @@ began before a mark does not delete it. Sweeping is the same work at a lower ran
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
@@ -23,6 +24,7 @@ MAX_NAMES = 2000
 """More named entries than this become the whole directory."""
 
 
+_AT_ONCE = 1000
 _BEGUN = b""
 """Among the names, where no other one can be empty: a pass over the whole directory is under way."""
 _OWED = "UPDATE dir SET epoch=-1 WHERE n=? AND epoch=(SELECT epoch FROM head)"
@@ -70,6 +72,29 @@ def mark_row(
         "UPDATE dirty SET names=?, stamp=stamp+1, sweep=min(sweep, ?) WHERE n=?",
         (_pack(merged), int(sweep), n),
     )
+
+
+def mark_rows(
+    db: sqlite3.Connection, marks: Mapping[int, Collection[bytes] | None], now: float, *, sweep: bool = False
+) -> None:
+    """`mark_row` for many directories, with as few statements."""
+    have: dict[int, tuple[bytes | None, int]] = {}
+    for start in range(0, len(marks), _AT_ONCE):
+        some = json.dumps(sorted(marks)[start : start + _AT_ONCE])
+        query = "SELECT n, names, sweep FROM dirty WHERE n IN (SELECT value FROM json_each(?))"
+        have.update((n, (names, rank)) for n, names, rank in db.execute(query, (some,)))
+    again: list[tuple[bytes | None, int]] = []
+    for n in have:
+        packed, rank = have[n]
+        names = marks[n]
+        if rank or sweep:
+            mark_row(db, n, names, now, sweep=sweep)
+        else:
+            merged = None if names is None or packed is None else _unpack(packed) | set(names)
+            again.append((_pack(merged), n))
+    fresh = [(n, _pack(names), now, int(sweep)) for n, names in marks.items() if n not in have]
+    db.executemany("UPDATE dirty SET names=?, stamp=stamp+1 WHERE n=?", again)
+    db.executemany("INSERT INTO dirty VALUES (?, ?, 1, ?, ?)", fresh)
 
 
 def begin(space: Space, item: Item) -> None:
@@ -140,7 +165,7 @@ def mark(
     """
     now = time.time()
     wanted = [Hinted(*hint) for hint in hints]
-    known = _known(space, wanted) if by_path else frozenset[bytes]()
+    moves, known = _known(space, wanted) if by_path else (0, dict[bytes, int]())
     # The disk is asked before the lock is taken: nobody else shall wait for a storage that hangs.
     bound = [
         hint
@@ -149,17 +174,25 @@ def mark(
         for hint in wanted
     ]
     with space.index.write() as db:
+        if known and db.execute("SELECT moves FROM head").fetchone() != (moves,):
+            known = {}  # what the index has at these paths may be another directory by now
+        marks: dict[int, set[bytes] | None] = {}
         for hint in bound:
-            n, rest = _resolve(db, space.key, hint.path, hint.binding)
-            mark_row(db, n, [rest] if rest is not None else hint.names, now, sweep=sweep)
+            n, names = known.get(hint.path), hint.names
+            if n is None or names is None or hint.binding:
+                n, rest = _resolve(db, space.key, hint.path, hint.binding)
+                names = names if rest is None else [rest]
+            have = marks.get(n, set()) if names is not None else None
+            marks[n] = have if have is None or names is None else have | set(names)
+        mark_rows(db, marks, now, sweep=sweep)
         positions.keep(db, reached or {}, owed=owed, trees=trees)
 
 
-def _known(space: Space, hints: Iterable[Hinted]) -> frozenset[bytes]:
-    """Of the hinted directories those that the index has."""
+def _known(space: Space, hints: Iterable[Hinted]) -> tuple[int, dict[bytes, int]]:
+    """The row numbers of those hinted directories that the index has; see `index.resolve_many`."""
     with space.index.read() as db:
-        return frozenset(
-            hint.path for hint in hints if hint.names is not None and _nearest(db, hint.path)[1] is None
+        return index.resolve_many(
+            space.index, db, (hint.path for hint in hints if hint.names is not None and not hint.binding)
         )
 
 
@@ -260,15 +293,15 @@ def _binding_at(space: Space, path: bytes) -> bytes:
 def waiting_at(space: Space, path: bytes) -> tuple[int | None, Item | None]:
     """The row number of the directory at a path, None if the index has none there, and its dirty row, if any."""
     with space.index.read() as db:
-        row = index.find(db, path)
-        if row is None or row.kind != index.DIRECTORY:
+        n, _ = index.resolve(space.index, db, path)
+        if n is None:
             return None, None
-        found = db.execute("SELECT names, stamp, since, sweep FROM dirty WHERE n=?", (row.n,)).fetchone()
+        found = db.execute("SELECT names, stamp, since, sweep FROM dirty WHERE n=?", (n,)).fetchone()
     if found is None:
-        return row.n, None
+        return n, None
     packed, stamp, since, rank = found
     names = _names(packed)
-    return row.n, Item(row.n, path, names, stamp, since, bool(rank))
+    return n, Item(n, path, names, stamp, since, bool(rank))
 
 
 def _pack(names: Collection[bytes] | None) -> bytes | None:

@@ -11,7 +11,7 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -86,7 +86,7 @@ CREATE TABLE cursor (source TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID
 """
 
 VERSION = 7
-_MAX_PATHS = 20_000
+_MAX_PATHS = 65_536
 _DEEPEST = 65_536
 """Directories above each other: of more than anybody makes it is taken that they hang on themselves."""
 _OF_NODE = (
@@ -307,6 +307,23 @@ def resolve(known: Index, db: sqlite3.Connection, path: bytes) -> tuple[int | No
             return None, incarnation
         n = paths[1][path] = row.n
     return n, incarnation
+
+
+def resolve_many(
+    known: Index, db: sqlite3.Connection, wanted: Iterable[bytes]
+) -> tuple[int, dict[bytes, int]]:
+    """`resolve` for many paths: (`head.moves`, the row numbers of those that are known). They hold in a later
+    transaction that begins with the same `moves`."""
+    (moves,) = db.execute("SELECT moves FROM head").fetchone()
+    found: dict[bytes, int] = {}
+    for path in wanted:
+        at, paths = known.paths
+        n = ROOT if not path else paths.get(path) if at == moves else None
+        if n is None:
+            n, _ = resolve(known, db, path)
+        if n is not None:
+            found[path] = n
+    return moves, found
 
 
 def find(db: sqlite3.Connection, path: bytes) -> NodeRow | None:

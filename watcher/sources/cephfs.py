@@ -112,8 +112,12 @@ class CephDecoder:
         return ENTRY | SOFT if mask & table.modify else 0
 
     def _follow(self, message: dict[str, Any]) -> None:
-        key = str(message.get("mds_id")), str(message.get("session_id"))
-        now = number(message["seq_id"])
+        key = message.get("mds_id"), message.get("session_id")
+        if type(key[0]) is not int or type(key[1]) is not str:
+            key = str(key[0]), str(key[1])
+        now = message["seq_id"]
+        if type(now) is not int:
+            now = number(now)
         last = self._last.get(key)
         if last is not None and now > last + 1:
             self.jumps += now - last - 1

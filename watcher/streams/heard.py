@@ -18,6 +18,8 @@ BELOW = 2
 SOFT = 4
 """Only stores were heard: the writer is probably not done."""
 
+_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+
 Change = tuple[str, int]
 Decoder = Callable[[dict[str, Any]], list[Change]]
 
@@ -39,7 +41,13 @@ def parse(raw: bytes | None) -> dict[str, Any]:
     if raw is None:
         raise Malformed("a message without a value")
     try:
-        found = json.loads(raw.decode("utf-8", "surrogateescape"))
+        said = raw.decode("utf-8", "surrogateescape")
+        try:
+            found, end = _scan(said, 0)
+        except StopIteration:
+            end = -1
+        if end != len(said):  # white space around it, or no JSON: the whole parser says which
+            found = json.loads(said)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"no JSON: {error}") from None
     if not isinstance(found, dict):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from watcher.streams.heard import to_bytes
 
-MAX_KNOWN = 20_000
+MAX_KNOWN = 65_536
 INTERNAL = b".fsd"
 REPLACED = "\N{REPLACEMENT CHARACTER}"
 

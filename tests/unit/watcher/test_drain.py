@@ -405,3 +405,36 @@ def test_too_many_changed_attributes_are_marked_at_once(space: Space):
     drain.close()
     (item,) = dirty.pending(space, 10, sweep=False)
     assert item.names is None or len(item.names) == 1500
+
+
+def test_many_marks_at_once_merge_with_what_waits(space: Space):
+    root = Path(space.root.decode())
+    for name in ("named", "whole", "swept", "fresh"):
+        (root / name).mkdir()
+    verify(space)
+    dirty.mark(space, [(b"named", [b"a"]), (b"whole", None)])
+    dirty.mark(space, [(b"swept", None)], sweep=True)
+    before = {item.path: item.stamp for item in dirty.pending(space, 10, sweep=False)}
+    names = (b"named", b"whole", b"swept", b"fresh", b"no/such")
+    dirty.mark(space, [(path, [b"b"]) for path in (*names, b"fresh")], by_path=True)
+    items = {item.path: item for item in dirty.pending(space, 10, sweep=False)}
+    assert {path: item.names for path, item in items.items()} == {
+        b"named": {b"a", b"b"}, b"whole": None, b"swept": {b"b"}, b"fresh": {b"b"}, b"": {b"no"},
+    }  # fmt: skip
+    assert all(items[path].stamp > stamp for path, stamp in before.items()), (
+        "a pass under way must not delete it"
+    )
+
+
+def test_a_directory_known_by_its_path_is_not_taken_for_the_one_that_was_there(space: Space):
+    root = Path(space.root.decode())
+    (root / "d").mkdir()
+    verify(space)
+    dirty.mark(space, [(b"d", [b"f"])], by_path=True)
+    (item,) = dirty.pending(space, 10, sweep=False)
+    (root / "d").rename(root / "e")
+    (root / "d").mkdir()
+    reconcile(space, b"", [b"d", b"e"])
+    dirty.mark(space, [(b"d", [b"g"])], by_path=True)
+    waiting = {each.path: (each.n, each.names) for each in dirty.pending(space, 10, sweep=False)}
+    assert waiting[b"e"] == (item.n, {b"f"}) and waiting[b"d"][0] != item.n
