@@ -37,6 +37,9 @@ _BITS: Final = slice(8, 16)
 _NONE: Final = bytes(8)
 _STATE: Final = struct.Struct("<QQQQ")
 """A slot: the log's generation, the end of its records, how far they are settled, how many files are open."""
+_PROMISED: Final = 4
+"""The number of a slot after those: bytes that its mount may add without asking again, or keeps in files without a
+name. No index counts them, and under a quota they are taken."""
 _NUMBER: Final = struct.Struct("<Q")
 _RECORD: Final = struct.Struct("<BxHHxxQ")
 """A record: kind, lengths of the two names that follow it, the token of an open file."""
@@ -120,6 +123,21 @@ class Board:
         """Write one number of a slot."""
         _NUMBER.pack_into(self.page, slot * _SLOT + 8 * field, value)
 
+    def promised(self, but: int = 0) -> int:
+        """Bytes that mounts, but for the one of the slot `but`, may add or hold beyond what the index counts. To be
+        read before the index: what is written meanwhile then counts twice, never not at all."""
+        if not self.waiting():
+            return 0
+        return sum(self._promise(slot) for slot in self._used() if slot != but)
+
+    def _promise(self, slot: int) -> int:
+        number: int = _NUMBER.unpack_from(self.page, slot * _SLOT + 8 * _PROMISED)[0]
+        return number
+
+    def promise(self, slot: int, count: int) -> None:
+        """Say what `promised` tells of a slot."""
+        self.put(slot, _PROMISED, count)
+
     def log_path(self, slot: int) -> Path:
         """Where a slot's records are."""
         return self._base.with_suffix(f".log-{slot}")
@@ -168,6 +186,7 @@ class Board:
     def _clear(self, slot: int) -> None:
         self.put(slot, 2, self.state(slot)[1])
         self.put(slot, 3, 0)
+        self.put(slot, _PROMISED, 0)
         self._mark(slot, False)
 
     def _changing(self) -> _Flock:
@@ -224,6 +243,8 @@ class _Reader:
     def settle(self, space: Space) -> None:
         _, end, settled, opened = self._board.state(self._slot)
         if end == settled and not opened:
+            if self._board.promised():
+                self._board.bury(self._slot)
             return
         if end != settled or self._position != end:
             with _Flock(self._fd):

@@ -58,7 +58,7 @@ def available(space: Space, limit: Limit | None = None) -> int | None:
     allowed = (limit or _limit)(space)
     if allowed is None:
         return None
-    return max(0, min(allowed - usage(space) - reserved(space), free_on_disk(space)))
+    return max(0, min(allowed - _taken(space), free_on_disk(space)))
 
 
 def check(space: Space, extra_bytes: int) -> None:
@@ -81,17 +81,37 @@ def alone(space: Space, extra_bytes: int) -> Iterator[None]:
     if allowed is None or extra_bytes <= 0:
         yield
         return
-    if allowed - usage(space) - reserved(space) >= _PLENTY + _AT_ONCE * extra_bytes:
+    if allowed - _taken(space) >= _PLENTY + _AT_ONCE * extra_bytes:
         yield
         return
+    with _queue(space):
+        check_limit(space, extra_bytes)
+        yield
+
+
+@contextmanager
+def granting(space: Space, allowed: int, slot: int) -> Iterator[int]:
+    """The room under the quota `allowed` for the mount of a slot of the board; until the end nobody else asks near the
+    limit, so that it can promise itself a part of it (`Board.promise`)."""
+    with _queue(space):
+        yield max(0, allowed - _taken(space, slot))
+
+
+@contextmanager
+def _queue(space: Space) -> Iterator[None]:
     lock = space.state_dir / f"{space.record.hex}.quota-lock"
     fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        check_limit(space, extra_bytes)
         yield
     finally:
         os.close(fd)
+
+
+def _taken(space: Space, but: int = 0) -> int:
+    """Bytes that count against the quota: of the tree, of uploads under way, and what mounts were promised."""
+    promised = space.board.promised(but)  # first, see there
+    return promised + usage(space) + reserved(space)
 
 
 def check_limit(space: Space, extra_bytes: int) -> None:
@@ -101,6 +121,6 @@ def check_limit(space: Space, extra_bytes: int) -> None:
     allowed = _limit(space)
     if allowed is None:
         return
-    room = max(0, allowed - usage(space) - reserved(space))
+    room = max(0, allowed - _taken(space))
     if extra_bytes > room:
         raise QuotaExceeded(f"The space has room for {room} more bytes, not {extra_bytes}.")

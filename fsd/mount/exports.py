@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from fsd.core import lease, quota, tree
+from fsd.core import lease, quota
 from fsd.core.announced import Announcer
 from fsd.core.errors import QuotaExceeded, ReadOnlySpace, StorageUnavailable
 from fsd.core.grants import Role
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _ROOM_AGE = 0.5
 """Seconds after which the room that is left is asked for again while somebody writes."""
+_PART, _PART_MOST = 8, 32 << 20
+"""How much of the room a mount promises itself at a time: one part of so many, and at most so many bytes."""
 
 
 class Export:
@@ -37,7 +39,9 @@ class Export:
         """The space is not served now: everything fails until it is again."""
         self.read_only = read_only or space.record.read_only
         self.announcer = None if self.read_only else Announcer(space)
-        self._room = 0
+        self.nameless: set[Node] = set()
+        """Open files without a name, made so or removed since."""
+        self._room = self._kept = self._promised = 0
         self._room_at = float("-inf")
 
     def check_read(self, ctx: RequestContext) -> None:
@@ -74,15 +78,46 @@ class Export:
     # -- quota
 
     def take_room(self, extra: int) -> None:
-        """Count `extra` bytes that are about to be added; QuotaExceeded if they don't fit."""
-        if self.limit is None or extra <= 0:
+        """Count `extra` bytes that the caller adds at once; QuotaExceeded if they don't fit.
+
+        Other doors of the space hear of it before they are on the disk: a mount promises itself a part of the room,
+        tells so (`Board.promise`), and asks again when it is used up or old. Near the limit it is what is asked for.
+        """
+        if self.limit is None or self.announcer is None or extra <= 0:
             return
         if extra > self._room or time.monotonic() - self._room_at > _ROOM_AGE:
-            self._room = max(0, self.limit - tree.usage(self.space))
-            self._room_at = time.monotonic()
-        if extra > self._room:
-            raise QuotaExceeded(f"The space has room for {self._room} more bytes, not {extra}.")
+            self._ask(self.limit, extra, self.announcer.slot)
         self._room -= extra
+        self._promise(self._room + extra)
+
+    def _ask(self, limit: int, extra: int, slot: int) -> None:
+        self._room = 0
+        with quota.granting(self.space, limit, slot) as found:
+            self._kept = sum(os.fstat(node.handles[0]).st_size for node in self.nameless)
+            room = found - self._kept
+            if extra > room:
+                self._promise(0)
+                raise QuotaExceeded(f"The space has room for {max(0, room)} more bytes, not {extra}.")
+            self._room = max(extra, min(room // _PART, _PART_MOST))
+            self._promise(self._room)
+        self._room_at = time.monotonic()
+
+    def _promise(self, count: int) -> None:
+        if self.announcer is not None and self._promised != (promised := count + self._kept):
+            self._promised = promised
+            self.space.board.promise(self.announcer.slot, promised)
+
+    def rest(self) -> None:
+        """Give back what was promised and not used; to be called every so often."""
+        if self._promised and time.monotonic() - self._room_at > _ROOM_AGE:
+            self._room = 0
+            self._kept = sum(os.fstat(node.handles[0]).st_size for node in self.nameless)
+            self._promise(0)
+
+    def lost_name(self, node: Node) -> None:
+        """The node has no name any more, or none yet, and is open: it takes room until it is closed."""
+        self.nameless.add(node)
+        self._room_at = float("-inf")
 
     def forget_room(self) -> None:
         """Something was deleted, or the limit is another one: ask again."""

@@ -40,11 +40,12 @@ ACCOUNTED = 1 << 32
 class Handle:
     """An open file."""
 
-    __slots__ = ("node", "token", "writes")
+    __slots__ = ("appends", "node", "token", "writes")
 
     def __init__(self, node: Node, *, writes: bool) -> None:
         self.node = node
         self.writes = writes
+        self.appends = False
         self.token = 0
 
 
@@ -120,6 +121,8 @@ class Files(Base):
             entry = self.found(parent, name, found)
             node = self.nodes.by_key[found.st_dev, found.st_ino]
         info = self._opened(node, export, fd, found, writes=True, direct=direct)
+        if node.unnamed:
+            export.lost_name(node)
         return info, entry
 
     def _directly(self, node: Node, export: Export, writes: bool) -> bool:
@@ -134,6 +137,7 @@ class Files(Base):
         backed = False
         number = fd | ACCOUNTED if accounted else fd
         handle = Handle(node, writes=writes)
+        handle.appends = accounted and bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
         info = FileInfo(fh=number)
         if direct and (node.backing or not node.handles):
             backed = self._back(node, fd, info, accounted=accounted)
@@ -188,7 +192,9 @@ class Files(Base):
         handle = self.handles[fh]
         export, fd = handle.node.export, fh & FD
         if export is not None and export.limit is not None:
-            export.take_room(offset + len(data) - os.fstat(fd).st_size)
+            # What is appended goes to the end wherever the kernel thinks that is (pwrite(2), BUGS).
+            end = offset + len(data) - os.fstat(fd).st_size
+            export.take_room(len(data) if handle.appends else end)
         handle.node.known = None
         done = os.pwrite(fd, data, offset)
         while done < len(data):
@@ -224,6 +230,9 @@ class Files(Base):
                 export.announcer.closed(handle.token)
         finally:
             os.close(fd)
+            if not node.handles and export is not None and node in export.nameless:
+                export.nameless.discard(node)
+                export.forget_room()
             if not node.handles and node.backing and self.shim is not None:
                 backing, node.backing = node.backing, 0
                 self.shim.unregister(backing)

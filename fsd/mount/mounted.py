@@ -174,6 +174,7 @@ class Mounted:
             await trio.sleep(SETTLE_EVERY)
             for export in self.follower.all():
                 announcer = export.announcer
+                export.rest()
                 if announcer is None or (not announcer.backlog and announcer.filled < SETTLE_FULL):
                     continue
                 quiet = before.get(announcer.slot) == announcer.backlog

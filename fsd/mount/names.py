@@ -257,8 +257,6 @@ class Names(Base):
             raise FUSEError(errno.EXDEV)
         # The source is what the kernel means, not what stands at its name by now.
         with self.nodes.reach(node) as source:
-            if node.unnamed:
-                export.take_room(os.fstat(source).st_size)
             os.link(b"/proc/self/fd/%d" % source, name, dst_dir_fd=fd, follow_symlinks=True)
         if node.parent is not None:
             self.changed(node.parent, node.name)
@@ -272,6 +270,7 @@ class Names(Base):
     def _named(self, node: Node, export: Export, parent: Node, name: bytes) -> None:
         """A file that was made without a name has one now: what is written through its handles is announced there."""
         node.parent, node.name = parent, name
+        export.nameless.discard(node)
         for handle in self.handles.values():
             if handle.node is node and handle.writes and export.announcer is not None:
                 handle.token = export.announcer.opened(self.nodes.path(parent), name)
@@ -297,6 +296,8 @@ class Names(Base):
         node.known = None
         if found.st_nlink <= 1 or node.is_dir:
             node.dead = True
+            if node.handles and node.export is not None:
+                node.export.lost_name(node)
 
     async def _unlink(self, parent_id: int, name: bytes, ctx: RequestContext) -> None:
         parent, export = self.inside(parent_id)
