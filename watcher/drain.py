@@ -12,11 +12,10 @@ handling one takes it over.
 from __future__ import annotations
 
 import errno
-import heapq
 import logging
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,7 +28,9 @@ from watcher.coalesce import Coalescer, Waiting, below
 from watcher.echoes import Echoes, News
 from watcher.hint import Hint, Kind
 from watcher.pace import Pacer
+from watcher.passes import TOGETHER, Passes, Work
 from watcher.rows import root_is_there, subdirectories
+from watcher.schedule import Schedule
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -40,11 +41,8 @@ MAX_SCHEDULED = 20_000
 REFILL = 500
 REFILL_EVERY = 0.1
 AFTER_PARENT = 0.001
-_RIPE = 0.0
-"""The time of what is due already."""
 MAX_FOLLOWED = 64
 """Renamed directories of a batch whose scheduled parts are looked for."""
-_Reconcile = Callable[..., Outcome]
 
 
 class _Arrived(NamedTuple):
@@ -66,7 +64,7 @@ class Drain:
         space: Space,
         *,
         clock: Callable[[], float] = time.monotonic,
-        work: _Reconcile = reconcile,
+        work: Work = reconcile,
         max_scheduled: int = MAX_SCHEDULED,
     ) -> None:
         self.space = space
@@ -79,6 +77,7 @@ class Drain:
         """Seconds from hearing to done, of the latest passes that were asked for by a hint."""
         self._clock = clock
         self._work = work
+        self._passes = Passes(space, work)
         self._hearing = threading.Lock()
         self._batch = Coalescer()
         self._reached: dict[str, str] = {}
@@ -93,14 +92,7 @@ class Drain:
         self.echoes = Echoes(space, clock)
         self._pacer = Pacer()
         self._max = max_scheduled
-        self._schedule: dict[bytes, Waiting] = {}
-        self._at: dict[bytes, float] = {}
-        self._heap: list[tuple[float, int, bytes]] = []
-        self._ripe: OrderedDict[bytes, deque[bytes]] = OrderedDict()
-        """What is due, by the directory above it."""
-        self._beside: Counter[bytes] = Counter()
-        """How many are scheduled, likewise."""
-        self._turn = 0
+        self._schedule = Schedule(max_scheduled)
         self._more = True
         """The dirty set may hold directories that are not scheduled."""
         self._next_refill = 0.0
@@ -108,6 +100,8 @@ class Drain:
         """How far the dirty set was read: one that is full of what fails must not hide the rest."""
         self._due: float | None = None
         self._failing: set[bytes] = set()
+        self._alone: set[bytes] = set()
+        """Scheduled ones that can't be taken in together with others."""
 
     # -- hearing
 
@@ -185,7 +179,7 @@ class Drain:
         if not self._trees:
             return
         with self._hearing:
-            waiting = [self._batch.waiting, self._schedule, *(each.waiting for each in self._arrived)]
+            waiting = [self._batch.waiting, self._schedule.items, *(each.waiting for each in self._arrived)]
             if not any(item.deep for each in waiting for item in each.values()):
                 positions.no_trees(self.space)
                 self._trees = False
@@ -200,16 +194,6 @@ class Drain:
         dues = [due for due in (self._due, self.echoes.next_due()) if due is not None]
         return min(dues, default=None)
 
-    def _next_scheduled(self) -> float | None:
-        if self._ripe:
-            return 0.0
-        while self._heap:
-            due, _, path = self._heap[0]
-            if self._at.get(path) == due:
-                return due
-            heapq.heappop(self._heap)
-        return None
-
     def run(self, budget: float) -> bool:
         """Handle directories that are due, for about `budget` seconds; True if more are due.
 
@@ -219,7 +203,7 @@ class Drain:
         try:
             return self._run(deadline)
         finally:
-            self._due = self._next_scheduled()
+            self._due = self._schedule.next_due()
 
     def _run(self, deadline: float) -> bool:
         if news := self.echoes.look(self._clock()):
@@ -228,48 +212,37 @@ class Drain:
         self._accept()
         while True:
             now = self._clock()
-            self._ripen(now)
-            if not self._ripe:
+            if not self._schedule.ripen(now):
                 return False
             if now >= deadline:
                 return True
-            path = self._next_ripe()
-            del self._at[path]
-            self._handle(path, self._take(path))
+            path, item = self._schedule.take()
+            if item.names is not None or not self._take_in(path, item, now):
+                self._alone.discard(path)
+                self._handle(path, item)
 
-    def _ripen(self, now: float) -> None:
-        """What is due goes to the lane of the directory above it."""
-        while self._heap and self._heap[0][0] <= now:
-            due, _, path = heapq.heappop(self._heap)
-            if self._at.get(path) == due:
-                self._at[path] = _RIPE
-                self._ripe.setdefault(split(path)[0] if path else b"/", deque()).append(path)
-
-    def _next_ripe(self) -> bytes:
-        """Lanes take turns: whoever makes thousands of directories somewhere holds up nobody elsewhere."""
-        lane, paths = self._ripe.popitem(last=False)
-        path = paths.popleft()
-        if paths:
-            self._ripe[lane] = paths
-        return path
-
-    def _put(self, path: bytes, item: Waiting) -> None:
-        if path not in self._schedule:
-            self._beside[split(path)[0] if path else b"/"] += 1
-        self._schedule[path] = item
-
-    def _take(self, path: bytes) -> Waiting:
-        lane = split(path)[0] if path else b"/"
-        self._beside[lane] -= 1
-        if not self._beside[lane]:
-            del self._beside[lane]
-        return self._schedule.pop(path)
-
-    def _is_full(self, path: bytes) -> bool:
-        """As many again are admitted where nothing else waits beside them."""
-        count = len(self._schedule)
-        lane = split(path)[0] if path else b"/"
-        return count >= self._max and (count >= 2 * self._max or self._beside[lane] > 0)
+    def _take_in(self, path: bytes, item: Waiting, now: float) -> bool:
+        """Take in a new directory, and new ones that wait beside it, together; False if this one has to be handled."""
+        if path in self._alone:
+            return False
+        taken = {path: item}
+        taken |= self._schedule.take_beside(path, TOGETHER, lambda each: each not in self._alone)
+        if len(taken) == 1:
+            return False
+        done = set(self._passes.together(list(taken)))
+        for each, waiting in taken.items():
+            if each in done:
+                self.counts["whole"] += 1
+                if waiting.first:
+                    self.latencies.append(self._clock() - waiting.first)
+            elif each != path:
+                self._alone.add(each)
+                self._schedule.put(each, waiting)
+                self._schedule.enter(each, now)
+        if done:
+            self.counts["changed"] += 1
+            self._more = True  # what is new in them was marked
+        return path in done
 
     def refill(self, now: float, *, force: bool = False) -> None:
         """Schedule what the dirty set holds and nobody here has heard of: marked by other processes, by
@@ -286,33 +259,34 @@ class Drain:
             # Once more from the front, if this was not the front already.
             self._more, self._behind = self._behind != (0.0, 0), (0.0, 0)
         for item in items:
-            if item.path not in self._schedule:
+            if item.path not in self._schedule.items:
                 self._plan(item.path, Waiting(_names(item), False, False, now, now), now)
         self._more |= full
-        self._due = self._next_scheduled()
+        self._due = self._schedule.next_due()
 
     def forget_failures(self) -> None:
         """Storage is back: what failed may be tried at once."""
         self._pacer.forget_failures()
         now = self._clock()
-        for path in list(self._schedule):
-            if self._at.get(path) != _RIPE:
-                self._enter(path, now)
-        self._due = self._next_scheduled()
+        for path in list(self._schedule.items):
+            if not self._schedule.is_ripe(path):
+                self._schedule.enter(path, now)
+        self._due = self._schedule.next_due()
 
     def waiting(self) -> int:
         """Directories that were heard of and not handled, as far as they are in memory."""
-        return len(self._schedule) + len(self._batch.waiting) + self._count_arrived()
+        return len(self._schedule.items) + len(self._batch.waiting) + self._count_arrived()
 
     def _count_arrived(self) -> int:
         return sum(len(each.waiting) for each in list(self._arrived))
 
     def oldest(self) -> float | None:
         """When the longest waiting one was first heard of (monotonic)."""
-        return min((item.first for item in self._schedule.values()), default=None)
+        return min((item.first for item in self._schedule.items.values()), default=None)
 
     def close(self) -> None:
         """Make durable what was heard and not handled."""
+        self._passes.close()
         self._news(self.echoes.rest())
         try:
             self.flush()
@@ -338,10 +312,10 @@ class Drain:
             self._more |= arrived.more
 
     def _plan(self, path: bytes, item: Waiting, now: float) -> None:
-        have = self._schedule.get(path)
+        have = self._schedule.items.get(path)
         if have is not None:
             have.merge(item, 1 << 30)
-        elif self._is_full(path):
+        elif self._schedule.is_full(path):
             self._more = True
             self.counts["collapsed"] += 1
             if item.deep:
@@ -353,11 +327,11 @@ class Drain:
             return
         else:
             have = item
-            self._put(path, item)
+            self._schedule.put(path, item)
         due = self._pacer.due(path, now, whole=have.names is None, soft=have.soft)
-        known = self._at.get(path)
+        known = self._schedule.due(path)
         if known is None or due < known:
-            self._enter(path, due)
+            self._schedule.enter(path, due)
 
     def _held_back(self, path: bytes) -> bool:
         """What fails again and again takes at most half of the schedule; the rest of it waits in the dirty
@@ -365,19 +339,11 @@ class Drain:
         if not self._pacer.fails(path):
             return False
         if len(self._failing) >= self._max // 2:
-            self._failing &= self._schedule.keys()
+            self._failing &= self._schedule.items.keys()
         if len(self._failing) >= self._max // 2:
             return True
         self._failing.add(path)
         return False
-
-    def _enter(self, path: bytes, due: float) -> None:
-        self._turn += 1
-        self._at[path] = due
-        heapq.heappush(self._heap, (due, self._turn, path))
-        if len(self._heap) > 4 * len(self._at) + 1000:
-            self._heap = [entry for entry in self._heap if self._at.get(entry[2]) == entry[0]]
-            heapq.heapify(self._heap)
 
     def _moved(self, moves: list[tuple[bytes, bytes]], now: float) -> None:
         """What is scheduled below a renamed directory is scheduled below its new name. The dirty set knows it
@@ -385,11 +351,11 @@ class Drain:
         if len(moves) > MAX_FOLLOWED:
             self._more = True
             return
-        paths = sorted(self._schedule)
+        paths = sorted(self._schedule.items)
         for old, new in moves:
             for path in below(paths, old):
-                if path in self._schedule:
-                    self._plan(new + path[len(old) :], self._schedule[path].copy(), now)
+                if path in self._schedule.items:
+                    self._plan(new + path[len(old) :], self._schedule.items[path].copy(), now)
 
     def _handle(self, path: bytes, item: Waiting) -> None:
         begin = self._clock()
@@ -406,10 +372,10 @@ class Drain:
             return
         now = self._clock()
         if whole is None:
-            if item.deep and path not in self._schedule:
+            if item.deep and path not in self._schedule.items:
                 self._descend(path, now)  # another process served it: what is below is still ours
             return
-        self._pacer.done(path, now, now - begin, whole=whole)
+        self._pacer.done(path, now, max(now - begin, self._passes.spent(path)), whole=whole)
         self.counts["whole" if whole else "names"] += 1
         if item.first:
             self.latencies.append(now - item.first)
@@ -422,10 +388,10 @@ class Drain:
         if n is None:
             # Its parent has not been looked at yet: that makes it known, and dirty as a whole.
             parent, name = split(path)
-            first = self._at.get(parent)
+            first = self._schedule.due(parent)
             if first is not None:
-                self._put(path, item)
-                self._enter(path, max(first, self._clock()) + AFTER_PARENT)
+                self._schedule.put(path, item)
+                self._schedule.enter(path, max(first, self._clock()) + AFTER_PARENT)
                 return None
             self._note(self._work(self.space, parent, [name]))
             n, row = dirty.waiting_at(self.space, path)
@@ -433,7 +399,12 @@ class Drain:
                 return False
         if row is None:
             return None
-        self._note(self._work(self.space, path, row.names, item=row))
+        outcome = self._passes.serve(path, row)
+        if outcome is None:
+            self._schedule.put(path, item)
+            self._schedule.enter(path, self._clock() + AFTER_PARENT)
+            return None
+        self._note(outcome)
         return row.names is None
 
     def _note(self, outcome: Outcome) -> None:
@@ -481,8 +452,8 @@ class Drain:
                 self._owe()
             return
         now = self._clock()
-        self._put(path, item)
-        self._enter(path, self._pacer.due(path, now, whole=item.names is None, soft=item.soft))
+        self._schedule.put(path, item)
+        self._schedule.enter(path, self._pacer.due(path, now, whole=item.names is None, soft=item.soft))
 
 
 def _names(item: dirty.Item) -> set[bytes] | None:

@@ -225,7 +225,7 @@ def _take_in(space: Space, db: sqlite3.Connection, head: Head, ready: _Ready, no
     n, path = look.item.n, look.item.path
     work = Commit(
         space, db, head, look.row, look.parts, look.found.mnt_id, path, now,
-        explicit=False, sweep=True, first_look=True, defer_labels=True,
+        explicit=False, sweep=look.item.sweep, first_look=True, defer_labels=True,
     )  # fmt: skip
     insert(work, ready.plain)
     for entry in ready.others:

@@ -108,6 +108,21 @@ def begin(space: Space, item: Item) -> None:
         )
 
 
+def apart(space: Space, n: int) -> tuple[frozenset[bytes], int] | None:
+    """The names that were marked since a pass over a whole directory began, and the stamp; None if there are none, or
+    more than are kept."""
+    with space.index.read() as db:
+        row = db.execute("SELECT names, stamp FROM dirty WHERE n=?", (n,)).fetchone()
+    names = frozenset(_unpack(row[0])) if row is not None and row[0] is not None else frozenset()
+    return (names - {_BEGUN}, row[1]) if _BEGUN in names and len(names) > 1 else None
+
+
+def apart_done(space: Space, n: int, stamp: int) -> None:
+    """The names that `apart` gave were served, and none was marked again since `stamp`."""
+    with space.index.write() as db:
+        db.execute("UPDATE dirty SET names=? WHERE n=? AND stamp=?", (_BEGUN, n, stamp))
+
+
 def served(db: sqlite3.Connection, item: Item) -> None:
     """A pass over `item` ended well, within its transaction: what was not marked again since is done.
 

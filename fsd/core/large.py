@@ -1,5 +1,5 @@
-"""A directory of very many entries, compared by a sweep in batches of names: what is held in memory does not grow with
-it, and others get the writers' lock between any two of them.
+"""A directory of very many entries, compared in batches of names: what is held in memory does not grow with it, others
+get the writers' lock between any two of them, and whoever compares may do something else meanwhile.
 
 Crash: what was committed stays; the directory stays dirty, or without the sweep's epoch, and is compared again.
 """
@@ -7,12 +7,14 @@ Crash: what was committed stays; the directory stays dirty, or without the sweep
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from fsd.core import index
+from fsd.core import dirty, index
 from fsd.core.commit import Result
+from fsd.core.index import CLAIMING, DIRECTORY, FILE
 from fsd.core.names import INTERNAL
 from fsd.core.reconcile import close_full, reconcile
 from fsd.core.scan import Scan
@@ -26,6 +28,10 @@ LARGE = 100_000
 """Entries, on disk or in the index."""
 _BATCH = 2_000
 _PAGE = "SELECT n, name FROM node WHERE parent=? AND name>? ORDER BY name LIMIT ?"
+_ROWS = (
+    "SELECT node.name, node.n, node.kind, node.ino, node.size, node.mtime_ns, node.ctime_ns, node.flags,"
+    " dir.mtime_ns, dir.ctime_ns FROM node LEFT JOIN dir ON dir.n=node.n WHERE parent=? AND name IN "
+)
 
 
 def is_large(space: Space, item: Item) -> bool:
@@ -53,32 +59,134 @@ def has_many(space: Space, n: int) -> bool:
 
 def compare(space: Space, item: Item) -> None:
     """Compare the whole directory. If it moved meanwhile it is left dirty. Raises as reconcile does."""
-    fd = space.open_dir(item.path)
+    comparing = Comparison(space, item)
     try:
-        before = statx(fd, b"")
-        with space.index.read() as db:
-            known = index.directory_row(db, item.n)
-        seen = bytearray()
-        names = _names(space, fd)
-        while batch := list(islice(names, _BATCH)):
-            # The stamp is nobody's: only the whole comparison ends what the directory waits for.
-            reconcile(space, item.path, batch, item=item._replace(names=frozenset(batch), stamp=-1))
-            _mark(space, item.n, batch, seen)
-        for batch in _unseen(space, item.n, seen):
-            reconcile(space, item.path, batch, item=item._replace(names=frozenset(batch), stamp=-1))
-        after = statx(fd, b"")
+        while not comparing.step(float("inf")):
+            pass
     finally:
-        os.close(fd)
-    if known is None:
-        return
-    steady = (before.mtime_ns, before.ctime_ns) == (after.mtime_ns, after.ctime_ns)
-    scan = Scan(*known[2], before, steady, [], [], [], [], 0, {})
-    with space.index.write() as db:
-        if index.path_of(db, item.n) != item.path or index.directory(db, item.n) is None:
+        comparing.close()
+
+
+class Comparison:
+    """A comparison under way. Whoever makes one closes it."""
+
+    def __init__(self, space: Space, item: Item) -> None:
+        """Raises OSError if the directory can't be opened."""
+        self.item = item
+        self._space = space
+        if not item.sweep:
+            dirty.begin(space, item)
+        self._fd = space.open_dir(item.path)
+        self._before = statx(self._fd, b"")
+        with space.index.read() as db:
+            self._known = index.directory_row(db, item.n)
+        self._seen = bytearray()
+        """A bit for each row that a listed name has."""
+        self._batches = self._work()
+
+    def step(self, deadline: float) -> bool:
+        """Go on until about `deadline` (monotonic seconds), for a batch at least; True when all was compared.
+
+        Names that were hinted meanwhile come first. Raises as reconcile does; the directory is still dirty then.
+        """
+        if not self.item.sweep:
+            self._serve_hinted()
+        for _ in self._batches:
+            if time.monotonic() >= deadline:
+                return False
+        self._end()
+        return True
+
+    def close(self) -> None:
+        """Harmless when closed already."""
+        if self._fd >= 0:
+            self._batches.close()
+            os.close(self._fd)
+            self._fd = -1
+
+    def _work(self) -> Generator[None, None, None]:
+        names = _names(self._space, self._fd)
+        while batch := list(islice(names, _BATCH)):
+            self._compare(batch)
+            yield
+        for batch in _unseen(self._space, self.item.n, self._seen):
+            self._reconcile(batch)
+            yield
+
+    def _reconcile(self, names: list[bytes]) -> None:
+        # The stamp is nobody's: only the whole comparison ends what the directory waits for.
+        item = self.item._replace(names=frozenset(names), stamp=-1)
+        reconcile(self._space, item.path, names, item=item)
+
+    def _compare(self, batch: list[bytes]) -> None:
+        rows = self._rows(batch)
+        differing, stale = [], []
+        for name in batch:
+            row = rows.get(name)
+            if row is None:
+                differing.append(name)
+                continue
+            self._mark(row[1])
+            _, n, kind, ino, size, mtime_ns, ctime_ns, flags, dir_mtime_ns, dir_ctime_ns = row
+            try:
+                found = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+            except OSError:
+                differing.append(name)
+                continue
+            same = ino == found.st_ino and not flags & CLAIMING
+            if kind == DIRECTORY:
+                if not same or (dir_mtime_ns, dir_ctime_ns) != (found.st_mtime_ns, found.st_ctime_ns):
+                    differing.append(name)
+                    stale.append(n)
+                continue
+            told = (mtime_ns, ctime_ns, size if kind == FILE else found.st_size)
+            if not same or told != (found.st_mtime_ns, found.st_ctime_ns, found.st_size):
+                differing.append(name)
+        if differing:
+            self._reconcile(differing)
+            for row in self._rows([name for name in differing if name not in rows]).values():
+                self._mark(row[1])
+        if stale:
+            now = time.time()
+            with self._space.index.write() as db:
+                for n in stale:
+                    dirty.mark_row(db, n, None, now, sweep=self.item.sweep)
+
+    def _rows(self, names: list[bytes]) -> dict[bytes, tuple[int, ...]]:
+        marks = ",".join("?" * len(names))
+        with self._space.index.read() as db:
+            found = db.execute(f"{_ROWS}({marks})", (self.item.n, *names)).fetchall()
+        return {row[0]: row for row in found}
+
+    def _mark(self, n: int) -> None:
+        if n >> 3 >= len(self._seen):
+            self._seen.extend(bytes((n >> 3) + 4096 - len(self._seen)))
+        self._seen[n >> 3] |= 1 << (n & 7)
+
+    def _serve_hinted(self) -> None:
+        hinted = dirty.apart(self._space, self.item.n)
+        if hinted is not None:
+            names, stamp = hinted
+            self._reconcile(sorted(names))
+            dirty.apart_done(self._space, self.item.n, stamp)
+
+    def _end(self) -> None:
+        space, item = self._space, self.item
+        after = statx(self._fd, b"")
+        self.close()
+        if self._known is None:
             return
-        close_full(space, db, item.n, scan, Result(), item.path)
-        if steady:
-            db.execute("DELETE FROM dirty WHERE n=? AND stamp=?", (item.n, item.stamp))
+        before = self._before
+        steady = (before.mtime_ns, before.ctime_ns) == (after.mtime_ns, after.ctime_ns)
+        scan = Scan(*self._known[2], before, steady, [], [], [], [], 0, {})
+        with space.index.write() as db:
+            if index.path_of(db, item.n) != item.path or index.directory(db, item.n) is None:
+                return
+            close_full(space, db, item.n, scan, Result(), item.path)
+            if not item.sweep:
+                dirty.served(db, item)  # what came in between was marked by itself
+            elif steady:
+                db.execute("DELETE FROM dirty WHERE n=? AND stamp=?", (item.n, item.stamp))
 
 
 def _names(space: Space, fd: int) -> Iterator[bytes]:
@@ -89,17 +197,6 @@ def _names(space: Space, fd: int) -> Iterator[bytes]:
             suspect = entry.inode() == hidden or name == INTERNAL
             if not (suspect and space.is_hidden(entry.stat(follow_symlinks=False), name)):
                 yield name
-
-
-def _mark(space: Space, n: int, names: list[bytes], seen: bytearray) -> None:
-    """Set the bits of the rows that these names have."""
-    marks = ",".join("?" * len(names))
-    with space.index.read() as db:
-        rows = db.execute(f"SELECT n FROM node WHERE parent=? AND name IN ({marks})", (n, *names)).fetchall()
-    for (row,) in rows:
-        if row >> 3 >= len(seen):
-            seen.extend(bytes((row >> 3) + 4096 - len(seen)))
-        seen[row >> 3] |= 1 << (row & 7)
 
 
 def _unseen(space: Space, n: int, seen: bytearray) -> Iterator[list[bytes]]:

@@ -74,17 +74,19 @@ def reconcile(
     *,
     explicit: bool = False,
     item: Item | None = None,
+    most: int | None = None,
 ) -> Outcome:
     """Make the rows of the directory `path` equal to the disk: the entries `names`, or all.
 
     `explicit`: fsd made the change itself, identities are certain. `item`: the dirty row this serves; it is deleted
-    with the commit unless it was marked again. Raises StorageUnavailable, OSError of the state disk.
+    with the commit unless it was marked again. `most`: raise TooLarge for a whole directory of more entries, which is
+    to be compared in parts (large.py). Raises StorageUnavailable, OSError of the state disk.
     """
     if item is not None and names is None and not item.sweep:
         dirty.begin(space, item)
     for turn in range(_TURNS):
         with space.index.exclusive() if turn >= _TURNS_UNLOCKED else nullcontext():
-            outcome = _attempt(space, path, None if names is None else frozenset(names), explicit, item)
+            outcome = _attempt(space, path, None if names is None else frozenset(names), explicit, item, most)
         if outcome is not None:
             return outcome
     raise NotYetKnown("The directory changes faster than it can be read; ask again in a moment.")
@@ -107,7 +109,12 @@ def reconcile_moved(space: Space, src: bytes, dst: bytes) -> None:
 
 
 def _attempt(
-    space: Space, path: bytes, names: frozenset[bytes] | None, explicit: bool, item: Item | None
+    space: Space,
+    path: bytes,
+    names: frozenset[bytes] | None,
+    explicit: bool,
+    item: Item | None,
+    most: int | None,
 ) -> Outcome | None:
     """One turn; None when another writer was faster or the way down had to be made known first."""
     try:
@@ -132,7 +139,7 @@ def _attempt(
         scan = (
             scan_names(space, fd, place.row.n, names, place.generation)
             if names is not None
-            else scan_all(space, fd, place.row.n)
+            else scan_all(space, fd, place.row.n, most)
         )
         if _nothing(place, scan, names) and not scan.to_label and not scan.stale_dirs:
             if item is not None:

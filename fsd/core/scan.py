@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsd.core import index
@@ -105,19 +105,38 @@ def _differs(row: tuple[int, ...] | NodeRow, found: os.stat_result) -> bool:
     )
 
 
-def scan_all(space: Space, fd: int, n: int) -> Scan:
-    """Compare the whole directory. An entry that can't be read keeps its row; a listing that fails is an error."""
+class TooLarge(Exception):
+    """A directory has more entries, on disk or in the index, than are compared at once."""
+
+
+_MORE = "SELECT 1 FROM node WHERE parent=? LIMIT 1 OFFSET ?"
+
+
+def scan_all(space: Space, fd: int, n: int, most: int | None = None) -> Scan:
+    """Compare the whole directory. An entry that can't be read keeps its row; a listing that fails is an error.
+
+    Raises TooLarge where more than `most` entries are known or listed.
+    """
     with space.index.read() as db:
+        if most is not None and db.execute(_MORE, (n, most)).fetchone() is not None:
+            raise TooLarge
         generation = _generation(db, n)
         rows = {row[3]: row for row in db.execute(_ROWS, (n,))}
         dubious = db.execute("SELECT mtime_ns FROM dir WHERE n=?", (n,)).fetchone() == (index.DUBIOUS,)
     for _ in range(_LIST_AGAIN if len(rows) < _LARGE else 1):
         before = statx(fd, b"")
-        scan = _compare(space, fd, dict(rows), generation, before, dubious=dubious)
+        scan = _compare(space, fd, dict(rows), generation, before, dubious=dubious, most=most)
         after = statx(fd, b"")
         if (before.mtime_ns, before.ctime_ns) == (after.mtime_ns, after.ctime_ns):
             return scan
     return scan._replace(steady=False)
+
+
+def _at_most(most: int, entries: Iterable[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:
+    for count, entry in enumerate(entries):
+        if count >= most:
+            raise TooLarge
+        yield entry
 
 
 def _generation(db: sqlite3.Connection, n: int) -> Generation:
@@ -133,6 +152,7 @@ def _compare(
     found: Statx,
     *,
     dubious: bool,
+    most: int | None,
 ) -> Scan:
     candidates: list[bytes] = []
     stale: list[int] = []
@@ -141,7 +161,7 @@ def _compare(
     labelling = space.record.label == "now"
     hidden_ino = space.fsd_ident[1]
     with os.scandir(fd) as entries:
-        for entry in entries:
+        for entry in entries if most is None else _at_most(most, entries):
             name = os.fsencode(entry.name)
             row = rows.pop(name, None)
             if row is None and entry.inode() != hidden_ino and name != INTERNAL:

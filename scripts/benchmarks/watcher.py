@@ -72,6 +72,13 @@ for number in range(count // 4):
     os.unlink(path)
 print(count)
 """
+_ENTRIES = """
+import os, sys
+base, count = sys.argv[1], int(sys.argv[2])
+for number in range(count):
+    os.close(os.open(f"{base}/entry{number}", os.O_CREAT | os.O_WRONLY))
+print(count)
+"""
 _DIRECTORIES = """
 import os, sys, time
 base, count, rate = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
@@ -274,9 +281,10 @@ def storms(base: Path) -> list[Row]:
         for what, script, arguments in (
             ("200 directories renamed to and fro for 20 s", _RENAMES, (20,)),
             ("1,000,000 events in one directory", _EVENTS, (1_000_000,)),
+            ("1,000,000 new entries of one directory", _ENTRIES, (1_000_000,)),
             ("100,000 new directories in a minute", _DIRECTORIES, (100_000, 1667)),
         ):
-            place = tree / what.split()[0]
+            place = tree / what.replace(" ", "-").replace(",", "")
             place.mkdir()
             rows.append(_storm(server, root, tree, what, script, place, arguments))
     return rows
