@@ -44,6 +44,7 @@ class HttpError(Exception):
 _CLASSES: tuple[tuple[type[BaseException], int], ...] = (
     (core.StorageUnavailable, 503),
     (core.NotYetKnown, 503),
+    (core.DatabaseDamaged, 503),
     (core.SpaceDisabled, 404),
     (core.QuotaExceeded, 507),
     (core.PreconditionFailed, 412),

@@ -41,12 +41,21 @@ struct found {
     size_t used, space;
 };
 
+/* 64 bits of nanoseconds: from 1677 to 2262. What lies beyond becomes the last or the first one (syscalls.clamp_ns). */
+static int64_t nanoseconds(int64_t seconds, int64_t rest)
+{
+    int64_t whole;
+    if (__builtin_mul_overflow(seconds, INT64_C(1000000000), &whole) || __builtin_add_overflow(whole, rest, &whole))
+        return seconds < 0 ? INT64_MIN : INT64_MAX;
+    return whole;
+}
+
 static void pack(char *out, const struct stat *st, int sizes_of_all)
 {
     uint32_t mode = st->st_mode, nlink = st->st_nlink, uid = st->st_uid, gid = st->st_gid;
     uint64_t ino = st->st_ino, size = sizes_of_all || S_ISREG(st->st_mode) ? st->st_size : 0;
-    int64_t mtime = st->st_mtim.tv_sec * 1000000000LL + st->st_mtim.tv_nsec;
-    int64_t ctime = st->st_ctim.tv_sec * 1000000000LL + st->st_ctim.tv_nsec;
+    int64_t mtime = nanoseconds(st->st_mtim.tv_sec, st->st_mtim.tv_nsec);
+    int64_t ctime = nanoseconds(st->st_ctim.tv_sec, st->st_ctim.tv_nsec);
     memcpy(out, &mode, 4);
     memcpy(out + 4, &ino, 8);
     memcpy(out + 12, &nlink, 4);
@@ -234,9 +243,9 @@ static void look(int fd, const char *name, struct fact *fact)
         fact->label = read_label(fd, name, fact->value);
 }
 
-static long long nanoseconds(const struct statx_timestamp *time)
+static long long stamp(const struct statx_timestamp *time)
 {
-    return time->tv_sec * 1000000000LL + time->tv_nsec;
+    return nanoseconds(time->tv_sec, time->tv_nsec);
 }
 
 static PyObject *bytes_or_error(const char *data, ssize_t length, int error)
@@ -266,9 +275,9 @@ static PyObject *told(const struct fact *fact)
         return NULL;
     }
     return Py_BuildValue("(iKKLLLkIIKKNNN)", (int)st->stx_mode, (unsigned long long)st->stx_ino,
-                         (unsigned long long)st->stx_size, nanoseconds(&st->stx_mtime),
-                         nanoseconds(&st->stx_ctime),
-                         st->stx_mask & STATX_BTIME ? nanoseconds(&st->stx_btime) : 0LL,
+                         (unsigned long long)st->stx_size, stamp(&st->stx_mtime),
+                         stamp(&st->stx_ctime),
+                         st->stx_mask & STATX_BTIME ? stamp(&st->stx_btime) : 0LL,
                          (unsigned long)st->stx_nlink, st->stx_uid, st->stx_gid, device,
                          st->stx_mask & STATX_MNT_ID ? (unsigned long long)st->stx_mnt_id : device, handle, names,
                          label);

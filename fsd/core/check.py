@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fsd.core.checks import internals, registry, rows, state, tree
 from fsd.core.checks.finding import Finding, Judge, Suspect
-from fsd.core.errors import StorageUnavailable
+from fsd.core.errors import DatabaseDamaged, StorageUnavailable
 
 if TYPE_CHECKING:
     from fsd.core.registry import Registry
@@ -54,6 +54,8 @@ def check(
             rows.catch_up(space)
     except StorageUnavailable as error:
         yield Finding("storage-unavailable", b"", str(error), False, False)
+    except DatabaseDamaged as error:
+        yield Finding("state-damaged", b"", str(error), False, False)
 
 
 def _suspects(space: Space, served: bool, peers: Peers | None) -> Iterator[Suspect]:

@@ -95,11 +95,12 @@ def _takes_over(facts: Facts) -> bool:
     return donor.source == "place" or not facts.explicit
 
 
-def content_rev(row: NodeRow, seen: Seen, *, renamed: bool = False) -> int:
+def content_rev(row: NodeRow, seen: Seen, *, same: bool = False) -> int:
     """The rev of a node that was looked at again: rises unless a strictly rising mtime already changes the etag.
 
     So (rev, mtime) only ever grows, and no two contents of a file share an etag, also with `touch -r`. A change of
-    ctime alone is metadata if name, links, mode, owner, attributes or our own label explain it.
+    ctime alone is metadata if links, mode, owner, attributes or our own label explain it. `same`: its name does, or the
+    content was compared.
     """
     ours = seen.label if seen.label is not None and seen.label.proven and seen.label.id == row.id else None
     rev = max(row.rev, ours.rev if ours else 0)
@@ -107,7 +108,7 @@ def content_rev(row: NodeRow, seen: Seen, *, renamed: bool = False) -> int:
         return rev
     if (row.size, row.mtime_ns) != (seen.size, seen.mtime_ns):
         return rev if seen.mtime_ns > row.mtime_ns else rev + 1
-    if row.ctime_ns == seen.ctime_ns or renamed:
+    if row.ctime_ns == seen.ctime_ns or same:
         return rev
     explained = (
         (row.mode, row.uid, row.gid, row.nlink, row.xattrs)

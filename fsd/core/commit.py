@@ -6,6 +6,7 @@ Everything is read again inside the transaction; what the disk said is given. Id
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
@@ -59,6 +60,7 @@ class Commit:
     def __init__(
         self, space: Space, db: sqlite3.Connection, head: Head, row: NodeRow, parts: DirRow, mount: int, path: bytes,
         now: float, *, explicit: bool, sweep: bool, first_look: bool, defer_labels: bool,
+        proven: Mapping[bytes, str] | None = None,
     ) -> None:  # fmt: skip
         self.space, self.db, self.n, self.path, self.now = space, db, row.n, path, now
         self.explicit, self.sweep, self.first_look = explicit, sweep, first_look
@@ -69,6 +71,7 @@ class Commit:
         self.changes: list[Change] = []
         self.result = Result()
         self.memory = Memory(self)
+        self._proven = proven or {}
 
     def tell_look(self) -> None:
         """Tell the journal of a first look, once; but for those of a tree that was never known whole: of what nobody
@@ -152,7 +155,7 @@ class Commit:
         if row is not None and (verdict.row is None or verdict.row.n != row.n):
             self.remove(row)
         if verdict.row is not None:
-            rev = verdict.rev if verdict.rebound else content_rev(verdict.row, seen, renamed=True)
+            rev = verdict.rev if verdict.rebound else content_rev(verdict.row, seen, same=True)
             if verdict.rebound and _same(verdict.row, seen):
                 rev = verdict.row.rev  # down to the ctime: a snapshot's, with the same content
             self._attach(verdict.row, seen, rev, rebound=verdict.rebound)
@@ -271,6 +274,7 @@ class Commit:
         if claim is not None and claim.decision != "refuse":
             flags |= CLAIMING  # decided at the next look, when it is at rest
         self._rewrite(row, seen, rev, flags)
+        self.memory.renamed(row, self.result.rows[seen.name])
         if row.kind == DIRECTORY:
             self.db.execute(
                 "UPDATE dir SET mounted=?, dev=? WHERE n=?", (int(seen.mount != self.mount), seen.dev, row.n)
@@ -302,7 +306,9 @@ class Commit:
         if claim is not None and seen.label is not None and taken:
             row = claims.adopt(self, row, claim, seen.label.id)
         claiming = CLAIMING if claim is not None and claim.decision == "wait" else 0
-        rev = content_rev(row, seen)
+        etag = self._proven.get(seen.name)
+        same = etag is not None and etag == ids.file_etag(row.id, row.size, row.mtime_ns, row.rev)
+        rev = content_rev(row, seen, same=same)
         flags = self.flags(seen, row.id, rev, row) | claiming
         unlabelled = row.flags & LABELLED and not flags & LABELLED
         if row.binding != seen.binding:

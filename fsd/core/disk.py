@@ -8,6 +8,8 @@ import stat
 import struct
 from typing import Final, Protocol
 
+from fsd.core.syscalls import clamp_ns
+
 Fact = tuple[
     int, int, int, int, int, int, int, int, int, int, int, bytes | int, bytes | int | None, bytes | None
 ]
@@ -32,7 +34,7 @@ def _load() -> Compiled | None:
 
 compiled = _load()
 PACKED: Final = struct.Struct("=IQIIIQqq")
-"""An lstat: mode, inode number, links, uid, gid, size, mtime and ctime in nanoseconds."""
+"""An lstat: mode, inode number, links, uid, gid, size, mtime and ctime in nanoseconds (`clamp_ns`)."""
 _INODE: Final = struct.Struct("=4xQ36x")
 
 
@@ -66,8 +68,8 @@ def packed(found: os.stat_result, *, sizes_of_all: bool = True) -> bytes:
         found.st_uid,
         found.st_gid,
         found.st_size if sizes_of_all or stat.S_ISREG(found.st_mode) else 0,
-        found.st_mtime_ns,
-        found.st_ctime_ns,
+        clamp_ns(found.st_mtime_ns),
+        clamp_ns(found.st_ctime_ns),
     )
 
 

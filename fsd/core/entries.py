@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from fsd.core import ids, index
 from fsd.core.index import DIRECTORY, FILE, KIND_LETTERS, WRITING, NodeRow
+from fsd.core.syscalls import clamp_ns
 
 
 class Lstat(Protocol):
@@ -91,7 +92,7 @@ def fits(row: NodeRow, found: Lstat) -> bool:
         return stat.S_ISDIR(found.st_mode)
     if row.kind == index.OTHER and stat.S_ISDIR(found.st_mode):
         return True
-    return (row.ctime_ns, row.mtime_ns) == (found.st_ctime_ns, found.st_mtime_ns) and (
+    return (row.ctime_ns, row.mtime_ns) == (clamp_ns(found.st_ctime_ns), clamp_ns(found.st_mtime_ns)) and (
         row.kind != FILE or row.size == found.st_size
     )
 
@@ -108,9 +109,9 @@ def entry_of(path: bytes, child: Child, found: Lstat, incarnation: bytes) -> Ent
 
 def _same(entry: Entry, found: Lstat) -> bool:
     return (
-        entry.ctime_ns == found.st_ctime_ns
+        entry.ctime_ns == clamp_ns(found.st_ctime_ns)
         and entry.ino == found.st_ino
-        and entry.mtime_ns == found.st_mtime_ns
+        and entry.mtime_ns == clamp_ns(found.st_mtime_ns)
         and entry.mode == found.st_mode
         and entry.uid == found.st_uid
         and entry.gid == found.st_gid
@@ -125,8 +126,8 @@ def _make_entry(path: bytes, child: Child, found: Lstat, incarnation: bytes) -> 
     else:
         size, etag = row.size, ids.file_etag(row.id, row.size, row.mtime_ns, row.rev)
     return Entry(
-        path, row.name, KIND_LETTERS[row.kind], row.id.hex(), size, etag, found.st_mtime_ns, found.st_ctime_ns,
-        found.st_mode, found.st_uid, found.st_gid, found.st_nlink, found.st_ino,
+        path, row.name, KIND_LETTERS[row.kind], row.id.hex(), size, etag, clamp_ns(found.st_mtime_ns),
+        clamp_ns(found.st_ctime_ns), found.st_mode, found.st_uid, found.st_gid, found.st_nlink, found.st_ino,
         unreadable(found.st_mode, found.st_uid, found.st_gid), bool(row.flags & WRITING),
     )  # fmt: skip
 

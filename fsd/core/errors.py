@@ -34,6 +34,12 @@ class NotYetKnown(FsdError):
     code = errno.EAGAIN
 
 
+class DatabaseDamaged(FsdError):
+    """A database that holds what is nowhere else is damaged: a person has to restore it."""
+
+    code = errno.EUCLEAN
+
+
 class Elsewhere(NotYetKnown):
     """Another host works on the space just now; nothing of it may be changed here."""
 

@@ -47,6 +47,8 @@ class Memory:
         self._rows: list[tuple[bytes, bytes, bytes, int]] = []
         self._linked: dict[bytes, int] = {}
         """Hard-linked nodes that were met, with the ctime they have now (0: not known)."""
+        self._renamed: dict[bytes, NodeRow] = {}
+        """Hard-linked files of which a name was moved and nothing else: what its row said."""
 
     @cached_property
     def _any(self) -> bool:
@@ -67,6 +69,11 @@ class Memory:
     def met(self, seen: Seen) -> None:
         """A node that has, or had, several names was looked at."""
         self._linked[seen.binding] = seen.ctime_ns
+
+    def renamed(self, old: NodeRow, new: NodeRow) -> None:
+        """A row came to another place. Of a file with several names the others can't tell why their ctime moved."""
+        if new.kind == FILE and new.nlink > 1 and _but_for_ctime(old) == _but_for_ctime(new):
+            self._renamed[new.binding] = old
 
     def lose_name(self, row: NodeRow) -> None:
         """A row is no longer one of its node's names: the others are looked at."""
@@ -110,7 +117,14 @@ class Memory:
             parent = index.node(db, row.parent) if row.parent is not None else None
             if parent is None:
                 continue
-            if row.ctime_ns != ctime_ns:
+            old = self._renamed.get(binding)
+            if (
+                old is not None
+                and old.ctime_ns == row.ctime_ns
+                and _but_for_ctime(old) == _but_for_ctime(row)
+            ):
+                db.execute("UPDATE node SET ctime_ns=? WHERE n=?", (ctime_ns, row.n))
+            elif row.ctime_ns != ctime_ns:
                 # What happened through one name holds for all, but nobody tells about the others.
                 dirty.mark_row(db, parent.n, [row.name], work.now, sweep=work.sweep)
             single = len(names) == 1 and row.nlink == 1
@@ -122,3 +136,7 @@ class Memory:
             db.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, 0)", due)
         elif len(names) == 1 and names[0].kind == FILE:
             db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (names[0].n, work.now))
+
+
+def _but_for_ctime(row: NodeRow) -> tuple[object, ...]:
+    return row.binding, row.size, row.mtime_ns, row.mode, row.uid, row.gid, row.nlink, row.xattrs

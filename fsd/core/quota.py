@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fsd.core.space import Space
 
 _PLENTY = 64 << 20
+_SMALL = 32
+"""Of a filesystem at most one part in so many is held back: a larger reserve would make it read-only."""
 _AT_ONCE = 256
 """Where so many uploads of this size have room beside each other nobody waits: there are fewer threads than that."""
 Limit = Callable[["Space"], "int | None"]
@@ -35,7 +37,7 @@ _reserves: dict[Path, int] = {}
 def use(state_dir: Path, limit: Limit, reserve: int = 0) -> None:
     """Tell this process where the limits of an installation's spaces come from: bytes, or None for none.
 
-    `reserve`: free bytes that what fsd writes leaves on each disk (`disk.reserve`).
+    `reserve`: free bytes that what fsd writes leaves on each disk (`disk.reserve`); of small ones less.
     """
     _limits[state_dir] = limit
     _reserves[state_dir] = reserve
@@ -45,11 +47,16 @@ def _limit(space: Space) -> int | None:
     return _limits.get(space.state_dir, _unlimited)(space)
 
 
+def held_back(disk: os.statvfs_result, reserve: int) -> int:
+    """How many bytes of this filesystem a reserve of so many means: at most a 32nd of it."""
+    return min(reserve, disk.f_blocks * disk.f_frsize // _SMALL)
+
+
 def free_on_disk(space: Space) -> int:
     """Bytes that the filesystem of the space still has for the service, without the reserve; never negative."""
     found = os.fstatvfs(space.root_fd())
     free = (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize
-    return max(0, free - _reserves.get(space.state_dir, 0))
+    return max(0, free - held_back(found, _reserves.get(space.state_dir, 0)))
 
 
 def available(space: Space, limit: Limit | None = None) -> int | None:

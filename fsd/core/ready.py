@@ -27,6 +27,7 @@ from fsd.core.errors import NotYetKnown, StorageUnavailable
 from fsd.core.index import FILE, LABELLED, READY, WRITING, Head, NodeRow
 from fsd.core.journal import Change
 from fsd.core.memory import place_key
+from fsd.core.syscalls import clamp_ns
 from fsd.core.totals import Deltas
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class Readiness:
         except OSError:
             return "stale"
         said = (row.ino, row.size, row.mtime_ns, row.ctime_ns)
-        if said != (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns):
+        if said != (found.st_ino, found.st_size, clamp_ns(found.st_mtime_ns), clamp_ns(found.st_ctime_ns)):
             return "stale"
         try:
             file = os.open(row.name, _READ, dir_fd=fd)

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import dirty, ids, index, labels, relabel, totals
+from fsd.core import dirty, ids, index, labels, relabel, totals, unchanged
 from fsd.core.commit import Commit, Result
 from fsd.core.dirty import Item
 from fsd.core.errors import NotYetKnown, StorageUnavailable
@@ -254,13 +254,12 @@ def _commit(
     full: bool,
 ) -> Result | None:
     """Commit in chunks; None if `dir.seq` shows that another writer was faster."""
-    whole = Result()
-    expected = scan.seq
+    whole, expected, overtaken = Result(), scan.seq, False
     sweep = item.sweep if item is not None else place.dir.epoch == 0
     first_look = full and place.dir.epoch == 0
     # A reader's own reconcile writes only the labels that can't wait; the watcher writes the rest.
     defer = item is None and not explicit
-    overtaken = False
+    proven = unchanged.proven(space, place.fd, scan.touched, seen)
     for start in range(0, max(1, len(seen)), _CHUNK):
         last = start + _CHUNK >= len(seen)
         now = time.time()
@@ -276,7 +275,7 @@ def _commit(
             work = Commit(
                 space, db, head, place.row, place.dir._replace(seq=expected),
                 place.found.mnt_id, path, now,
-                explicit=explicit, sweep=sweep, first_look=first_look, defer_labels=defer,
+                explicit=explicit, sweep=sweep, first_look=first_look, defer_labels=defer, proven=proven,
             )  # fmt: skip
             batch = seen[start : start + _CHUNK]
             if overtaken:

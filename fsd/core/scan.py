@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsd.core import index
@@ -17,7 +17,7 @@ from fsd.core.commit import ToLabel
 from fsd.core.errors import StorageUnavailable
 from fsd.core.index import CLAIMING, DIRECTORY, FILE, LABELLED, READY, Generation, NodeRow
 from fsd.core.names import INTERNAL
-from fsd.core.syscalls import Statx, statx
+from fsd.core.syscalls import Statx, clamp_ns, statx
 
 if TYPE_CHECKING:
     import sqlite3
@@ -33,7 +33,7 @@ class Scan(NamedTuple):
     """The difference. `seq`, `epoch`, `moves`: the generation that the rows are of, at least. `found`: the directory as
     it was before it was listed, if it was listed whole; `own`: the sum of the rows' file sizes; `stale_dirs`: row
     numbers of unchanged children that have to be looked into; `steady`: whether the directory stood still while it was
-    listed; `rows`: what the index said of the named entries."""
+    listed; `rows`: what the index said of the named entries; `touched`: rows of files of which only the ctime moved."""
 
     seq: int
     epoch: int
@@ -46,6 +46,7 @@ class Scan(NamedTuple):
     to_label: list[ToLabel]
     own: int
     rows: dict[bytes, NodeRow]
+    touched: Sequence[NodeRow] = ()
 
 
 _ROWS = (
@@ -65,6 +66,7 @@ def scan_names(
     candidates: list[bytes] = []
     vanished: list[NodeRow] = []
     absence = Absence(space, fd)
+    touched: list[NodeRow] = []
     for name in sorted(names):
         row = rows.get(name)
         try:
@@ -84,7 +86,9 @@ def scan_names(
                 vanished.append(row)
         elif row is None or row.kind == DIRECTORY or _differs(row, found) or row.flags & CLAIMING:
             candidates.append(name)
-    return Scan(*generation, None, True, candidates, vanished, [], [], 0, rows)
+            if row is not None and _is_touched(row, found):
+                touched.append(row)
+    return Scan(*generation, None, True, candidates, vanished, [], [], 0, rows, touched)
 
 
 def _stat(absence: Absence, fd: int, name: bytes, row: NodeRow | None) -> os.stat_result:
@@ -99,9 +103,21 @@ def _stat(absence: Absence, fd: int, name: bytes, row: NodeRow | None) -> os.sta
 def _differs(row: tuple[int, ...] | NodeRow, found: os.stat_result) -> bool:
     return (
         row[_INO] != found.st_ino
-        or row[_CTIME] != found.st_ctime_ns
-        or row[_MTIME] != found.st_mtime_ns
+        or row[_CTIME] != clamp_ns(found.st_ctime_ns)
+        or row[_MTIME] != clamp_ns(found.st_mtime_ns)
         or (row[_SIZE] != found.st_size and stat.S_ISREG(found.st_mode))
+    )
+
+
+def _times(found: os.stat_result) -> tuple[int, int]:
+    return clamp_ns(found.st_mtime_ns), clamp_ns(found.st_ctime_ns)
+
+
+def _is_touched(row: tuple[int, ...] | NodeRow, found: os.stat_result) -> bool:
+    return (
+        row[_KIND] == FILE
+        and row[_CTIME] != clamp_ns(found.st_ctime_ns)
+        and (row[_INO], row[_SIZE], row[_MTIME]) == (found.st_ino, found.st_size, clamp_ns(found.st_mtime_ns))
     )
 
 
@@ -155,10 +171,10 @@ def _compare(
     most: int | None,
 ) -> Scan:
     candidates: list[bytes] = []
+    touched: list[NodeRow] = []
     stale: list[int] = []
     to_label: list[ToLabel] = []
-    own = 0
-    labelling = space.record.label == "now"
+    own, labelling = 0, space.record.label == "now"
     hidden_ino = space.fsd_ident[1]
     with os.scandir(fd) as entries:
         for entry in entries if most is None else _at_most(most, entries):
@@ -188,11 +204,13 @@ def _compare(
             if row[_KIND] == DIRECTORY:
                 if row[_INO] != st.st_ino or not stat.S_ISDIR(st.st_mode):
                     candidates.append(name)
-                elif (row[_DIR_MTIME], row[_DIR_CTIME]) != (st.st_mtime_ns, st.st_ctime_ns):
+                elif (row[_DIR_MTIME], row[_DIR_CTIME]) != _times(st):
                     candidates.append(name)
                     stale.append(row[0])
             elif _differs(row, st):
                 candidates.append(name)
+                if _is_touched(row, st):
+                    touched.append(NodeRow._make(row[:17]))
             if (dubious or row[_FLAGS] & CLAIMING) and (not candidates or candidates[-1] != name):
                 candidates.append(name)
             if (
@@ -203,7 +221,7 @@ def _compare(
                 to_label.append(ToLabel(row[0], name, False))
     absence = Absence(space, fd)
     vanished = [row for row in map(_row, rows.values()) if is_gone(space, fd, row, absence)]
-    return Scan(*generation, found, True, candidates, vanished, stale, to_label, own, {})
+    return Scan(*generation, found, True, candidates, vanished, stale, to_label, own, {}, touched)
 
 
 def _row(found: tuple[Any, ...]) -> NodeRow:

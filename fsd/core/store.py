@@ -5,7 +5,8 @@ the database, not on SQLite's busy handler, which polls with growing pauses and 
 locks is index before state; nobody takes the index's lock while holding the state's.
 
 A database marked `rebuildable` may be deleted at any time, also below running processes: each use compares the file
-at the path with the one that is open, and starts an empty one when they differ. A damaged one is set aside.
+at the path with the one that is open, and starts an empty one when they differ. A damaged one is set aside. Any other
+one that is damaged stays as it is, for a person, and every use of it is DatabaseDamaged.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from fsd.core import waits
-from fsd.core.errors import NotYetKnown
+from fsd.core.errors import DatabaseDamaged, NotYetKnown
 from fsd.core.stamp import Answers
 from fsd.core.syscalls import write_in_place
 
@@ -345,7 +346,11 @@ class Database:
 
     def translate(self, error: sqlite3.Error) -> OSError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (_SQLITE_CORRUPT, _SQLITE_NOTADB) and self._rebuildable:
+        if code in (_SQLITE_CORRUPT, _SQLITE_NOTADB):
+            if not self._rebuildable:
+                return DatabaseDamaged(
+                    f"The database {self.path.name} is damaged ({error}): stop fsd and restore it from a backup."
+                )
             self._set_aside()
             return NotYetKnown("The index was damaged and is being rebuilt; ask again in a moment.")
         number = _ERRNO.get(code)

@@ -160,6 +160,7 @@ class Statx(NamedTuple):
 
 
 _unpack_statx = struct.Struct("=I12xIIIH2xQQ32x" + "qI4x" * 3 + "8xIIQ").unpack_from
+_FAR: Final = 1 << 63
 _STATX_HOW: Final = _AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH
 _makedev = os.makedev
 _new = tuple.__new__  # a named tuple's own constructor takes twice as long
@@ -180,6 +181,12 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
+def clamp_ns(time_ns: int) -> int:
+    """A time as databases and structures hold it: 64 bits of nanoseconds, from 1677 to 2262. Filesystems know times
+    beyond (ext4 2446, xfs 2486, btrfs any); they become the last or the first one. Then ctimes tell of changes."""
+    return time_ns if -_FAR <= time_ns < _FAR else _FAR - 1 if time_ns > 0 else -_FAR
+
+
 def statx(dirfd: int, name: bytes) -> Statx:
     """Attributes of `name` in `dirfd`, or of `dirfd` itself for `b""`; links are not followed."""
     buffer = _buffers.statx
@@ -188,8 +195,8 @@ def statx(dirfd: int, name: bytes) -> Statx:
     (mask, nlink, uid, gid, mode, ino, size, b_s, b_ns, c_s, c_ns, m_s, m_ns,
      dev_major, dev_minor, mnt_id) = _unpack_statx(buffer)  # fmt: skip
     return _new(Statx, (
-        mode, ino, size, m_s * 1_000_000_000 + m_ns, c_s * 1_000_000_000 + c_ns,
-        b_s * 1_000_000_000 + b_ns if mask & _STATX_BTIME else 0, nlink, uid, gid,
+        mode, ino, size, clamp_ns(m_s * 1_000_000_000 + m_ns), clamp_ns(c_s * 1_000_000_000 + c_ns),
+        clamp_ns(b_s * 1_000_000_000 + b_ns) if mask & _STATX_BTIME else 0, nlink, uid, gid,
         dev := _makedev(dev_major, dev_minor), mnt_id if mask & _STATX_MNT_ID else dev,
     ))  # fmt: skip
 

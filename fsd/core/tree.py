@@ -23,6 +23,7 @@ from fsd.core.index import DIRECTORY, FILE, KIND_LETTERS, DirRow, NodeRow
 from fsd.core.names import INTERNAL, join, split
 from fsd.core.observe import Seen, kind_of, look, still_at
 from fsd.core.reconcile import reconcile
+from fsd.core.syscalls import clamp_ns
 
 if TYPE_CHECKING:
     import sqlite3
@@ -338,8 +339,9 @@ def provisional(space: Space, fd: int, parent: bytes, name: bytes) -> Entry:
         node_id = ids.link_id(space.key, b"unreadable", parent, name)
         kind = KIND_LETTERS[kind_of(found.st_mode)]
         etag = ids.file_etag(node_id, 0, 0, 0)
-        return Entry(path, name, kind, node_id.hex(), 0, etag, found.st_mtime_ns, found.st_ctime_ns, found.st_mode,
-                     found.st_uid, found.st_gid, found.st_nlink, found.st_ino, True)  # fmt: skip
+        return Entry(path, name, kind, node_id.hex(), 0, etag, clamp_ns(found.st_mtime_ns),
+                     clamp_ns(found.st_ctime_ns), found.st_mode, found.st_uid, found.st_gid, found.st_nlink,
+                     found.st_ino, True)  # fmt: skip
     child, incarnation = _known_as(space, seen)
     return entry_of(path, child, found, incarnation)
 

@@ -261,7 +261,10 @@ class Settings:
         "spaces.quota", options.OPTIONAL_SIZE, None, "quota of new personal spaces"
     )
     disk_reserve: int = _option(
-        "disk.reserve", options.SIZE, 64 << 20, "free bytes that uploads leave on a disk"
+        "disk.reserve",
+        options.SIZE,
+        64 << 20,
+        "free bytes that uploads leave on a disk, at most a 32nd of it",
     )
     config: Path | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from fsd.core import hosts
+from fsd.core.quota import held_back
 from fsd.core.registry import Registry
 from fsd.core.roots import takes_xattrs
 from fsd.core.space import Space, SpaceRecord
@@ -184,7 +185,7 @@ def disk(probe: str, path: bytes, reserve: int) -> Advice:
         return warning(probe, os.strerror(error.errno or errno.EIO), "'fsd init' makes it")
     free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
     text = f"{free >> 20} of {total >> 20} MiB free"
-    if free <= reserve:
+    if free <= held_back(found, reserve):
         return problem(probe, text, "free some space: uploads are refused")
     if found.f_files and found.f_favail * 50 < found.f_files:
         return warning(probe, f"{found.f_favail} of {found.f_files} inodes free", "delete small files")

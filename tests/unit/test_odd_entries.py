@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from fsd.core import check, dirty, operations, relabel, trash, tree
+from fsd.core import check, dirty, disk, operations, relabel, trash, tree
 from fsd.core.content import Upload
 from fsd.core.errors import Forbidden, NameRefused
 from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
+from fsd.core.syscalls import clamp_ns
 from tests.support.worlds import differences, drain, grow_quiet, make_space, sweep
 
 NAMES = [
@@ -54,6 +55,39 @@ def space(tmp_path: Path) -> Iterator[Space]:
     sweep(made)
     yield made
     made.close()
+
+
+FAR = {"1600": -11676096000, "1901": -2177452800, "1969": -1, "2107": 4323369600, "2300": 10413792000}
+
+
+@pytest.mark.parametrize("year", FAR)
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "in Python"])
+def test_times_beyond_64_bits_of_nanoseconds_are_as_good_as_others(
+    space: Space, monkeypatch: pytest.MonkeyPatch, year: str, compiled: bool
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(disk, "compiled", None)
+    drain(space)
+    (root(space) / "odd" / "other").hardlink_to(root(space) / "odd" / "plain")
+    drain(space)
+    before = {entry.path: entry for entry in tree.listing(space, b"odd")[1]}
+    for name in ("odd/plain", "odd/" + os.fsdecode(NAMES[0]), "odd"):
+        os.utime(root(space) / name, (FAR[year], FAR[year]))
+    for settle in (lambda: None, lambda: drain(space), lambda: sweep(space)):
+        settle()
+        after = {entry.path: entry for entry in tree.listing(space, b"odd")[1]}
+        assert {path: entry.id for path, entry in after.items()} == {
+            path: entry.id for path, entry in before.items()
+        }
+        changed = {path for path in before if after[path].etag != before[path].etag}
+        assert changed == {b"odd/plain", b"odd/other", b"odd/" + NAMES[0]}
+        assert after[b"odd/plain"].mtime_ns == clamp_ns(os.stat(root(space) / "odd/plain").st_mtime_ns)
+    assert differences(space) == []
+    etag = after[b"odd/plain"].etag
+    (root(space) / "odd/plain").write_text("PLAIN")
+    os.utime(root(space) / "odd/plain", (FAR[year], FAR[year] + 1))
+    reconcile(space, b"odd", [b"plain"])
+    assert tree.lookup(space, b"odd/plain").etag != etag
 
 
 def root(space: Space) -> Path:

@@ -1,6 +1,7 @@
 """Quota: what may still be added, from whatever source limits come."""
 
 import errno
+import os
 
 import pytest
 
@@ -55,7 +56,23 @@ def test_what_is_over_its_quota_may_shrink_but_not_grow(space):
         quota.use(space.state_dir, lambda _space: None)
 
 
-def test_the_reserve_of_the_disk_is_left(space):
+def test_a_small_disk_can_be_written_to(space):
+    """The default reserve, and filesystems smaller than that."""
+    found = os.fstatvfs(space.root_fd())
+
+    def disk_of(size):
+        values = list(found)
+        values[1:3] = 4096, size // 4096  # f_frsize, f_blocks
+        return os.statvfs_result(values)
+
+    assert [quota.held_back(disk_of(size), 64 << 20) for size in (16 << 20, 1 << 30, 2 << 30, 1 << 40)] == [
+        512 << 10, 32 << 20, 64 << 20, 64 << 20,
+    ]  # fmt: skip
+    assert quota.held_back(disk_of(1 << 30), 0) == 0
+
+
+def test_the_reserve_of_the_disk_is_left(space, monkeypatch):
+    monkeypatch.setattr(quota, "_SMALL", 1)
     free = quota.free_on_disk(space)
     try:
         quota.use(space.state_dir, lambda _space: None, reserve=free + (1 << 30))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from fsd.core import check, dirty, index, relabel, tree
 from fsd.core import reconcile as core_reconcile
-from fsd.core.errors import Forbidden, NameRefused, NotYetKnown, StorageUnavailable
+from fsd.core.errors import DatabaseDamaged, Forbidden, NameRefused, NotYetKnown, StorageUnavailable
 from fsd.core.names import check_new_name, quote_path, to_text, unquote_path
 from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
@@ -101,6 +101,29 @@ def test_a_damaged_index_is_set_aside(space: Space, allow_log: object) -> None:
         tree.listing(space, b"")
     assert tree.listing(space, b"")[1] == before
     assert space.index.path.with_name(space.index.path.name + ".damaged").exists()
+
+
+@pytest.mark.parametrize("begin", [0, 4096], ids=["header", "pages"])
+def test_a_damaged_state_database_is_said_and_left_alone(space: Space, begin: int) -> None:
+    (root(space) / "f").write_text("text")
+    sweep(space)
+    space.close()
+    size = space.state.path.stat().st_size
+    with open(space.state.path, "r+b") as file:
+        file.seek(begin)
+        file.write(b"garbage!" * ((size - begin) // 8))
+    damaged = space.state.path.read_bytes()
+    for _ in range(2):
+        with (
+            pytest.raises(DatabaseDamaged, match="state.db is damaged"),
+            space.index.write(),
+            space.state.read() as db,
+        ):
+            db.execute("SELECT * FROM binding").fetchall()
+    assert [finding.code for finding in check.check(space)] == ["state-damaged"]
+    assert (root(space) / "f").read_text() == "text"
+    assert space.state.path.read_bytes() == damaged
+    assert not space.index.path.with_name(space.index.path.name + ".damaged").exists()
 
 
 def test_journal_numbers_skip_ahead_after_a_boot(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fsd.core import dirty, index, journal, limbo, relabel, totals
 from fsd.core.checks.finding import JOBS_S, Suspect
 from fsd.core.commit import MEMORY_S
-from fsd.core.errors import StorageUnavailable
+from fsd.core.errors import DatabaseDamaged, StorageUnavailable
 from fsd.core.reconcile import reconcile_item
 from fsd.core.sweep import Sweep
 
@@ -49,8 +49,11 @@ def damaged(space: Space) -> Iterator[Suspect]:
     for database, code in ((space.index, "index-damaged"), (space.state, "state-damaged")):
 
         def again(database: object = database) -> object | None:
-            with database.read() as db:  # type: ignore[attr-defined]
-                said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            try:
+                with database.read() as db:  # type: ignore[attr-defined]
+                    said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            except DatabaseDamaged as error:
+                return str(error.__cause__ or error)
             return None if said == "ok" else said
 
         said = again()

@@ -15,6 +15,7 @@ EXPECTED = {
     core.StorageUnavailable: 503,
     core.NotYetKnown: 503,
     core.Elsewhere: 503,
+    core.DatabaseDamaged: 503,
     core.SpaceDisabled: 404,
     core.QuotaExceeded: 507,
     core.PreconditionFailed: 412,
