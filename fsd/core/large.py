@@ -18,7 +18,7 @@ from fsd.core.index import CLAIMING, DIRECTORY, FILE
 from fsd.core.names import INTERNAL
 from fsd.core.reconcile import close_full, reconcile
 from fsd.core.scan import Scan
-from fsd.core.syscalls import statx
+from fsd.core.syscalls import clamp_ns, statx
 
 if TYPE_CHECKING:
     from fsd.core.dirty import Item
@@ -135,12 +135,15 @@ class Comparison:
                 continue
             same = ino == found.st_ino and not flags & CLAIMING
             if kind == DIRECTORY:
-                if not same or (dir_mtime_ns, dir_ctime_ns) != (found.st_mtime_ns, found.st_ctime_ns):
+                if not same or (dir_mtime_ns, dir_ctime_ns) != (
+                    clamp_ns(found.st_mtime_ns),
+                    clamp_ns(found.st_ctime_ns),
+                ):
                     differing.append(name)
                     stale.append(n)
                 continue
             told = (mtime_ns, ctime_ns, size if kind == FILE else found.st_size)
-            if not same or told != (found.st_mtime_ns, found.st_ctime_ns, found.st_size):
+            if not same or told != (clamp_ns(found.st_mtime_ns), clamp_ns(found.st_ctime_ns), found.st_size):
                 differing.append(name)
         if differing:
             self._reconcile(differing)

@@ -131,7 +131,7 @@ def in_peace(directory: int, known: Described, read: Callable[[int], T]) -> T | 
     fd = os.open(known.name, _READ, dir_fd=directory)
     try:
         found = os.fstat(fd)
-        as_known = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) == (
+        as_known = (found.st_ino, found.st_size, clamp_ns(found.st_mtime_ns), clamp_ns(found.st_ctime_ns)) == (
             known.ino, known.size, known.mtime_ns, known.ctime_ns,
         )  # fmt: skip
         if not stat.S_ISREG(found.st_mode) or not as_known or writers.has_writer(fd):

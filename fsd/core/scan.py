@@ -86,8 +86,7 @@ def scan_names(
                 vanished.append(row)
         elif row is None or row.kind == DIRECTORY or _differs(row, found) or row.flags & CLAIMING:
             candidates.append(name)
-            if row is not None and _is_touched(row, found):
-                touched.append(row)
+            touched += _touched(row, found) if row is not None else []
     return Scan(*generation, None, True, candidates, vanished, [], [], 0, rows, touched)
 
 
@@ -113,12 +112,11 @@ def _times(found: os.stat_result) -> tuple[int, int]:
     return clamp_ns(found.st_mtime_ns), clamp_ns(found.st_ctime_ns)
 
 
-def _is_touched(row: tuple[int, ...] | NodeRow, found: os.stat_result) -> bool:
-    return (
-        row[_KIND] == FILE
-        and row[_CTIME] != clamp_ns(found.st_ctime_ns)
-        and (row[_INO], row[_SIZE], row[_MTIME]) == (found.st_ino, found.st_size, clamp_ns(found.st_mtime_ns))
-    )
+def _touched(row: tuple[Any, ...] | NodeRow, found: os.stat_result) -> list[NodeRow]:
+    """The row, if it is a file's and only its ctime differs."""
+    same = (found.st_ino, found.st_size, clamp_ns(found.st_mtime_ns)) == (row[_INO], row[_SIZE], row[_MTIME])
+    touched = same and row[_KIND] == FILE and row[_CTIME] != clamp_ns(found.st_ctime_ns)
+    return [_row(row)] if touched else []
 
 
 class TooLarge(Exception):
@@ -174,8 +172,7 @@ def _compare(
     touched: list[NodeRow] = []
     stale: list[int] = []
     to_label: list[ToLabel] = []
-    own, labelling = 0, space.record.label == "now"
-    hidden_ino = space.fsd_ident[1]
+    own, labelling, hidden_ino = 0, space.record.label == "now", space.fsd_ident[1]
     with os.scandir(fd) as entries:
         for entry in entries if most is None else _at_most(most, entries):
             name = os.fsencode(entry.name)
@@ -209,8 +206,7 @@ def _compare(
                     stale.append(row[0])
             elif _differs(row, st):
                 candidates.append(name)
-                if _is_touched(row, st):
-                    touched.append(NodeRow._make(row[:17]))
+                touched += _touched(row, st)
             if (dubious or row[_FLAGS] & CLAIMING) and (not candidates or candidates[-1] != name):
                 candidates.append(name)
             if (
