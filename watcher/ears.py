@@ -33,12 +33,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["fanotify", "inotify", "poll", "rctime", "gpfs-watchfolder", "gpfs-audit", "cephfs"]
+Kind = Literal["fanotify", "inotify", "poll", "rctime", "gpfs-watchfolder", "gpfs-audit", "cephfs", "journal"]
 KINDS: tuple[Kind, ...] = ("fanotify", "inotify", "poll")
 ASKING: tuple[Kind, ...] = ("poll", "rctime")
 """They hear nothing and ask: in the background, as a storage may take its time."""
 LOGS: tuple[Kind, ...] = ("gpfs-watchfolder", "gpfs-audit", "cephfs")
 """They read what a storage writes about itself."""
+READING: tuple[Kind, ...] = (*LOGS, "journal")
+"""Those, and what the host that works on a space tells the others: beside whatever hears the storage."""
 _LOGS_OF: dict[str, tuple[Kind, ...]] = {"gpfs": ("gpfs-watchfolder", "gpfs-audit"), "ceph": ("cephfs",)}
 CEPHFS = frozenset({"ceph", "fuse.ceph", "fuse.ceph-fuse"})
 BUSY = 0.5
@@ -188,6 +190,8 @@ class Ears:
                 ear.held.append(held)
             if mount is not None and mount.fstype in CEPHFS and kind in ("poll", "cephfs"):
                 self._add_sums(ear, key, space, point, mount, inside)
+            if "journal" in self._choice.logs and not base:
+                self._add_journal(ear, key, space, fstype)
             return
         raise OSError(errno.EIO, "; ".join(reasons), point)
 
@@ -210,6 +214,17 @@ class Ears:
         if not any(each is held for each in ear.held):
             ear.held.append(held)
 
+    def _add_journal(self, ear: Ear, key: str, space: Space, fstype: str) -> None:
+        """What another host says that works on the space."""
+        held = self._source("journal", space, None)
+        with held.subject.held(BUSY) as mine:
+            if not mine or not isinstance(held.source, LogReader):
+                return  # it is only quicker
+            held.source.resume(key, positions.reached(space))
+            held.source.add(key, space.root, space.fsd_ident)
+        ear.parts.append(Part(b"", fstype, "journal", ""))
+        ear.held.append(held)
+
     def _order(self, mount: Mount | None, wanted: str) -> Sequence[Kind]:
         """The kinds to try, best first."""
         wish = wanted if wanted != "auto" else self._choice.source
@@ -228,7 +243,7 @@ class Ears:
 
     def _source(self, kind: Kind, space: Space, mount: Mount | None) -> Held:
         storage = mount.dev if mount is not None else ""
-        if kind in LOGS:
+        if kind in READING:
             storage = ""  # the log is its own: no storage keeps it from being read
         name = (kind, space.record.hex if kind in ASKING else storage)
         held = self._sources.get(name)
@@ -246,7 +261,7 @@ class Ears:
                 return PollSource(space, stats=self._choice.stats, bell=self.bell)
             case "rctime":
                 return RecursiveTimes(space, bell=self.bell)
-            case "gpfs-watchfolder" | "gpfs-audit" | "cephfs":
+            case "gpfs-watchfolder" | "gpfs-audit" | "cephfs" | "journal":
                 if kind not in self._choice.logs:
                     raise OSError(errno.ENOENT, "no topic or log is configured for it")
                 return self._choice.logs[kind](self.bell)

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -28,7 +28,7 @@ from fsd.core.space import SpaceRecord
 from fsd.service.shift import Shift, Subject
 from fsd.service.status import replace_json
 from watcher import report
-from watcher.ears import ASKING, LOGS, Ears, Held
+from watcher.ears import ASKING, LOGS, READING, Ears, Held
 from watcher.keeper import Keeper
 from watcher.leases import Leases
 from watcher.mounts import Mounts
@@ -36,6 +36,7 @@ from watcher.sources.base import LogReader
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
+    from watcher.streams.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +92,10 @@ class Watcher:
         verify_every: float = 86400.0,
         host: Host | None = None,
         take_over: Callable[[Space], None] = lambda space: None,
+        publish: Callable[[Callable[[], Mapping[str, Space]]], Publisher] | None = None,
     ) -> None:
-        """`host`: the spaces are shared with other hosts; `take_over` is called for one that another had before."""
+        """`host`: the spaces are shared with other hosts; `take_over` is called for one that another had before.
+        `publish` makes what tells the other hosts of the spaces that are worked on here."""
         self.keepers: dict[str, Keeper] = {}
         self._registry = registry
         self._run_dir = run_dir
@@ -109,6 +112,7 @@ class Watcher:
         self._ending = threading.Event()
         self._take_over = take_over
         self._leases = Leases(host, self._taken) if host is not None else None
+        self._publisher = publish(self._open_spaces) if publish is not None else None
         self._itself = Subject("registry")
         self._front = Shift("front", self._turn, self._ending)
         self._back = Shift("background", self._background, self._ending)
@@ -150,6 +154,8 @@ class Watcher:
                 if mine:
                     keeper.drain.close()
         self._ears.close()
+        if self._publisher is not None:
+            self._publisher.close()
         if self._leases is not None:
             self._leases.close()
         for keeper in keepers:
@@ -208,6 +214,9 @@ class Watcher:
         if self._leases is not None:
             self._leases.follow({key: (each.storage, each.space) for key, each in self.keepers.items()})
 
+    def _open_spaces(self) -> dict[str, Space]:
+        return {key: keeper.space for key, keeper in list(self.keepers.items()) if keeper.available}
+
     def _taken(self, space: Space, old: Record | None) -> None:
         """This host is about to have a space's lease. In the thread of its storage."""
         if old is not None and old.host != lease.host_id(space.state_dir):
@@ -234,7 +243,7 @@ class Watcher:
         keeper.space.root_fd()
         ear = self._ears.add(key, keeper.space, keeper.space.record.source)
         keeper.watched = True
-        keeper.drain.by_path = all(held.kind in LOGS for held in ear.held)
+        keeper.drain.by_path = all(held.kind in READING for held in ear.held)
         if any(held.kind in LOGS for held in ear.held):
             keeper.go_on()
         kinds = ", ".join(f"{part.base.decode(errors='replace') or '/'}: {part.kind}" for part in ear.parts)
@@ -246,7 +255,7 @@ class Watcher:
         more = False
         for held in self._ears.sources():
             if held.kind not in ASKING:
-                budget = COLLECT_LOG if held.kind in LOGS else COLLECT
+                budget = COLLECT_LOG if held.kind in READING else COLLECT
                 more |= bool(self._front.do(held.subject, partial(self._collect, held, budget)))
         now = time.monotonic()
         for keeper in list(self.keepers.values()):
@@ -258,7 +267,7 @@ class Watcher:
     def _say_kept(self) -> None:
         """The logs learn how far what they said is durable."""
         for held in self._ears.sources():
-            if held.kind in LOGS:
+            if held.kind in READING:
                 self._front.do(held.subject, partial(self._say_kept_to, held))
 
     def _say_kept_to(self, held: Held) -> None:
@@ -379,6 +388,7 @@ class Watcher:
                 ear, sources = self._ears.heard(key), self._ears.told(key)
                 spaces[key] = report.told(keeper, ear, sources, now)
                 spaces[key]["lease"] = self._leases.told(key) if self._leases is not None else None
+                spaces[key]["told"] = self._publisher.told(key) if self._publisher is not None else None
             except RuntimeError:
                 pass  # a dict changed while it was read: the last second's words stand
         self._told = {**{key: told for key, told in self._told.items() if key in self.keepers}, **spaces}

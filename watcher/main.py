@@ -15,7 +15,7 @@ from fsd.core.registry import Registry
 from fsd.service.status import read_json
 from watcher.ears import Choice, Ears
 from watcher.loop import Watcher
-from watcher.streams.make import logs
+from watcher.streams.make import logs, publish
 
 if TYPE_CHECKING:
     from fsd.service.config import Settings
@@ -77,5 +77,6 @@ def run(settings: Settings) -> None:
         verify_every=float(settings.watch_sweep),
         host=lease.host_of(settings.state),
         take_over=lambda space: restoring.take_over(space, registry.installation),
+        publish=publish(settings),
     )
     watcher.run(lambda: stopping)

@@ -236,6 +236,12 @@ class Settings:
     cluster_lease: int = _option(
         "cluster.lease", options.SPAN, 5, "how long a lease lasts; the same on all hosts, seconds"
     )
+    cluster_journal: str = _option(
+        "cluster.journal",
+        options.TEXT,
+        "",
+        "a Kafka topic in which the host that works on a space tells the others what changed",
+    )
     trash_keep: int = _option(
         "trash.keep", options.SPAN, 30 * 86400, "how long deleted files stay in the trash"
     )

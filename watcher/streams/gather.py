@@ -87,6 +87,10 @@ class Gatherer:
                 Hint(space, Kind.ENTRIES, directory, frozenset(names), soft=soft, heard=heard)
                 for (space, directory), names in held.items()
             ]
-        hints += [Hint(space, Kind.SUBTREE, directory, heard=heard) for space, directory in self._trees]
+        hints += [
+            Hint(space, Kind.SUBTREE, directory, heard=heard)
+            for space, directory in self._trees
+            if space not in self._gaps
+        ]
         self._names, self._soft, self._trees, self._gaps = {}, {}, set(), set()
         return hints

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,9 @@ from watcher.streams.options import Broker
 from watcher.streams.places import Prefix, parse_mapping
 
 if TYPE_CHECKING:
+    from fsd.core.space import Space
     from fsd.service.config import Settings
+    from watcher.streams.publisher import Publisher
 
 
 def broker(settings: Settings) -> Broker:
@@ -90,6 +93,10 @@ def logs(settings: Settings) -> dict[Kind, MakeLog]:
             if not settings.kafka_brokers:
                 raise UserError(f"'kafka.brokers' is missing: who has the topic {topics[0]}?", USAGE)
             found[kind] = partial(_kafka, settings, kind, topics, mapping(key, words), decoder)
+    if settings.cluster_journal:
+        if not (settings.kafka_brokers and settings.cluster_shared):
+            raise UserError("'cluster.journal' needs 'cluster.shared' and 'kafka.brokers'.", USAGE)
+        found["journal"] = partial(_journal, settings)
     if settings.gpfs_audit_logs is not None:
         if settings.gpfs_audit_topics:
             raise UserError("'gpfs.audit_logs' and 'gpfs.audit_topics' exclude each other.", USAGE)
@@ -115,6 +122,29 @@ def _kafka(
     return KafkaSource(
         kind, decoder(), prefixes, letters(settings, kind), broker(settings), topics, bell=bell
     )
+
+
+def _journal(settings: Settings, bell: threading.Event) -> LogReader:
+    from watcher.streams.peers import JournalSource
+
+    whose = broker(settings)
+    # Members of one group under one name would take each other's place.
+    apart = replace(whose, group=f"{whose.group}-journal")
+    host = lease.host_id(settings.state)
+    return JournalSource(host, letters(settings, "journal"), apart, settings.cluster_journal, bell=bell)
+
+
+def publish(settings: Settings) -> Callable[[Callable[[], Mapping[str, Space]]], Publisher] | None:
+    """How to make what tells other hosts of changes; None if it is not configured."""
+    if not settings.cluster_journal:
+        return None
+
+    def make(spaces: Callable[[], Mapping[str, Space]]) -> Publisher:
+        from watcher.streams.publisher import Publisher
+
+        return Publisher(broker(settings), settings.cluster_journal, lease.host_id(settings.state), spaces)
+
+    return make
 
 
 def _files(settings: Settings, prefixes: list[Prefix], bell: threading.Event) -> LogReader:

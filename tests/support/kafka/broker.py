@@ -25,7 +25,7 @@ _PROPERTIES = """
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{more_listeners}
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://127.0.0.1:{controller}{more_listeners}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL
@@ -60,10 +60,16 @@ class Broker:
     `start`."""
 
     def __init__(
-        self, base: Path, *, properties: str = "", secure: bool = False, java: tuple[str, ...] = ()
+        self,
+        base: Path,
+        *,
+        properties: str = "",
+        secure: bool = False,
+        java: tuple[str, ...] = (),
+        host: str = "127.0.0.1",
     ) -> None:
-        """`properties`: lines added to server.properties, in which {secure_port} is a port for the SASL_SSL listener
-        that `secure` adds."""
+        """`host`: the address of this machine where it listens. `properties`: lines added to server.properties, in
+        which {secure_port} is a port for the SASL_SSL listener that `secure` adds."""
         self.kind = kind_here()
         self.base = base
         base.mkdir(parents=True, exist_ok=True)
@@ -72,12 +78,13 @@ class Broker:
         self._more = properties
         self._secure = secure
         self._java = java
+        self._host = host
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
         """host:port for clients."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self._host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -113,7 +120,7 @@ class Broker:
         if not config.exists():
             secure = f",SASL_SSL://127.0.0.1:{self.secure_port}" if self._secure else ""
             text = _PROPERTIES.format(
-                port=self.port, controller=self._controller, logs=logs, more_listeners=secure
+                host=self._host, port=self.port, controller=self._controller, logs=logs, more_listeners=secure
             )
             config.write_text(text + self._more)
             command = [*java, "kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", str(config)]

@@ -9,6 +9,7 @@ import pytest
 from watcher.hint import Hint, Kind
 from watcher.sources import gpfs_audit, gpfs_watch
 from watcher.sources.cephfs import CephDecoder
+from watcher.streams import peers
 from watcher.streams.gather import Gatherer
 from watcher.streams.heard import Decoder
 from watcher.streams.places import Foreign, Places, parse_mapping
@@ -245,3 +246,49 @@ def test_filesystems_inside_a_space() -> None:
     places.remove("s")
     assert places.spaces() == set()
     assert places.directory("/fs/users/in/d") is None
+
+
+def test_what_hosts_tell_each_other() -> None:
+    """A round trip of any name; the own host's words and other spaces' mean nothing."""
+    names = [b"f", b"d/\xff\n\xc3\xa9", b"d/" + b"x" * 255]
+    sent = list(peers.messages("one", "ab12", 7, names))
+    heard = Gatherer(peers.JournalDecoder("two"), Places(parse_mapping(["/=/"])))
+    heard._places.add("ab12", b"/ab12", b"", frozenset())
+    assert all(heard.hear(message) is None for message in sent)
+    assert said(heard.take(0.0)) == {
+        ("entries", b"", b"f"),
+        *(("entries", b"d", name[2:]) for name in names[1:]),
+    }
+    assert heard.hear(next(peers.messages("two", "ab12", 7, names))) is None and heard.take(0.0) == []
+    assert heard.hear(next(peers.messages("one", "cd34", 7, names))) is None and heard.take(0.0) == []
+    assert heard.hear(peers.gap("one", "ab12", 9)) is None
+    assert [(hint.space, hint.kind) for hint in heard.take(0.0) if hint.kind is not Kind.ENTRIES] == [
+        ("ab12", Kind.GAP)
+    ]
+
+
+def test_what_hosts_tell_fits_into_a_message() -> None:
+    """Brokers take a megabyte."""
+    paths = [b"\xff" * 200 + b"/%d" % number for number in range(5000)]
+    sent = list(peers.messages("one", "ab12", 7, paths))
+    assert max(map(len, sent)) < 1_000_000
+    assert sum(len(json.loads(message)["paths"]) for message in sent) == len(paths)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"fsd": 2},
+        {"space": "a/b"},
+        {"space": ".."},
+        {"space": ""},
+        {"paths": "f"},
+        {"paths": [1]},
+        {"host": 1},
+    ],
+)
+def test_what_no_host_would_tell(more: dict[str, object]) -> None:
+    """Refused, not guessed."""
+    message = {"fsd": 1, "host": "one", "space": "ab12", "number": 1, "paths": ["f"], **more}
+    rejected = gatherer(peers.JournalDecoder("two"), "/=/").hear(json.dumps(message).encode())
+    assert rejected is not None and rejected.kind == "malformed"
