@@ -28,7 +28,7 @@ controller.quorum.voters=1@127.0.0.1:{controller}
 listeners=PLAINTEXT://{host}:{port},CONTROLLER://127.0.0.1:{controller}{more_listeners}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL
 log.dirs={logs}
 num.partitions=1
 auto.create.topics.enable=false
@@ -67,18 +67,21 @@ class Broker:
         secure: bool = False,
         java: tuple[str, ...] = (),
         host: str = "127.0.0.1",
+        scram: tuple[str, ...] = (),
     ) -> None:
         """`host`: the address of this machine where it listens. `properties`: lines added to server.properties, in
-        which {secure_port} is a port for the SASL_SSL listener that `secure` adds."""
+        which {secure_port} is a port for the SASL_SSL listener that `secure` adds, beside an SSL one at `tls_port`;
+        `scram`: mechanisms in which the user `fsd` has the password `secret`."""
         self.kind = kind_here()
         self.base = base
         base.mkdir(parents=True, exist_ok=True)
-        self.port, self.secure_port = free_port(), free_port()
+        self.port, self.secure_port, self.tls_port = free_port(), free_port(), free_port()
         self._controller = free_port()
         self._more = properties
         self._secure = secure
         self._java = java
         self._host = host
+        self._scram = scram
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -118,12 +121,15 @@ class Broker:
         java = ["java", *_JAVA, *self._java, "-cp", classpath()]
         config, logs = self.base / "server.properties", self.base / "logs"
         if not config.exists():
-            secure = f",SASL_SSL://127.0.0.1:{self.secure_port}" if self._secure else ""
+            secure = f",SASL_SSL://127.0.0.1:{self.secure_port},SSL://127.0.0.1:{self.tls_port}"
+            secure = secure if self._secure else ""
             text = _PROPERTIES.format(
                 host=self._host, port=self.port, controller=self._controller, logs=logs, more_listeners=secure
             )
             config.write_text(text + self._more)
             command = [*java, "kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", str(config)]
+            for mechanism in self._scram:
+                command += ["--add-scram", f"{mechanism}=[name=fsd,password=secret]"]
             subprocess.run(command, check=True, capture_output=True, timeout=60)
         return [*java, "kafka.Kafka", str(config)]
 
