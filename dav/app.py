@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _QUICK = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND", "PUT"})
 """What computes for a moment; a PUT waits for the disk where the core says so."""
+_LISTED = frozenset({"HEAD", "PROPFIND", "REPORT"})
 _AUDITED = frozenset({"GET", "PUT", "DELETE", "MKCOL", "COPY", "MOVE", "PROPPATCH", "LOCK", "UNLOCK"})
 
 
@@ -180,6 +181,11 @@ class App:
             reply = pages.error_page(reply)
         if call.method in _AUDITED:
             _audit(call, reply)
+        elif call.method in _LISTED:
+            fields, target, outcome = _told(call, reply)
+            if "HTTP_DEPTH" in call.environ:
+                fields["depth"] = call.environ["HTTP_DEPTH"]
+            logs.access(call.user.name, call.method, target, outcome=outcome, **fields)
         return reply
 
     def _refusal(self, environ: dict[str, Any], error: HttpError | OSError) -> Reply:
@@ -268,15 +274,20 @@ def _may_block(environ: dict[str, Any]) -> None:
         tell()
 
 
-def _audit(call: Call, reply: Reply) -> None:
+def _told(call: Call, reply: Reply) -> tuple[dict[str, Any], str, str]:
+    """(fields, target, outcome) of a line about a request."""
     fields: dict[str, Any] = {"address": call.environ["REMOTE_ADDR"], "status": reply.status}
     target = call.uri
     if isinstance(call.target, Place):
         fields["space"] = call.target.record.id
         target = "/" + to_text(call.target.path)
+    return fields, target, "ok" if reply.status < 400 else "refused"
+
+
+def _audit(call: Call, reply: Reply) -> None:
+    fields, target, outcome = _told(call, reply)
     if "HTTP_DESTINATION" in call.environ:
         fields["destination"] = call.environ["HTTP_DESTINATION"]
-    outcome = "ok" if reply.status < 400 else "refused"
     # Who read what may be written together with other such lines; who changed what is written before the answer.
     later = call.method == "GET" and outcome == "ok"
     logs.audit(call.user.name, call.method, target, outcome=outcome, later=later, **fields)

@@ -106,7 +106,7 @@ def run_worker(settings: Settings, index: int, slot: socket.socket) -> None:
     """Serve until SIGTERM; requests under way are finished first.  Call it in a process of its own."""
     logs.setup(f"web-{index}", settings.log_format, settings.log_level)
     ours = settings.http_loop != "stock"
-    logs.audit_to_file(settings.state, buffered=ours)
+    logs.audit_to_file(settings.state, buffered=ours, listings=True)
     _raise_descriptor_limit()
     sys.setswitchinterval(_SWITCH_SECONDS)
     # Blocked in all threads and waited for in this one: a handler would run only when this thread wakes.

@@ -5,6 +5,7 @@ see.  A space that the user has no role in does not exist for them (404).
 """
 
 import errno
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from fsd.core.names import join, quote_path
 from fsd.core.space import Space, SpaceRecord
 
 SPACES_PREFIX = "/dav/spaces/"
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
+"""A name that is spelled in URLs as it is."""
 _STATIC: dict[tuple[bytes, ...], tuple[bytes, ...]] = {
     (): (b"dav", b"remote.php", b"webdav"),
     (b"dav",): (b"files", b"home", b"spaces"),
@@ -90,7 +93,27 @@ class Router:
         """The place of a URL path (still encoded).  HttpError 400 or 404; StorageUnavailable, NotYetKnown."""
         if "!" in uri or "%21" in uri:  # perhaps a node's id, and a node may be moved
             return self._resolve(user, uri)
-        return self.view.memo(("place", user.id, uri), lambda: self._resolve(user, uri))
+        return self.view.memo(
+            ("place", user.id, uri), lambda: self._below(user, uri) or self._resolve(user, uri)
+        )
+
+    def _below(self, user: User, uri: str) -> Place | None:
+        """The place of a plain name in a folder that was met before: what uploads ask for, each once."""
+        folder, _, name = uri.rpartition("/")
+        if not folder or folder[-1] == "/" or "?" in folder or not _PLAIN.match(name):
+            return None
+        above = self.view.memo(("folder", user.id, folder), lambda: self._resolve(user, folder + "/"))
+        if not isinstance(above, Place):
+            return None
+        return Place(
+            above.space,
+            above.role,
+            join(above.path, name.encode("ascii")),
+            f"{above.href}/{name}",
+            above.root_href,
+            above.root_path,
+            slash=False,
+        )
 
     def _resolve(self, user: User, uri: str) -> Place | Virtual:
         raw = request_path(uri)

@@ -33,6 +33,9 @@ _BURST = 32
 """Pipelined requests that are answered before others get their turn."""
 _MOMENT = 0.01
 """A thread that is no longer the leader waits so long for more of a transfer before it gives the connection back."""
+_LITTLE = 16 << 10
+"""Bytes. An upload that brought less when it was last served crawls: the next time as little is taken in by the thread
+that heard of it, which costs less than to step down for it. (A slow reader is not heard of before much of it fits.)"""
 _PLAIN_TO_TLS = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 31\r\nConnection: close\r\n\r\n"
     b"This port only speaks https.\r\n\n"
@@ -99,6 +102,8 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
         self.remote_addr = ""
         self.remote_port = ""
         self.rfile = _Reading()
+        self._crawls = False
+        self._moved = 0
         self._searched = 0
         self._head: Head | None = None
         self._last: Head | None = None
@@ -188,6 +193,7 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
 
     def _dispatch(self) -> None:
         self.pace = None
+        self._crawls = False
         request = self.request
         if request is None:
             request = self.request = Request(self.server, self, self._head)
@@ -199,19 +205,22 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
         request = self.request
         assert request is not None
         small = request.head is not None and not request.head.chunked and request.head.length <= limits.BLOCK
-        if not small:
+        aside = not small and not self._crawls
+        if aside:
             self.server.loop.step_down()
         if self.pace is None:
             self.pace = Pace()
         self._patient = False
+        self._moved = 0
         try:
             while True:
                 try:
                     request.receive(_block.view)
                 except WouldBlock:
                     # From a fast client the next bytes are here sooner than a trip through the loop takes.
-                    if not small and self.wire.wait(_MOMENT):
+                    if aside and self.wire.wait(_MOMENT):
                         continue
+                    self._crawls = self._moved < _LITTLE
                     self.deadline = self.pace.deadline()
                     return True
                 self.state = State.SEND
@@ -303,6 +312,7 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
     # -- what bodies read from -------------------------------------------------------------------
 
     def fill(self) -> None:
+        self._end_of_crawl()
         while True:
             data = self.wire.recv(limits.HEAD_BYTES)
             if data:
@@ -314,6 +324,7 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
             self._wait()
 
     def receive_into(self, view: memoryview) -> int:
+        self._end_of_crawl()
         while True:
             got = self.wire.recv_into(view)
             if got:
@@ -338,6 +349,12 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
             if sent:
                 left[0] = left[0][sent:]
 
+    def _end_of_crawl(self) -> None:
+        """Who sends more than a little is served by another thread from the next event on."""
+        if self._crawls and self._moved >= _LITTLE and not self._patient:
+            self.wire.wants = READ
+            raise WouldBlock
+
     def _wait(self) -> None:
         if not self._patient:
             raise WouldBlock
@@ -351,6 +368,7 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
 
     def moved(self, count: int) -> None:
         """Bytes went one way or the other: the client is alive."""
+        self._moved += count
         if self.pace is not None:
             self.pace.moved(count)
 

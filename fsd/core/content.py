@@ -11,15 +11,16 @@ import errno
 import logging
 import os
 import stat
+import time
 from collections.abc import Collection
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fsd.core import copying, ids, intents, labels, quota, sums, waits
+from fsd.core import arrivals, copying, ids, intents, labels, quota, sums, waits
+from fsd.core.arrivals import Arrival
 from fsd.core.errors import Forbidden, NameRefused, ParentMissing, PreconditionFailed, QuotaExceeded
-from fsd.core.groupsync import sync_directory
-from fsd.core.index import FILE, READY, NodeRow
+from fsd.core.index import FILE, LABELLED, READY, NodeRow
 from fsd.core.places import binding_at, internal, open_destination, require_writable
 from fsd.core.publish import Changed, Seen, is_file, retire, swap_in, swap_out
 from fsd.core.settling import make_known, settle_quietly
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _TRIES = 5
 _ACL = "system.posix_acl_access"
+_SHORT_S = 0.002
+"""What took no longer than this was one step, as for the proof of the root."""
 _DISK_EVERY = 16 << 20
 """Bytes between two looks at what the disk has left, because others write, too. Where no length was announced each
 write looks."""
@@ -80,17 +83,22 @@ class Upload:
         self._mode_bits = 0
         self._staged = False
         self._ticket: Ticket | None = None
-        self._open = ExitStack()
-        with ExitStack() as stack:
-            self._place = stack.enter_context(closing(open_destination(space, path)))
-            self._old = old = self._look()
+        self._held = ExitStack()
+        """The ticket."""
+        self._fd = -1
+        self._place = open_destination(space, path)
+        self._opened = time.monotonic()
+        try:
+            self._old = old = None if self._place.met is None and if_match is None else self._look()
             before = (old.entry.size if old else 0) + reserved
             if length is not None:
                 quota.check(space, length - before)
             room = quota.available(space)
             self._room = None if room is None else room + before
-            self._fd = self._temporary(stack)
-            self._open = stack.pop_all()
+            self._fd = self._temporary()
+        except BaseException:
+            self.abort()
+            raise
 
     def write(self, data: bytes | memoryview) -> None:
         """Append. NameRefused beyond the announced length, QuotaExceeded beyond the quota, OSError(ENOSPC)."""
@@ -135,7 +143,15 @@ class Upload:
 
     def abort(self) -> None:
         """Drop everything; harmless when done already."""
-        self._open.close()
+        fd, self._fd = self._fd, -1
+        try:
+            if fd >= 0:
+                if self._staged:
+                    self._unstage(fd)
+                os.close(fd)
+        finally:
+            self._held.close()
+            self._place.close()
 
     def __enter__(self) -> Self:
         return self
@@ -174,7 +190,7 @@ class Upload:
         if self._if_match is not None and "*" not in self._if_match and entry.etag not in self._if_match:
             raise PreconditionFailed(f"'{self._place.text}' is not the version that was to be replaced.")
 
-    def _temporary(self, stack: ExitStack) -> int:
+    def _temporary(self) -> int:
         mode = 0o666 if self._space.record.file_mode is None else self._space.record.file_mode
         try:
             fd = os.open(b".", O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=self._place.fd)
@@ -183,15 +199,13 @@ class Upload:
                 raise
             with internal(self._space, "staging") as staging:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                fd = os.open(self._staging_ticket(stack).name, flags, mode, dir_fd=staging)
+                fd = os.open(self._staging_ticket().name, flags, mode, dir_fd=staging)
             self._staged = True
-        stack.callback(os.close, fd)
-        stack.callback(self._unstage)
         return fd
 
-    def _staging_ticket(self, stack: ExitStack) -> Ticket:
+    def _staging_ticket(self) -> Ticket:
         if self._ticket is None:
-            self._ticket = stack.enter_context(intents.of(self._space).begin())
+            self._ticket = self._held.enter_context(intents.of(self._space).begin())
         return self._ticket
 
     def _check_whole(self) -> None:
@@ -203,10 +217,13 @@ class Upload:
             raise NameRefused("The checksum does not fit the bytes that arrived; nothing was changed.")
 
     def _reopen(self) -> None:
-        """The directory may have been moved or replaced during a long upload: the path counts, not the node."""
-        if self._place.is_at(self._place.parent):
+        """The directory may have been moved or replaced during a long upload: the path counts, not the node. After a
+        short one it is asked for once, at the end."""
+        old = self._place
+        if time.monotonic() - self._opened < _SHORT_S or old.is_at(old.parent):
             return
-        self._place = self._open.enter_context(closing(open_destination(self._space, self._place.path)))
+        self._place = open_destination(self._space, old.path)
+        old.close()
         self._old = self._look()
 
     def _publish(self) -> tuple[Entry, bool]:
@@ -236,9 +253,9 @@ class Upload:
         except FileNotFoundError as error:
             raise ParentMissing(f"The directory of '{place.text}' was deleted.") from error
         try:
-            if self._durability:
-                sync_directory(place.fd)
-            row = make_known(space, place, new=True)
+            row = arrivals.settle(space, Arrival(place, fd, finished), durable=self._durability)
+            if row is None:
+                row = make_known(space, place, new=True)
         except Exception:
             if place.binding() == finished.binding:
                 os.unlink(place.name, dir_fd=place.fd)
@@ -247,7 +264,7 @@ class Upload:
         return self._entry(row, finished)
 
     def _publish_over(self, old: Seen) -> Entry:
-        space, place, fd, ticket = self._space, self._place, self._fd, self._staging_ticket(self._open)
+        space, place, fd, ticket = self._space, self._place, self._fd, self._staging_ticket()
         try:
             if place.seen() != old.found:
                 raise Changed
@@ -293,7 +310,8 @@ class Upload:
         binding = ids.node_binding(fd, b"", found)
         if node_id is None:
             node_id = ids.derived_id(self._space.key, binding).hex()
-        if not labels.write_label(self._space, fd, node_id, rev, binding) and rev:
+        labelled = labels.write_label(self._space, fd, node_id, rev, binding)
+        if not labelled and rev:
             self._space.state.bind([(binding, b"", bytes.fromhex(node_id), rev)])
         if self._attributes is not None:
             copying.set_user_attributes(fd, self._attributes)
@@ -308,19 +326,19 @@ class Upload:
                 os.fsync(fd)
         return NodeRow(
             0, bytes.fromhex(node_id), None, self._place.name, FILE, binding, found.ino, found.size, found.mtime_ns,
-            found.ctime_ns, found.mode, found.uid, found.gid, 1, rev, READY, 0,
+            found.ctime_ns, found.mode, found.uid, found.gid, 1, rev, READY | (LABELLED if labelled else 0), 0,
         )  # fmt: skip
 
-    def _unstage(self) -> None:
+    def _unstage(self, fd: int) -> None:
         """Remove our own file's name in the staging directory, if it has one; never another's.
 
         A displaced file that is still there (a step failed) stays for `replay`, which has the intent.
         """
-        if not self._staged or self._ticket is None:
+        if self._ticket is None:
             return
         try:
             with internal(self._space, "staging") as staging:
-                if binding_at(staging, self._ticket.name) == binding_at(self._fd, b""):
+                if binding_at(staging, self._ticket.name) == binding_at(fd, b""):
                     os.unlink(self._ticket.name, dir_fd=staging)
         except OSError as error:
             _log.error("space %s: a staged file is left to the next replay: %s", self._space.record.id, error)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import ids, journal, labels
+from fsd.core import ids, journal, labels, totals
 from fsd.core.store import Database
 from fsd.core.syscalls import statx
 
@@ -64,7 +64,7 @@ CREATE TABLE dir (
     counter INTEGER NOT NULL, seq INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
     ctime_ns INTEGER NOT NULL, dev INTEGER NOT NULL, mounted INTEGER NOT NULL,
     epoch INTEGER NOT NULL, published INTEGER NOT NULL);
-CREATE INDEX dir_unpublished ON dir (n) WHERE published <> counter;
+CREATE INDEX dir_untold ON dir (n) WHERE NOT published;
 CREATE INDEX dir_mounted ON dir (n) WHERE mounted;
 CREATE TABLE dirty (
     n INTEGER PRIMARY KEY, names BLOB, stamp INTEGER NOT NULL, since REAL NOT NULL,
@@ -118,7 +118,11 @@ class NodeRow(NamedTuple):
 
 
 class DirRow(NamedTuple):
-    """A row of `dir`: own = sum of the listed files' sizes, total = own + children's totals + assumed; bytes."""
+    """A row of `dir`: own = sum of the listed files' sizes, total = own + children's totals + assumed; bytes.
+
+    `published`: whether the directory itself carries this total. It changes once a second, so that its key is not
+    written with each commit.
+    """
 
     n: int
     own: int
@@ -150,6 +154,8 @@ class Index(Database):
         self._space = space
         self.paths: tuple[int, dict[bytes, int]] = (-1, {})
         """`head.moves` and the row numbers of directories by path that were true then; see `resolve`."""
+        self.chains: tuple[int, dict[int, list[int]]] = (-1, {})
+        """Likewise the row numbers of each directory and all above it, the root last; see `chain`."""
 
     def created(self, db: sqlite3.Connection) -> None:
         """Fill a new index with the root's row. Raises StorageUnavailable while the root can't be proven."""
@@ -173,6 +179,21 @@ class Index(Database):
         )
         db.execute("INSERT INTO dirty VALUES (?, NULL, 1, ?, 1)", (ROOT, now / 1e9))
         journal.set_floor(db, first)
+
+    def opened(self, db: sqlite3.Connection) -> None:
+        """In an index of an earlier release `published` was the counter at which a directory was published."""
+        if db.execute("SELECT 1 FROM sqlite_schema WHERE name='dir_unpublished'").fetchone() is None:
+            return
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            db.execute("DROP INDEX dir_unpublished")
+            db.execute("UPDATE dir SET published=(published=counter)")
+            db.execute("CREATE INDEX dir_untold ON dir (n) WHERE NOT published")
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
 
 
 def published_size(fd: int, secret: bytes, binding: bytes) -> int:
@@ -324,6 +345,19 @@ def resolve_many(
         if n is not None:
             found[path] = n
     return moves, found
+
+
+def chain(known: Index, db: sqlite3.Connection, n: int, moves: int) -> list[int]:
+    """The row numbers of a directory and all above it, the root last, remembered while `head.moves` is `moves`.
+
+    Within a write transaction: before it moves anything itself.
+    """
+    if known.chains[0] != moves or len(known.chains[1]) > _MAX_PATHS:
+        known.chains = (moves, {})
+    found = known.chains[1].get(n)
+    if found is None:
+        found = known.chains[1][n] = totals.above(db, n)
+    return found
 
 
 def find(db: sqlite3.Connection, path: bytes) -> NodeRow | None:

@@ -38,6 +38,7 @@ Body = dict[str, str | int | bool | None]
 """Paths and bindings as hexadecimal text, because names are bytes."""
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, len, pid
+_UNLOCK_ALL = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
 _MAX_IDLE = 8
 _NUMBER_BITS = 62  # the byte's offset must be a positive off_t
 
@@ -137,26 +138,27 @@ class Intents:
         finally:
             os.close(fd)
 
-    @contextmanager
-    def alone(self, *paths: bytes) -> Iterator[None]:
+    def alone(self, *paths: bytes) -> _Alone:
         """Wait until no other change of fsd's own, in any process, is at one of these paths, and keep others out.
 
         Not nested. It keeps our writers from undoing each other's exchanges; programs on the disk don't ask.
         """
+        return _Alone(self, paths)
+
+    def take_description(self) -> int:
+        """A descriptor of the file of the locks that nobody else of this process uses, until `give_description`."""
         try:
-            fd = self._idle.pop()
+            return self._idle.pop()
         except IndexError:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            for byte in sorted({_path_byte(path) for path in paths}):
-                _lock_alone(fd, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
-            yield
-        finally:
-            if len(self._idle) < _MAX_IDLE:
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
-                self._idle.append(fd)
-            else:
-                os.close(fd)
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def give_description(self, fd: int) -> None:
+        """Release all locks of a descriptor, and keep it for later."""
+        if len(self._idle) < _MAX_IDLE:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _UNLOCK_ALL)
+            self._idle.append(fd)
+        else:
+            os.close(fd)
 
     def pending(self) -> list[Intent]:
         """Every intent that is written down, finished ones not yet deleted included."""
@@ -209,6 +211,29 @@ class Intents:
         space = self._space()
         assert space is not None, "the caller holds the space while it changes it"
         return space
+
+
+class _Alone:
+    """See `Intents.alone`."""
+
+    __slots__ = ("_fd", "_owner", "_paths")
+
+    def __init__(self, owner: Intents, paths: Sequence[bytes]) -> None:
+        self._owner = owner
+        self._paths = paths
+
+    def __enter__(self) -> None:
+        self._fd = fd = self._owner.take_description()
+        try:
+            # In one order: who wants the same paths in another one would wait for us, and we for them.
+            for byte in sorted({_path_byte(path) for path in self._paths}):
+                _lock_alone(fd, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+        except BaseException:
+            self._owner.give_description(fd)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._owner.give_description(self._fd)
 
 
 def _path_byte(path: bytes) -> int:

@@ -36,7 +36,7 @@ def check_new_name(name: bytes) -> None:
         text = name.decode("utf-8")
     except UnicodeDecodeError:
         raise NameRefused("A new name must be valid UTF-8.") from None
-    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text):
+    if not text.isprintable() and any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text):
         raise NameRefused("A new name must not contain control characters.")
 
 

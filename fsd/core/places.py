@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from fsd.core import ids, lease
 from fsd.core.absent import is_absent
 from fsd.core.errors import AcrossMounts, Forbidden, NameRefused, ParentMissing, ReadOnlySpace, SpaceDisabled
-from fsd.core.names import INTERNAL, SNAPSHOTS, check_new_name, to_text
-from fsd.core.syscalls import Statx, directory_path, rename_noreplace, statx
+from fsd.core.names import INTERNAL, NAME_MAX, SNAPSHOTS, check_new_name, to_text
+from fsd.core.syscalls import Statx, directory_path, open_beneath, rename_noreplace, statx
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 class Place:
     """`name` in the directory behind `fd`. Owns the descriptor."""
 
-    __slots__ = ("_ident", "fd", "name", "path", "space")
+    __slots__ = ("_ident", "fd", "met", "name", "path", "space")
 
     def __init__(self, space: Space, path: bytes, fd: int, name: bytes) -> None:
         self.space = space
         self.path = path
         self.fd = fd
         self.name = name
+        self.met: Statx | None = None
+        """What stood here when the place was opened."""
         self._ident: tuple[int, int] | None = None
 
     @property
@@ -81,7 +83,8 @@ class Place:
     def is_at(self, directory: bytes) -> bool:
         """Whether this path leads to the open directory now; what can't be told counts as no."""
         try:
-            fd = self.space.open_dir(directory)
+            # That it is no hidden one was asked when the place was opened.
+            fd = open_beneath(self.space.root_fd(), directory, os.O_PATH | os.O_DIRECTORY)
         except OSError:
             return False
         try:
@@ -137,7 +140,8 @@ def open_source(space: Space, path: bytes) -> Place:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
     place = Place(space, path, fd, name)
     try:
-        if (place.seen() is None and is_absent(space, fd, name)) or place.reserved():
+        place.met = place.seen()
+        if (place.met is None and is_absent(space, fd, name)) or place.reserved():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     except BaseException:
         place.close()
@@ -164,7 +168,10 @@ def open_destination(space: Space, path: bytes, *, known_name: bytes | None = No
         raise
     place = Place(space, path, fd, name)
     try:
-        if name != known_name and (len(name) > 255 or place.seen() is None):
+        if len(name) > NAME_MAX:
+            check_new_name(name)
+        place.met = place.seen()
+        if place.met is None and name != known_name:
             check_new_name(name)
         if place.reserved():
             raise Forbidden(f"The name '{place.text}' is reserved.")

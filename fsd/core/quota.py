@@ -7,10 +7,11 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fsd.core import waits
 from fsd.core.errors import QuotaExceeded
 from fsd.core.partials import reserved
 from fsd.core.tree import usage
@@ -80,17 +81,22 @@ def check_disk(space: Space, extra_bytes: int) -> None:
         raise OSError(errno.ENOSPC, "The disk of the space is full")
 
 
-@contextmanager
-def alone(space: Space, extra_bytes: int) -> Iterator[None]:
+def alone(space: Space, extra_bytes: int) -> AbstractContextManager[None]:
     """`check_limit`, and until the end nobody else adds bytes that together would be too many: near the limit one at a
     time, among all processes. A killed holder lets go (flock(2))."""
     allowed = _limit(space)
     if allowed is None or extra_bytes <= 0:
-        yield
-        return
+        return _nobody_waits
     if allowed - _taken(space) >= _PLENTY + _AT_ONCE * extra_bytes:
-        yield
-        return
+        return _nobody_waits
+    return _one_at_a_time(space, extra_bytes)
+
+
+_nobody_waits = nullcontext()
+
+
+@contextmanager
+def _one_at_a_time(space: Space, extra_bytes: int) -> Iterator[None]:
     with _queue(space):
         check_limit(space, extra_bytes)
         yield
@@ -109,7 +115,8 @@ def _queue(space: Space) -> Iterator[None]:
     lock = space.state_dir / f"{space.record.hex}.quota-lock"
     fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        with waits.aside:
+            fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
         os.close(fd)

@@ -29,6 +29,9 @@ def write_labels(space: Space, fd: int, due: Iterable[ToLabel]) -> None:
     look."""
     if space.record.label == "none" or space.record.read_only or not lease.may_write(space):
         return
+    due = list(due)
+    if not due:
+        return
     updates: list[_Update] = []
     unkept: list[NodeRow] = []
     done: list[int] = []
@@ -260,7 +263,7 @@ def publish_trees(space: Space, limit: int = 100) -> int:
     with space.index.read() as db:
         rows = db.execute(
             "SELECT node.n, node.binding, dir.total, dir.counter FROM dir JOIN node ON node.n=dir.n"
-            " WHERE published<>counter AND epoch>0 LIMIT ?", (limit,)
+            " WHERE NOT published AND epoch>0 LIMIT ?", (limit,)
         ).fetchall()  # fmt: skip
         paths = [index.path_of(db, row[0]) for row in rows]
     published: list[tuple[int, int]] = []
@@ -275,7 +278,8 @@ def publish_trees(space: Space, limit: int = 100) -> int:
                 seen.append((times[1], n, times[0]))
     if published:
         with space.index.write() as db:
-            db.executemany("UPDATE dir SET published=? WHERE n=?", published)
+            # What changed meanwhile is not what was published.
+            db.executemany("UPDATE dir SET published=1 WHERE counter=? AND n=?", published)
             db.executemany("UPDATE dir SET ctime_ns=? WHERE n=? AND ctime_ns=?", seen)
     return len(rows)
 

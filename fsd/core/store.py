@@ -126,6 +126,57 @@ class _Lent:
             raise self._database.translate(error) from error
 
 
+class _Writing(_Lent):
+    """A write transaction for a `with` block, under the writers' lock."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._database.lock()
+        try:
+            db = super().__enter__()
+        except BaseException:
+            self._database.unlock()
+            raise
+        try:
+            db.execute("BEGIN IMMEDIATE")
+        except BaseException as error:
+            self._end(type(error), error, error.__traceback__)
+            raise
+        return db
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        db: sqlite3.Connection = self._local.db
+        if error is None:
+            try:
+                self._database.commit(db)
+            except BaseException as failure:
+                self._roll_back(db, failure)
+                raise
+            self._end(None, None, None)
+        else:
+            self._roll_back(db, error)
+
+    def _roll_back(self, db: sqlite3.Connection, error: BaseException) -> None:
+        """Undo what the block did, and let its error leave as what it means."""
+        try:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+        except sqlite3.Error as second:
+            error = second
+        self._end(type(error), error, error.__traceback__)
+
+    def _end(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            self._database.unlock()
+
+
 class Database:
     """One SQLite file. Thread-safe; opened on first use, again after a fork, again when the file was replaced."""
 
@@ -140,6 +191,7 @@ class Database:
         rebuildable: bool = False,
     ) -> None:
         self.path = path
+        self._file = os.fspath(path)
         self._schema = schema
         self._version = version
         self._synchronous = synchronous
@@ -179,30 +231,33 @@ class Database:
             return {}
         return self._answers.now()
 
-    @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self) -> _Writing:
         """A transaction, alone among all threads and processes; committed at the end, rolled back on an exception.
 
         Not re-entrant. Raises OSError(ENOSPC, EIO, EROFS) when the state disk refuses; nothing has changed then.
         """
-        with self.exclusive(), self.read() as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                with self._answers.stamp.committing():
-                    if self._synchronous == "FULL":
-                        with waits.aside:
-                            db.execute("COMMIT")
-                    else:
-                        db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
+        return _Writing(self)
+
+    def commit(self, db: sqlite3.Connection) -> None:
+        """End the transaction of a `write`, and tell those who keep answers."""
+        with self._answers.stamp.committing():
+            if self._synchronous == "FULL":
+                with waits.aside:
+                    db.execute("COMMIT")
+            else:
+                db.execute("COMMIT")
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the writers' lock; re-entrant within a thread. A killed holder releases it (flock(2))."""
+        self.lock()
+        try:
+            yield
+        finally:
+            self.unlock()
+
+    def lock(self) -> None:
+        """Take the writers' lock, for `unlock` in the same thread; see `exclusive`."""
         self.check_fork()
         mutex = self._mutex
         if not mutex.acquire(blocking=False):
@@ -214,14 +269,18 @@ class Database:
                     self._lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 _take_turn(self._lock_fd)
             self._depth += 1
-            try:
-                yield
-            finally:
-                self._depth -= 1
-                if self._depth == 0:
-                    fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
-        finally:
+        except BaseException:
             mutex.release()
+            raise
+
+    def unlock(self) -> None:
+        """Give the writers' lock back."""
+        self._depth -= 1
+        try:
+            if self._depth == 0:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+        finally:
+            self._mutex.release()
 
     def wanted(self) -> bool:
         """Whether anybody waits for the writers' lock: who holds it for bulk work lets it go then."""
@@ -260,7 +319,7 @@ class Database:
             except IndexError:
                 break
             try:
-                found = os.stat(self.path)
+                found = os.stat(self._file)
                 if (found.st_dev, found.st_ino) == ident:
                     return db, ident
             except FileNotFoundError:

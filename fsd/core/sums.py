@@ -16,6 +16,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -56,7 +57,7 @@ class Sum(NamedTuple):
     @property
     def best(self) -> str:
         """The one that clients like best, as `OC-Checksum` has it."""
-        return self.text.partition(" ")[0]
+        return f"SHA1:{self.sha1.hex()}" if self.sha1 else self.text.partition(" ")[0]
 
     @property
     def text(self) -> str:
@@ -69,6 +70,7 @@ class Hash(Protocol):
     """A running checksum."""
 
     def update(self, data: bytes | memoryview, /) -> None: ...
+    def digest(self) -> bytes: ...
     def hexdigest(self) -> str: ...
 
 
@@ -79,8 +81,16 @@ class _Adler32:
     def update(self, data: bytes | memoryview, /) -> None:
         self._value = zlib.adler32(data, self._value)
 
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4, "big")
+
     def hexdigest(self) -> str:
         return f"{self._value:08x}"
+
+
+@lru_cache
+def _fresh(name: str) -> hashlib._Hash:
+    return hashlib.new(name, usedforsecurity=False)
 
 
 def new_hash(algorithm: str) -> Hash:
@@ -90,7 +100,7 @@ def new_hash(algorithm: str) -> Hash:
         return _Adler32()
     if name not in ("md5", "sha1", "sha256", "sha512"):
         raise NameRefused(f"The checksum algorithm '{algorithm}' is not known.")
-    return hashlib.new(name, usedforsecurity=False)
+    return _fresh(name).copy()  # a new one is looked for among the algorithms, which takes longer
 
 
 def upload_hashes(length: int | None, asked: str | None) -> dict[str, Hash]:
@@ -104,7 +114,7 @@ def upload_hashes(length: int | None, asked: str | None) -> dict[str, Hash]:
 
 def of_hashes(hashes: Mapping[str, Hash]) -> Sum | None:
     """What running checksums have come to; None if none of them is kept."""
-    found = [bytes.fromhex(hashes[name].hexdigest()) if name in hashes else None for name in TYPES]
+    found = [hashes[name].digest() if name in hashes else None for name in TYPES]
     return Sum(*found) if any(found) else None
 
 

@@ -3,16 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-
-_UP = (
-    "WITH RECURSIVE up (n) AS (SELECT ? UNION "
-    "SELECT node.parent FROM up JOIN node ON node.n = up.n WHERE node.parent IS NOT NULL) "
-)
-
-_CHANGED = (
-    _UP
-    + "UPDATE dir SET own=own+iif(n=?,?,0), seq=seq+(n=?), total=total+?, counter=? WHERE n IN (SELECT n FROM up)"
-)
+from collections.abc import Sequence
 
 
 class Deltas:
@@ -38,20 +29,52 @@ class Deltas:
         """Add the sums along each chain; visible ones get `counter`. Each touched directory's seq rises."""
         for n, (own, total, visible) in self._by_dir.items():
             if visible:
-                db.execute(_CHANGED, (n, n, own, n, total, counter))
+                count(db, above(db, n), own, total, counter)
             else:
                 db.execute("UPDATE dir SET own=own+?, seq=seq+1 WHERE n=?", (own, n))
                 climb(db, n, total, None)
 
 
+def above(db: sqlite3.Connection, n: int) -> list[int]:
+    """A directory's row number and those of all above it, nearest first. Of rows that hang on themselves (`fsd check`
+    tells of them) each once."""
+    found = [n]
+    met = {n}
+    while (row := db.execute("SELECT parent FROM node WHERE n=?", (found[-1],)).fetchone()) is not None:
+        if row[0] is None or row[0] in met:
+            break
+        met.add(row[0])
+        found.append(row[0])
+    return found
+
+
+def count(db: sqlite3.Connection, chain: Sequence[int], own: int, total: int, counter: int) -> None:
+    """Something changed in the first directory of `chain` (see `above`) that everybody may see: the bytes of its own
+    files by `own`, those of its tree by `total`."""
+    db.execute(
+        "UPDATE dir SET own=own+?, seq=seq+1, total=total+?, counter=? WHERE n=?",
+        (own, total, counter, chain[0]),
+    )
+    _raise(db, chain, chain[1:], total, counter)
+
+
 def climb(db: sqlite3.Connection, n: int, delta: int, counter: int | None) -> None:
     """Add `delta` bytes to the totals of `n` and all above it, and set their counters."""
     if counter is not None:
-        db.execute(
-            _UP + "UPDATE dir SET total=total+?, counter=? WHERE n IN (SELECT n FROM up)", (n, delta, counter)
-        )
+        chain = above(db, n)
+        _raise(db, chain, chain, delta, counter)
     elif delta:
-        db.execute(_UP + "UPDATE dir SET total=total+? WHERE n IN (SELECT n FROM up)", (n, delta))
+        db.executemany("UPDATE dir SET total=total+? WHERE n=?", [(delta, each) for each in above(db, n)])
+
+
+def _raise(
+    db: sqlite3.Connection, chain: Sequence[int], raised: Sequence[int], delta: int, counter: int
+) -> None:
+    if raised:
+        rows = [(delta, counter, each) for each in raised]
+        db.executemany("UPDATE dir SET total=total+?, counter=? WHERE n=?", rows)
+    # By itself, and rarely true: the key on what is not published is not written each time.
+    db.executemany("UPDATE dir SET published=0 WHERE n=? AND published", [(each,) for each in chain])
 
 
 def recount(db: sqlite3.Connection, n: int) -> tuple[int, int]:

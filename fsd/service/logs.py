@@ -1,7 +1,9 @@
 """Logging of all processes: for people, for journald (`<N>` prefixes, sd-daemon(3)) or as JSON lines, to stderr.
 
 A message is a short event with fields: `_log.info("space opened", extra=fields(space=...))`. The request id is put
-on each line while one is being served. The audit trail is the logger `fsd.audit`: one line for who did what.
+on each line while one is being served. The audit trail is the logger `fsd.audit`: one line for who did what, and for
+who read what. Who listed what is in a file of its own, because clients ask all the time: what is kept of changes and
+reads would be pushed out by it.
 """
 
 from __future__ import annotations
@@ -65,39 +67,61 @@ def audit(
     _audit.info(action, extra=fields(actor=actor, target=target, outcome=outcome, **more))
 
 
+def access(actor: str, action: str, target: str, *, outcome: str = "ok", **more: Any) -> None:
+    """One line for who looked at what there is. It may wait for `flush_audit`; without a file there is none."""
+    if _listings is not None:
+        _listings.line(actor, action, target, outcome, True, more)
+
+
 _trail: _AuditFile | None = None
+_listings: _AuditFile | None = None
 
 
 def flush_audit() -> None:
-    """Write the audit lines that were allowed to wait."""
-    if _trail is not None:
-        _trail.flush()
+    """Write the lines that were allowed to wait."""
+    for file in (_trail, _listings):
+        if file is not None:
+            file.flush()
 
 
-def audit_to_file(state_dir: Path, *, buffered: bool = False) -> None:
+def audit_to_file(state_dir: Path, *, buffered: bool = False, listings: bool = False) -> None:
     """Append audit lines to `audit.log` in the state directory, as JSON, whole lines from all processes.
 
-    The file is turned over at 32 MiB and eight old ones are kept; whoever else renames it is noticed. When it can't
+    With `listings` those of `access` go to `access.log`.
+
+    A file is turned over at 32 MiB and eight old ones are kept; whoever else renames it is noticed. When it can't
     be written the work goes on, and the lines are on stderr. `buffered`: somebody calls `flush_audit` regularly, so
     lines that may wait do. Can be called again.
     """
-    global _trail
+    global _trail, _listings
     for old in [handler for handler in _audit.handlers if isinstance(handler, _AuditFile)]:
         _audit.removeHandler(old)
         old.close()
-    _trail = None
-    path = state_dir / "audit.log"
-    try:
-        handler = _AuditFile(path, buffered)
-    except OSError as error:
-        logging.getLogger(__name__).warning(
-            "no audit file", extra=fields(path=str(path), error=error.strerror)
-        )
+    if _listings is not None:
+        _listings.close()
+    _trail = _listings = None
+    if listings:
+        _listings = _opened(state_dir / "access.log", buffered)
+    handler = _opened(state_dir / "audit.log", buffered)
+    if handler is None:
         return
     handler.setFormatter(_Json("audit"))
     _audit.addHandler(handler)
     _audit.setLevel(logging.INFO)
     _trail = handler
+
+
+def _opened(path: Path, buffered: bool) -> _AuditFile | None:
+    try:
+        return _AuditFile(path, buffered)
+    except OSError as error:
+        more = fields(path=str(path), error=error.strerror)
+        logging.getLogger(__name__).warning("no audit file", extra=more)
+        return None
+
+
+_LOOK_S = 0.2
+"""Seconds between two looks at the audit file's name and size. Whoever renames it gets lines for so long still."""
 
 
 class _AuditFile(logging.Handler):
@@ -116,6 +140,7 @@ class _AuditFile(logging.Handler):
         self._failing = self._torn = False
         self._waiting: list[str] = []
         self._size = 0
+        self._looked = 0.0
         self._second = (0, "")
         self._encode = json.JSONEncoder(ensure_ascii=True, default=str).encode
         self._open()
@@ -131,9 +156,11 @@ class _AuditFile(logging.Handler):
 
     def close(self) -> None:
         """Write what waits and close the file; the handler is of no use afterwards."""
-        global _trail
+        global _trail, _listings
         if _trail is self:
             _trail = None
+        if _listings is self:
+            _listings = None
         if self._fd >= 0:
             self.flush()
         self._shut()
@@ -181,14 +208,18 @@ class _AuditFile(logging.Handler):
         lines, self._waiting, self._size = self._waiting, [], 0
         try:
             data = "".join(lines).encode("utf-8", "replace")
-            if not self._named():
-                self._open()
+            now = time.monotonic()
+            due = now - self._looked > _LOOK_S
+            if due or self._fd < 0:
+                self._looked = now
+                if not self._named():
+                    self._open()
             data = b"\n" + data if self._torn else data
             self._torn = os.write(self._fd, data) < len(data)
             if self._torn:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._failing = False
-            if os.fstat(self._fd).st_size > self.limit:
+            if due and os.fstat(self._fd).st_size > self.limit:
                 self._turn_over()
             return True
         except OSError as error:

@@ -21,7 +21,7 @@ from dav import main
 from dav.front import loop as loop_module
 from dav.front.connection import Connection, State
 from dav.http import limits
-from fsd.core import content
+from fsd.core import arrivals, content
 from tests.support.waiting import wait_for
 from tests.unit.dav.served import Served, basic, serving
 
@@ -272,6 +272,31 @@ def test_dribbled_uploads_leave_others_room(served: Served):
     assert served.ask("GET", "/").status == 200
 
 
+def test_what_crawls_in_is_taken_where_it_is_heard_and_what_runs_is_not(served: Served, monkeypatch):
+    loop = served.server.loop
+    stepped: list[int] = []
+    step_down = loop.step_down
+    monkeypatch.setattr(loop, "step_down", lambda: (stepped.append(1), step_down()))
+    content = os.urandom(400_000)
+    with served.wire() as wire:
+        wire.send(served.head("PUT", f"{FILES}/slow", f"Content-Length: {len(content)}") + content[:10])
+        wait_for(
+            lambda: any(c.claims and c._crawls for c in loop._connections.values()), what="a slow upload"
+        )
+        (conn,) = loop._connections.values()
+        before = len(stepped)
+        for at in range(10, 1010, 100):
+            wire.send(content[at : at + 100])
+            left = len(content) - at - 100
+            wait_for(lambda left=left: conn.request.body.remaining == left, what="a hundred bytes more")
+        assert len(stepped) == before
+        wire.send(content[1010:])
+        answer = wire.answer()
+        assert answer is not None and answer.status == 201
+        assert len(stepped) > before
+    assert (served.root() / "slow").read_bytes() == content
+
+
 def test_when_every_thread_is_busy_clients_are_told_so(tmp_path, monkeypatch):
     monkeypatch.setattr(loop_module, "_OVERLOADED", 0.1)
     with serving(tmp_path, http_threads=2) as served:
@@ -310,7 +335,7 @@ def test_a_leader_that_is_stuck_is_replaced(served: Served, monkeypatch):
 def test_requests_take_turns_and_do_not_wait_for_the_disk_of_another(served: Served, monkeypatch):
     assert served.ask("GET", "/").status == 200, "the password's hash is behind us"
     inside, most, disk = 0, 0, threading.Event()
-    make_known = content.make_known
+    take_in = arrivals.take_in
 
     def counting(*args, **more):
         nonlocal inside, most
@@ -319,9 +344,9 @@ def test_requests_take_turns_and_do_not_wait_for_the_disk_of_another(served: Ser
         for _ in range(100):
             os.stat("/")  # gives the interpreter's lock away, and with it the chance to be interrupted
         inside -= 1
-        return make_known(*args, **more)
+        return take_in(*args, **more)
 
-    monkeypatch.setattr(content, "make_known", counting)
+    monkeypatch.setattr(arrivals, "take_in", counting)
     monkeypatch.setattr(content.os, "fsync", lambda fd: disk.wait(20))
     writers = [served.wire() for _ in range(4)]
     for number, wire in enumerate(writers):

@@ -87,6 +87,7 @@ def test_levels_do_not_hide_the_audit_trail(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_audit_file_survives_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines(monkeypatch, "text")
+    monkeypatch.setattr(logs, "_LOOK_S", 0.0)
     logs.audit_to_file(tmp_path)
     logs.audit_to_file(tmp_path)
     logs.audit("ann", "one", "x")
@@ -138,6 +139,7 @@ def test_no_audit_file_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.
 def test_the_audit_file_turns_over_and_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines(monkeypatch, "text")
     monkeypatch.setattr(logs._AuditFile, "limit", 2000)
+    monkeypatch.setattr(logs, "_LOOK_S", 0.0)
     logs.audit_to_file(tmp_path)
     one = logging.getLogger("fsd.audit").handlers[-1]
     other = logs._AuditFile(tmp_path / "audit.log")
@@ -154,6 +156,28 @@ def test_the_audit_file_turns_over_and_loses_no_line(tmp_path: Path, monkeypatch
     assert len(found) == len(set(found)) == 60
     assert (tmp_path / "audit.log.2").exists()
     assert all(path.stat().st_size < 2500 for path in tmp_path.glob("audit.log*"))
+
+
+def test_listings_have_a_file_of_their_own(tmp_path: Path) -> None:
+    logs.access("ann", "PROPFIND", "/x")  # without a file it is not kept
+    logs.audit_to_file(tmp_path, buffered=True, listings=True)
+    logs.audit("ann", "GET", "/x", later=True)
+    logs.access("ann", "PROPFIND", "/d", depth="1")
+    assert (tmp_path / "access.log").read_text() == (tmp_path / "audit.log").read_text() == ""
+    logs.flush_audit()
+    (listed,) = map(json.loads, (tmp_path / "access.log").read_text().splitlines())
+    assert (listed["actor"], listed["event"], listed["target"], listed["depth"]) == (
+        "ann",
+        "PROPFIND",
+        "/d",
+        "1",
+    )
+    (read,) = map(json.loads, (tmp_path / "audit.log").read_text().splitlines())
+    assert (read["event"], read["target"]) == ("GET", "/x")
+    logs.audit_to_file(tmp_path)
+    logs.access("ann", "PROPFIND", "/later")
+    logs.flush_audit()
+    assert "/later" not in (tmp_path / "access.log").read_text()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")

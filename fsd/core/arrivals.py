@@ -1,0 +1,219 @@
+"""Files that fsd has just written and given a name: known to the index in one transaction, several of them together.
+
+The usual reconcile looks at an entry and works out who it is. Here that is known: fsd made the inode, labelled it and
+linked it, and still holds it open, so its number belongs to nobody else. What is left to be proven, under the writers'
+lock, is that the name leads to this inode alone, as it was written, with no attribute but the label, and that the index
+knows the directory and neither the name nor the id. Whatever is otherwise is left to reconcile, which knows all cases.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from fsd.core import ids, index, journal, labels, totals, waits
+from fsd.core.asyncsync import Syncing
+from fsd.core.index import FILE, LABELLED, READY, Head, NodeRow
+from fsd.core.journal import Change
+from fsd.core.syscalls import statx
+
+if TYPE_CHECKING:
+    from fsd.core.places import Place
+    from fsd.core.space import Space
+
+_INSERT = f"INSERT OR IGNORE INTO node VALUES ({'?,' * 16}?)"
+_DIRECTORY = "SELECT node.id, node.binding FROM node JOIN dir ON dir.n=node.n WHERE node.n=?"
+_ONLY_LABEL = [labels.ID_ATTRIBUTE]
+
+
+class Arrival(NamedTuple):
+    """A file at its place. `fd` is open, `row` is what its row will say but for `n`, `parent` and the ctime."""
+
+    place: Place
+    fd: int
+    row: NodeRow
+
+
+def settle(space: Space, new: Arrival, *, durable: bool) -> NodeRow | None:
+    """Make a file known that was just linked, and its name `durable`; its row, or None if reconcile has to look.
+
+    Index and disk are waited for at once, as the index is no truth: a crash in between leaves rows that the next look
+    takes away. Threads that come at the same time share one transaction and one fsync for a directory. OSError of
+    either: then neither counts.
+    """
+    if not durable:
+        return take_in(space, [new])[0]
+    return _group_of(space).settle(new)
+
+
+def take_in(space: Space, arrivals: Sequence[Arrival]) -> list[NodeRow | None]:
+    """The rows of these files, committed with sums, counters and journal; None for one that reconcile has to look at.
+
+    OSError of the state disk: nothing has changed.
+    """
+    rows: list[NodeRow | None] = [None] * len(arrivals)
+    by_directory: dict[tuple[bytes, bytes], list[int]] = {}
+    for number, each in enumerate(arrivals):
+        place, row = each.place, each.row
+        if row.flags & LABELLED and not ids.is_weak(row.binding) and place.is_at(place.parent):
+            binding = ids.node_binding(place.fd, b"", statx(place.fd, b""))
+            by_directory.setdefault((place.parent, binding), []).append(number)
+    if not by_directory:
+        return rows
+    now = time.time()
+    with space.index.write() as db:
+        head = Head(space, db)
+        for (path, binding), numbers in by_directory.items():
+            found = _directory(space, db, head, path, binding)
+            if found is None:
+                continue
+            n, parent_id = found
+            for number in numbers:
+                rows[number] = _insert(db, head, n, arrivals[number])
+            known = [made for number in numbers if (made := rows[number]) is not None]
+            _count(space, db, head, n, parent_id, known, now)
+        head.save()
+    return rows
+
+
+def _directory(
+    space: Space, db: sqlite3.Connection, head: Head, path: bytes, binding: bytes
+) -> tuple[int, bytes] | None:
+    """(row number, id) of a directory, if the index has it at this path."""
+    moves, paths = space.index.paths
+    n = index.ROOT if not path else paths.get(path) if moves == head.moves else None
+    found = db.execute(_DIRECTORY, (n,)).fetchone() if n is not None else None
+    if n is None or found is None or found[1] != binding:
+        return None
+    return n, found[0]
+
+
+def _insert(db: sqlite3.Connection, head: Head, parent: int, new: Arrival) -> NodeRow | None:
+    place, row = new.place, new.row
+    try:
+        seen = statx(place.fd, place.name)
+        # In this order: an attribute that comes later changes the ctime, and is looked at then.
+        attributes = os.listxattr(new.fd)
+    except OSError:
+        return None
+    same = (seen.ino, seen.dev, seen.size, seen.mtime_ns) == (row.ino, place.ident[0], row.size, row.mtime_ns)
+    if not same or seen.nlink != 1 or not stat.S_ISREG(seen.mode) or attributes != _ONLY_LABEL:
+        return None
+    n = head.rows(1)
+    made = NodeRow(n, row.id, parent, place.name, FILE, row.binding, seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns,
+                   seen.mode, seen.uid, seen.gid, 1, row.rev, READY | LABELLED, 0)  # fmt: skip
+    return made if db.execute(_INSERT, made).rowcount == 1 else None
+
+
+def _count(
+    space: Space,
+    db: sqlite3.Connection,
+    head: Head,
+    n: int,
+    parent_id: bytes,
+    made: list[NodeRow],
+    now: float,
+) -> None:
+    """Sums, counters and journal for what was inserted into one directory."""
+    if not made:
+        return
+    first = head.numbers(len(made))
+    changes = [Change("created", row.id, FILE, parent_id, row.name) for row in made]
+    journal.append(db, first, changes, now)
+    size = sum(row.size for row in made)
+    totals.count(db, index.chain(space.index, db, n, head.moves), size, size, first + len(made) - 1)
+
+
+class _Batch:
+    """Arrivals that share a transaction. `through` is released for each of them but the first when it is over."""
+
+    __slots__ = ("arrivals", "errors", "rows", "through")
+
+    def __init__(self) -> None:
+        self.arrivals: list[Arrival] = []
+        self.rows: list[NodeRow | None] = []
+        self.errors: dict[tuple[int, int], BaseException] = {}
+        """By the directory, (device, inode)."""
+        self.through = threading.Semaphore(0)
+
+
+class _Group:
+    """The arrivals of one space in this process. Thread-safe."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = weakref.ref(space)
+        self._guard = threading.Lock()
+        self._open: _Batch | None = None
+
+    def settle(self, new: Arrival) -> NodeRow | None:
+        with self._guard:
+            batch = self._open
+            leads = batch is None
+            if batch is None:
+                batch = self._open = _Batch()
+            number = len(batch.arrivals)
+            batch.arrivals.append(new)
+        if leads:
+            self._lead(batch)
+        else:
+            with waits.aside:
+                batch.through.acquire()
+        error = batch.errors.get(new.place.ident)
+        if error is not None:
+            raise error
+        return batch.rows[number]
+
+    def _lead(self, batch: _Batch) -> None:
+        try:
+            with waits.aside:
+                pass  # those who wait for their turn may be about to come along
+        finally:
+            with self._guard:
+                self._open = None
+        try:
+            self._take_in(batch)
+        except BaseException as error:
+            batch.errors = dict.fromkeys((each.place.ident for each in batch.arrivals), error)
+        finally:
+            batch.through.release(max(1, len(batch.arrivals) - 1))
+
+    def _take_in(self, batch: _Batch) -> None:
+        space = self._space()
+        assert space is not None, "the caller holds the space while it changes it"
+        directories = {each.place.ident: each.place.fd for each in batch.arrivals}
+        syncing = {ident: Syncing(fd) for ident, fd in directories.items()}
+        try:
+            batch.rows = take_in(space, batch.arrivals)
+        finally:
+            for ident, each in syncing.items():
+                try:
+                    each.end()
+                except OSError as error:
+                    batch.errors[ident] = error
+
+
+_groups: weakref.WeakKeyDictionary[Space, _Group] = weakref.WeakKeyDictionary()
+_groups_guard = threading.Lock()
+
+
+def _group_of(space: Space) -> _Group:
+    with _groups_guard:
+        found = _groups.get(space)
+        if found is None:
+            found = _groups[space] = _Group(space)
+        return found
+
+
+def _forget_after_fork() -> None:
+    # A batch of the parent's threads would never be over here.
+    global _groups, _groups_guard
+    _groups, _groups_guard = weakref.WeakKeyDictionary(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
