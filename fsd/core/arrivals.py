@@ -144,11 +144,16 @@ class _Batch:
 
 
 class _Group:
-    """The arrivals of one space in this process. Thread-safe."""
+    """The arrivals of one space in this process. Thread-safe.
+
+    While one batch is under way the next one gathers: a filesystem that is committing a directory takes what comes
+    later into its next commit, so nobody waits longer for that.
+    """
 
     def __init__(self, space: Space) -> None:
         self._space = weakref.ref(space)
         self._guard = threading.Lock()
+        self._under_way = threading.Lock()
         self._open: _Batch | None = None
 
     def settle(self, new: Arrival) -> NodeRow | None:
@@ -170,17 +175,16 @@ class _Group:
         return batch.rows[number]
 
     def _lead(self, batch: _Batch) -> None:
-        try:
-            with waits.aside:
-                pass  # those who wait for their turn may be about to come along
-        finally:
-            with self._guard:
-                self._open = None
+        with waits.aside:  # also if it is free: those who wait for their turn may be about to come along
+            self._under_way.acquire()
+        with self._guard:
+            self._open = None
         try:
             self._take_in(batch)
         except BaseException as error:
             batch.errors = dict.fromkeys((each.place.ident for each in batch.arrivals), error)
         finally:
+            self._under_way.release()
             batch.through.release(max(1, len(batch.arrivals) - 1))
 
     def _take_in(self, batch: _Batch) -> None:

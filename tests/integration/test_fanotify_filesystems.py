@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fsd.core.syscalls import link_fd
 from tests.support.ears import Listener
 from tests.support.mounts import disk
 from watcher.hint import Hint, Kind
@@ -231,6 +232,21 @@ def test_our_own_processes_are_told_apart(root: Path):
         run("touch", root / "theirs")
         hints = heard(ear, b"", b"theirs")  # touch sets times as well, which may be told apart
         assert not all(hint.meta for hint in hints)
+    finally:
+        ear.source.close()
+
+
+def test_what_we_write_without_a_name_is_heard_of_when_it_has_one(root: Path):
+    ear = Listener(FanotifySource(own=lambda: {os.getpid()}), root)
+    try:
+        fd = os.open(root, os.O_TMPFILE | os.O_RDWR)
+        os.write(fd, b"x")
+        link_fd(fd, -1, os.fsencode(root / "named"))
+        os.close(fd)
+        (root / "#1").write_bytes(b"x")
+        ear.settle()
+        names = {name for hint in ear.hints for name in hint.names}
+        assert names == {b"named", b"#1"}  # the second one was made under this name
     finally:
         ear.source.close()
 

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _Rename = tuple[bytes, bytes, bytes, bytes, bool]
 """A renamed directory: old parent, old name, new parent, new name, by a process of this server."""
+_NAMELESS = ord("#")
 MAX_RENAMES = 5_000
 """Of directories in one batch; more end in a gap."""
 
@@ -144,7 +145,7 @@ class FanotifySource:
         event."""
         hard, soft, meta, remembered = self._hard, self._soft, self._meta, self.handles.remembered
         unpack, at, end, pos, count = abi.HEAD.unpack_from, abi.HANDLE_AT, len(chunk), 0, 0
-        special = abi.RENAME | abi.OVERFLOW
+        special, named, nameless = abi.RENAME | abi.OVERFLOW, abi.CREATE | abi.DELETE, _NAMELESS
         if chunk[4] != abi.VERSION:
             self._gap()  # a kernel of another age: its records can't be read
             return
@@ -159,8 +160,16 @@ class FanotifySource:
                 pos += length
                 continue
             name_at = pos + at + 8 + handle_bytes
+            if pid in own:
+                if chunk[name_at] == nameless and not mask & named:
+                    # A file without a name that is being written (the kernel calls it `#` and its number). Of one
+                    # that really has such a name the process that changed it tells the index itself.
+                    pos += length
+                    continue
+                into = meta
+            else:
+                into = meta if mask == abi.ATTRIB else soft if mask == abi.MODIFY else hard
             handle = chunk[pos + at : name_at]
-            into = meta if mask == abi.ATTRIB or pid in own else soft if mask == abi.MODIFY else hard
             names = into.get(handle)
             if names is None:
                 known = remembered(handle)
