@@ -143,6 +143,8 @@ _PUBLIC: dict[str, Public] = {
     "/status.php": lambda environ: json_reply(environ, documents.status()),
     "/ocs/v1.php/config": lambda environ: _ocs(environ, documents.ocs_config(base_url(environ))),
     "/ocs/v2.php/config": lambda environ: _ocs(environ, documents.ocs_config(base_url(environ))),
+    # Nextcloud's clients ask for this to see whether something between answers in the server's place.
+    "/index.php/204": lambda environ: Reply(204),
     "/.well-known/webfinger": _webfinger,
     "/.well-known/webdav": _redirect_to_dav,
 }

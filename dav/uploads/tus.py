@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from dav.discovery.endpoints import base_url
 from dav.http import digests
 from dav.http.conditions import etags
 from dav.http.dates import http_date, parse_mtime
-from dav.http.errors import HttpError
+from dav.http.errors import HttpError, from_os_error
 from dav.http.target import segments
 from dav.routes import Place
 from dav.uploads import finishing
@@ -74,6 +75,24 @@ class _Upload:
 
 def create(call: Call) -> Reply | Body:
     """POST to a folder: 201 with the upload's address; bytes in the body are its first."""
+    with _named():
+        return _create(call)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Errors, too, say which protocol is spoken, as all answers have to."""
+    try:
+        yield
+    except (HttpError, OSError) as error:
+        known = from_os_error(error) if isinstance(error, OSError) else error
+        if known.status == 500 or isinstance(error, FileNotFoundError):
+            raise  # whether something is gone is proven elsewhere
+        known.headers = (*known.headers, ("Tus-Resumable", VERSION))
+        raise known from error
+
+
+def _create(call: Call) -> Reply | Body:
     environ = call.environ
     _check_version(environ)
     length = _number(environ, "HTTP_UPLOAD_LENGTH", "Upload-Length")
@@ -130,6 +149,7 @@ def _wanted(call: Call) -> tuple[Place, Terms]:
         checksum=_checksum(fields, environ),
         if_match=wanted,
         must_not_exist=environ.get("HTTP_IF_NONE_MATCH", "").strip() == "*",
+        said=environ.get("HTTP_UPLOAD_METADATA", ""),
     )
     return dataclasses.replace(folder, path=path, href=href, slash=False), terms
 
@@ -171,12 +191,16 @@ def answer(environ: dict[str, Any], user: User, view: View) -> Reply | tuple[Cal
     method = environ["REQUEST_METHOD"]
     if method == "OPTIONS":
         return Reply(204, headers_of_server())
+    if method == "POST":
+        # For clients whose environment knows no PATCH.
+        method = environ.get("HTTP_X_HTTP_METHOD_OVERRIDE", "").strip().upper()
     handler = _METHODS.get(method)
-    if handler is None:
-        allowed = ("Allow", ", ".join(("OPTIONS", *_METHODS)))
-        raise HttpError(405, "This is an upload under way.", headers=(allowed,))
-    _check_version(environ)
-    return handler(_resolve(environ, user, view))
+    with _named():
+        if handler is None:
+            allowed = ("Allow", ", ".join(("OPTIONS", *_METHODS)))
+            raise HttpError(405, "This is an upload under way.", headers=(allowed,))
+        _check_version(environ)
+        return handler(_resolve(environ, user, view))
 
 
 def _resolve(environ: dict[str, Any], user: User, view: View) -> _Upload:
@@ -196,7 +220,10 @@ def _resolve(environ: dict[str, Any], user: User, view: View) -> _Upload:
 
 def _head(upload: _Upload) -> Reply:
     size = uploads.size(upload.space, upload.partial)
-    return upload.answer(200, size, [("Upload-Length", str(upload.partial.length))])
+    told = [("Upload-Length", str(upload.partial.length))]
+    if upload.partial.terms.said:
+        told.append(("Upload-Metadata", upload.partial.terms.said))
+    return upload.answer(200, size, told)
 
 
 def _patch(upload: _Upload) -> Reply | tuple[Call, Body]:
@@ -232,9 +259,16 @@ class _Bytes:
             self._tail = Tail(upload.space, upload.partial, offset, checksum)
         except WrongOffset as error:
             raise HttpError(409, str(error)) from None
-        self.feed = self._tail.write
+
+    def feed(self, view: memoryview, /) -> None:
+        with _named():
+            self._tail.write(view)
 
     def finish(self) -> Reply:
+        with _named():
+            return self._finish()
+
+    def _finish(self) -> Reply:
         upload = self._upload
         if not self._tail.close():
             raise HttpError(_MISMATCH, "The bytes do not fit their checksum; they were not kept.")

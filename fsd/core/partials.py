@@ -46,6 +46,8 @@ class Terms(NamedTuple):
     checksum: tuple[str, str] | None = None
     if_match: tuple[str, ...] | None = None
     must_not_exist: bool = False
+    said: str = ""
+    """What the client said of it, verbatim, to be told again (TUS: Upload-Metadata)."""
 
 
 class Partial(NamedTuple):
@@ -270,11 +272,12 @@ def _remove(above: int, name: bytes) -> None:
 
 
 def _partial(row: _Row) -> Partial:
-    mtime_ns, checksum, if_match, must_not_exist = json.loads(row[6])
+    mtime_ns, checksum, if_match, must_not_exist, *said = json.loads(row[6])
     terms = Terms(
         mtime_ns,
         tuple(checksum) if checksum is not None else None,
         tuple(if_match) if if_match is not None else None,
         must_not_exist,
+        *said,
     )
     return Partial(*row[:6], terms, *row[7:])

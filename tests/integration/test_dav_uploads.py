@@ -329,6 +329,32 @@ def test_tus_is_found_by_probing_and_refuses_other_versions(dav):
     )
 
 
+def test_tus_says_on_every_answer_what_it_speaks_and_again_what_it_was_told(dav):
+    said = meta(filename="f", other="ü")
+    made = dav.request("POST", b"", None, {**TUS, "Upload-Length": "4", **said})
+    where = address(dav, made)
+    assert dav.raw("HEAD", where, None, TUS).headers["upload-metadata"] == said["Upload-Metadata"]
+    for answer in (
+        made,
+        dav.raw("HEAD", where, None, TUS),
+        dav.raw("PATCH", where, b"x", {**BYTES, "Upload-Offset": "3"}),
+        dav.raw("PATCH", where, b"x", {**TUS, "Upload-Offset": "0"}),
+        dav.raw("PATCH", where, b"12345", {**BYTES, "Upload-Offset": "0"}),
+        dav.raw("PUT", where, b"x", TUS),
+        dav.raw("HEAD", where + "0", None, TUS),
+        dav.request("POST", b"", None, {**TUS, "Upload-Length": "-1"}),
+        dav.request("POST", b"", None, {**TUS, "Upload-Length": "1", **meta(filename="no/f")}),
+    ):
+        assert answer.headers["tus-resumable"] == "1.0.0", answer
+
+
+def test_tus_without_patch(dav):
+    where = address(dav, create(dav, 3, filename="f"))
+    instead = {**BYTES, "Upload-Offset": "0", "X-HTTP-Method-Override": "PATCH"}
+    assert dav.raw("POST", where, b"abc", instead).status == 204 and dav.get(b"f") == b"abc"
+    assert dav.raw("POST", where, b"", TUS).status == 405
+
+
 # -- their end --------------------------------------------------------------------------------------------------------
 
 

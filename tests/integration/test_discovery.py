@@ -144,6 +144,11 @@ def test_a_drive_whose_storage_is_away_stays_in_the_list(ask, served):
     assert drive["id"] == before["id"] and drive["root"]["eTag"] == before["root"]["eTag"]
 
 
+def test_that_nobody_answers_in_the_servers_place(ask):
+    answer, _ = ask("/index.php/204", login=False)
+    assert answer.status == 204 and answer.body == b""
+
+
 def test_well_known_addresses(ask):
     answer, document = ask("/.well-known/webfinger?resource=https%3A%2F%2Fhost", login=False)
     assert answer.status == 200 and document["subject"] == "https://host"
