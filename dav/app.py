@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from dav import events, forward
+from dav import events, forward, links
 from dav.auth.basic import BasicAuth
 from dav.auth.forwarded import TrustedProxies
 from dav.auth.signed import SignedUrls
@@ -87,6 +87,7 @@ class App:
         self._signed = SignedUrls(lambda: registry.installation.key, auth.throttle)
         self._extra["fsd.signing_key"] = self._signed.key
         self._extra["fsd.sign"] = self._signed.sign
+        self._links = links.PublicLinks(auth.throttle)
         self._proxies = proxies
         self._requests = Requests(Provider())
 
@@ -131,6 +132,8 @@ class App:
             if (open_to_all := endpoints.public(environ)) is not None:
                 return open_to_all
             view = self.views.current()
+            if links.is_here(environ["REQUEST_URI"]):
+                return self._of_the_tree(self._links.call(environ, view))
             user = (
                 self._signed.user(environ, view)
                 if self._signed.claimed(environ)
@@ -143,13 +146,16 @@ class App:
                     nowhere = Virtual((), request_path(environ["REQUEST_URI"]), False, [])
                     return self._pass_on(Call(environ, user, Router(view), nowhere), holder)
                 return beside(environ, user, view)
-            call = Call(environ, user, Router(view))
-            if (holder := forward.elsewhere(call)) is not None:
-                return self._pass_on(call, holder)
+            return self._of_the_tree(Call(environ, user, Router(view)))
         except (HttpError, OSError) as error:
             return self._refusal(environ, error)
+
+    def _of_the_tree(self, call: Call) -> Reply | tuple[Call, Body]:
+        """The answer of its method. HttpError, OSError of passing it on."""
+        if (holder := forward.elsewhere(call)) is not None:
+            return self._pass_on(call, holder)
         if call.method not in _QUICK:
-            _may_block(environ)
+            _may_block(call.environ)
         found = self._requests.reply(call)
         if not isinstance(found, Reply):
             return call, found
@@ -286,7 +292,7 @@ def _told(call: Call, reply: Reply) -> tuple[dict[str, Any], str, str]:
 
 def _audit(call: Call, reply: Reply) -> None:
     fields, target, outcome = _told(call, reply)
-    if "HTTP_DESTINATION" in call.environ:
+    if "HTTP_DESTINATION" in call.environ and not call.router.public:  # the address of a link is a secret
         fields["destination"] = call.environ["HTTP_DESTINATION"]
     # Who read what may be written together with other such lines; who changed what is written before the answer.
     later = call.method == "GET" and outcome == "ok"

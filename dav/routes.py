@@ -86,6 +86,9 @@ class Virtual:
 class Router:
     """Resolves URL paths for a user, in one view of the registry: made for a request."""
 
+    public = False
+    """Whether it is for somebody without an account, to whom nothing above the place is shown."""
+
     def __init__(self, view: View) -> None:
         self.view = view
 

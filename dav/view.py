@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from fsd.core.accounts import User
 from fsd.core.grants import Role
+from fsd.core.links import Link
 from fsd.core.registry import Registry
 from fsd.core.space import Space, SpaceRecord
 
@@ -65,6 +66,22 @@ class View:
             return [(record, role) for record, role in pairs if role is not None]
 
         return self.memo(("visible", user.id), find)
+
+    def link(self, digest: str) -> tuple[SpaceRecord, Link] | None:
+        """The public link whose address has this digest, and its space."""
+
+        def find() -> dict[str, tuple[SpaceRecord, Link]]:
+            grants = self._registry.grants
+            return {
+                link.digest: (record, link)
+                for record in self._registry.spaces()
+                for link in grants.acl(record).links
+            }
+
+        return self.memo(("links",), find).get(digest)
+
+    def user_by_id(self, user_id: str) -> User | None:
+        return self.memo(("user id", user_id), lambda: self._registry.accounts.by_id(user_id))
 
 
 class Views:

@@ -114,7 +114,7 @@ class BasicAuth:
 
     def _bearer(self, header: str, text: str, address: str) -> User:
         """The user of a bearer token. What can't be guessed is not slowed by account, only by address."""
-        key = f"address {_network(address)}"
+        key = f"address {network(address)}"
         self._refuse_if_slowed((key,))
         user = self._by_token(header, text, None)
         if user is None:
@@ -140,7 +140,7 @@ class BasicAuth:
         return name, password
 
     def _verify(self, header: str, name: str, password: str, address: str) -> User:
-        keys = (f"account {fold(name)}", f"address {_network(address)}")
+        keys = (f"account {fold(name)}", f"address {network(address)}")
         if not self._waiting.acquire(blocking=False):
             raise self._busy()
         try:
@@ -180,7 +180,7 @@ class BasicAuth:
         return HttpError(503, "Too many people are logging in just now.", headers=retry)
 
 
-def _network(address: str) -> str:
+def network(address: str) -> str:
     """An IPv6 client owns a whole /64, so that is what counts as its address."""
     try:
         parsed = ipaddress.ip_address(address)

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from dav.http.dates import NANO
 from dav.routes import Place, Virtual, root_entry
 from fsd.core import tree
-from fsd.core.names import quote_path, to_text
+from fsd.core.names import quote_path, split, to_text
 from fsd.core.tree import Entry
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def folder_page(call: "Call") -> "Reply":
     place = call.place
     own, children = tree.listing(place.space, place.path)
     rows = [_row(place.href, entry) for entry in sorted(children, key=lambda e: (e.kind != "d", e.name))]
-    crumbs = _crumbs(place)
+    crumbs = _crumbs(place, public=call.router.public)
     return _page(
         "folder.html",
         200,
@@ -117,11 +117,12 @@ def folder_page(call: "Call") -> "Reply":
     )
 
 
-def _crumbs(place: Place) -> list[Crumb]:
-    steps = [Crumb("Spaces", "/")]
+def _crumbs(place: Place, *, public: bool) -> list[Crumb]:
+    steps = [] if public else [Crumb("Spaces", "/")]
     below = place.path[len(place.root_path) :].strip(b"/")
     names = below.split(b"/") if below else []
-    steps.append(Crumb(place.record.name, place.root_href + "/" if names else None))
+    top = to_text(split(place.root_path)[1]) if public and place.root_path else place.record.name
+    steps.append(Crumb(top, place.root_href + "/" if names else None))
     href = place.root_href
     for index, name in enumerate(names):
         href += "/" + quote_path(name)

@@ -36,6 +36,7 @@ COMMANDS = {
     "check": Command("fsd.cli.check", "verify every invariant, repair what can be repaired"),
     "doctor": Command("fsd.cli.doctor", "is this host fit?"),
     "token": Command("fsd.cli.token", "app tokens: a password of its own for each program"),
+    "link": Command("fsd.cli.link", "public links: create, list, revoke"),
     "versions": Command(
         "fsd.cli.versions", "what files held before they were replaced: list, restore, delete"
     ),

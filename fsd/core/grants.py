@@ -20,9 +20,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
+from fsd.core import links
 from fsd.core.accounts import User
 from fsd.core.errors import FsdError, NameRefused, StorageUnavailable
 from fsd.core.installation import Installation, write_file
+from fsd.core.links import Link
 from fsd.core.space import Space, SpaceRecord
 
 _log = logging.getLogger(__name__)
@@ -79,6 +81,7 @@ class Acl:
     members: tuple[Member, ...] = ()
     quota: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    links: tuple[Link, ...] = ()
 
     def role_of(self, user: User) -> Role | None:
         """The best role that the user has, by themself or through a group."""
@@ -102,6 +105,7 @@ def encode(acl: Acl, key: bytes) -> str:
             {"type": member.kind, "id": member.id, "name": member.name, "role": member.role.value}
             for member in acl.members
         ],
+        **({"links": [links.as_json(link) for link in acl.links]} if acl.links else {}),
     }
     return json.dumps({**body, "mac": _mac(body, key)}, indent=1, sort_keys=True) + "\n"
 
@@ -133,9 +137,10 @@ def _from_body(body: dict[str, Any]) -> Acl:
     extra = {
         key: value
         for key, value in body.items()
-        if key not in ("version", "space", "number", "quota", "members")
+        if key not in ("version", "space", "number", "quota", "members", "links")
     }
-    return Acl(str(body["space"]), body["number"], tuple(members), quota, extra)
+    found = tuple(links.from_json(item) for item in body.get("links", []))
+    return Acl(str(body["space"]), body["number"], tuple(members), quota, extra, found)
 
 
 def _mac(body: dict[str, Any], key: bytes) -> str:

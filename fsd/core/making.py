@@ -264,6 +264,8 @@ class Maker(Catalogue):
             acl = self.grants.acl(known)
         elif identity.acl is not None and (identity.ours or how.accept_acl):
             acl = self._translate(identity.acl)
+            if not identity.ours:
+                acl = replace(acl, links=())  # they were addresses of that server, made by its people
         elif identity.acl is None and identity.space_id.startswith(self.installation.storage_id + "$"):
             pass  # of ours, and never finished: a crash came before its grants were written
         elif not how.accept_acl:
