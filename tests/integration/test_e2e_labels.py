@@ -69,14 +69,26 @@ def storage(kind: str, base: Path) -> Iterator[Storage]:
     elif kind == "fuse":
         fill(source / "tree")
         made = Storage(base / "there", ["bindfs", str(source)])
+    elif kind == "mergerfs":
+        fill(source / "tree")
+        made = Storage(base / "there", ["mergerfs", str(source)])
+    elif kind == "sshfs":
+        fill(source / "tree")
+        script = base / "ssh"
+        script.write_text("#!/bin/sh\nexec /usr/lib/openssh/sftp-server\n")
+        script.chmod(0o755)
+        made = Storage(base / "there", ["sshfs", "-o", f"ssh_command={script}", f"nobody@nowhere:{source}"])
+    elif kind == "gocryptfs":
+        run("gocryptfs", "-q", "-init", "-scryptn", "10", "-extpass", "echo secret", str(source))
+        made = Storage(base / "there", ["gocryptfs", "-q", "-extpass", "echo secret", str(source)])
     else:
         with open(image, "wb") as file:
-            file.truncate(8 << 20)
-        run("mkfs.vfat", str(image))
-        made = Storage(base / "there", ["fusefat", "-o", "rw+", str(image)])
+            file.truncate(16 << 20)
+        run(*_MAKE[kind], str(image))
+        made = Storage(base / "there", [*_MOUNT[kind], str(image)])
     made.mount()
     try:
-        if kind == "fat":
+        if not (source / "tree").exists() and "read-only" not in kind:
             fill(made.place / "tree")
         yield made
     finally:
@@ -84,30 +96,49 @@ def storage(kind: str, base: Path) -> Iterator[Storage]:
             subprocess.run(["umount", "-l", str(made.place)], check=True)
 
 
+_MAKE = {"fat": ["mkfs.vfat"], "exfat": ["mkfs.exfat"], "ntfs": ["mkfs.ntfs", "-F", "-Q", "-q"]}
+_MOUNT = {
+    "fat": ["fusefat", "-o", "rw+"],
+    "exfat": ["mount", "-t", "exfat-fuse", "-o", "loop"],
+    "ntfs": ["ntfs-3g"],
+}
 TOLD_BY = {
     "squashfs": "handles",
     "ext4, read-only": "handles",
     "overlay": "inode numbers",
     "fuse": "inode numbers",
+    "mergerfs": "inode numbers",
+    "sshfs": "inode numbers",
+    "gocryptfs": "inode numbers",
+    "ntfs": "inode numbers",
+    "exfat": "inode numbers",
     "fat": "inode numbers",
 }
 
 
-@pytest.mark.parametrize("kind", list(TOLD_BY))
-def test_ids_without_attributes(kind: str, make_server: Callable[..., Server], tmp_path: Path) -> None:
+WITH_ATTRIBUTES = ("fuse", "mergerfs", "gocryptfs", "ntfs")
+
+
+@pytest.mark.parametrize(
+    ("kind", "label"), [*((kind, "none") for kind in TOLD_BY), *((kind, "now") for kind in WITH_ATTRIBUTES)]
+)
+def test_ids_on_other_storages(
+    kind: str, label: str, make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Changes are found by looking, and ids stay over remounts and the loss of the index."""
     server = make_server()
     server.allow_log(
         "storage|not available|unavailable|cannot be watched|polled|root of the space|registered"
     )
-    writable = kind in ("overlay", "fuse", "fat")
+    writable = kind not in ("squashfs", "ext4, read-only")
     with storage(kind, tmp_path) as there:
         tree = there.place / "tree"
         server.fsd("space", "adopt", str(tree), "--name", "plain", "--label" if writable else "--read-only",
-                   *(["none"] if writable else []))  # fmt: skip
+                   *([label] if writable else []))  # fmt: skip
         record = server.space("plain")
         dav = server.space_dav(record)
-        assert (record["label"], record["ids"]) == ("none", TOLD_BY[kind])
-        assert "no attributes are written" in server.fsd("space", "list")
+        assert (record["label"], record["ids"]) == (label, TOLD_BY[kind])
+        assert ("no attributes are written" in server.fsd("space", "list")) == (label == "none")
 
         def ids() -> dict[bytes, str]:
             return {
