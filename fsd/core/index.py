@@ -87,6 +87,9 @@ CREATE TABLE cursor (source TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID
 
 VERSION = 7
 _MAX_PATHS = 65_536
+_FEW = 8
+_AT_ONCE = 500
+"""Names that one statement asks for; so few are asked for one by one, as that statement is prepared already."""
 _DEEPEST = 65_536
 """Directories above each other: of more than anybody makes it is taken that they hang on themselves."""
 _OF_NODE = (
@@ -234,10 +237,16 @@ def children(db: sqlite3.Connection, parent: int, names: Sequence[bytes] | None 
     if names is None:
         yield from map(NodeRow._make, db.execute("SELECT * FROM node WHERE parent=?", (parent,)))
         return
-    for name in names:
-        row = db.execute("SELECT * FROM node WHERE parent=? AND name=?", (parent, name)).fetchone()
-        if row:
-            yield NodeRow._make(row)
+    if len(names) < _FEW:
+        for name in names:
+            row = db.execute("SELECT * FROM node WHERE parent=? AND name=?", (parent, name)).fetchone()
+            if row:
+                yield NodeRow._make(row)
+        return
+    for start in range(0, len(names), _AT_ONCE):
+        some = names[start : start + _AT_ONCE]
+        query = f"SELECT * FROM node WHERE parent=? AND name IN ({','.join('?' * len(some))})"
+        yield from map(NodeRow._make, db.execute(query, (parent, *some)))
 
 
 def given(space_key: bytes, node_id: bytes, binding: bytes) -> int:

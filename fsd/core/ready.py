@@ -39,6 +39,7 @@ CLOSED_S = 2.0
 """A file that nobody has open for writing is ready when it has been quiet for so long. Seconds."""
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _PAGE = 500
+_CLEAR = "UPDATE node SET flags=flags & ~? | ? WHERE n=? AND ctime_ns=? AND rev=? AND parent=? AND name=?"
 _MOST_SEEN = 50_000
 
 
@@ -253,22 +254,18 @@ def make_ready(space: Space, fd: int, rows: list[NodeRow]) -> None:
     established = READY if space.record.label == "none" else 0
     with space.index.write() as db:
         deltas, bound = Deltas(), []
+        parents = {n: index.node(db, n) for n in {row.parent for row in rows} if n is not None}
         for row in rows:
-            fresh = index.node(db, row.n)
-            if (
-                fresh is None
-                or fresh.parent is None
-                or fresh.ctime_ns != row.ctime_ns
-                or fresh.rev != row.rev
-            ):
+            parent = parents.get(row.parent) if row.parent is not None else None
+            # One that was looked at again, or moved, waits for the next time.
+            stays = (WRITING, established, row.n, row.ctime_ns, row.rev, row.parent, row.name)
+            if parent is None or not db.execute(_CLEAR, stays).rowcount:
                 continue
-            parent = index.node(db, fresh.parent)
-            if parent is None:
-                continue
-            db.execute("UPDATE node SET flags=flags & ~? | ? WHERE n=?", (WRITING, established, row.n))
             if etags[row.n] not in risen:
-                changes.append(Change("ready", row.id, FILE, parent.id, fresh.name))
+                changes.append(Change("ready", row.id, FILE, parent.id, row.name))
                 continue
+            fresh = index.node(db, row.n)
+            assert fresh is not None, "it was updated just now"
             db.execute("UPDATE node SET rev=rev+1, flags=flags & ~? WHERE n=?", (LABELLED, row.n))
             db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (row.n, now))
             deltas.add(parent.n)

@@ -315,8 +315,8 @@ def _storm(
     while root.size() != expected or not _at_rest(server):
         time.sleep(0.1)
         memory = max(memory, _pss(server.child("watcher")))
-        if time.perf_counter() - started > 300:
-            raise TimeoutError(f"{what}: not right within 300 s")
+        if time.perf_counter() - started > 1500:
+            raise TimeoutError(f"{what}: not right within 25 minutes")
     took, used = time.perf_counter() - started, cpu(server) - used
     overflows = sum(space["overflows"] for space in _status(server))
     slow = percentile(changed, 0.95) * 1000
