@@ -219,7 +219,7 @@ class Watcher:
 
     def _taken(self, space: Space, old: Record | None) -> None:
         """This host is about to have a space's lease. In the thread of its storage."""
-        if old is not None and old.host != lease.host_id(space.state_dir):
+        if old is not None and not lease.is_ours(space, old):
             self._take_over(space)
             log.info("space %s is taken over from %s", space.record.id, old.name)
         keeper = self.keepers.get(space.record.hex)

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import handover
 from fsd.core.errors import Elsewhere
+from fsd.core.index import boot_id
 from fsd.core.installation import write_file
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ PATIENCE = 1.25
 RECENT = 60.0
 """Seconds: what was written since was written by somebody who lives."""
 _LOCAL = struct.Struct("<QdI")
+_BOOT = boot_id()
 _MOST = 4096
 
 
@@ -72,6 +74,10 @@ class Record(NamedTuple):
     released: bool
     client: str = ""
     """By which the filesystem knows the holder's mount (`ceph.client_id`), for whoever has to shut it out."""
+    boot: str = ""
+    """The holder's boot (`/proc/sys/kernel/random/boot_id`)."""
+    mark: str = ""
+    """Random, another one in each renewal: what only its writer can know."""
 
 
 _hosts: dict[Path, Host] = {}
@@ -97,6 +103,18 @@ def host_id(state_dir: Path) -> str:
         return path.read_text("ascii").strip()
     write_file(state_dir, path.name, secrets.token_hex(8).encode() + b"\n")
     return path.read_text("ascii").strip()
+
+
+def is_ours(space: Space, found: Record, boot: str = _BOOT) -> bool:
+    """Whether a record is of an earlier life of this very host, so that nobody else changed the space since.
+
+    The same id is not enough: a state directory that was copied, or a machine that was cloned, has it too. The token
+    has to be the one that was told here last, and the machine the same since it booted, if it was not given back.
+    """
+    ours = _local(space)
+    if ours is None or (found.host, found.token) != (host_id(space.state_dir), ours[0]):
+        return False
+    return found.released or found.boot == boot
 
 
 # -- what every process of the host asks
@@ -194,6 +212,7 @@ class Lease:
         taken: Callable[[Record | None], None],
         *,
         clock: Callable[[], float] = boottime,
+        boot: str = _BOOT,
     ) -> None:
         self.space = space
         self.host = host
@@ -202,6 +221,13 @@ class Lease:
         """Until when this host has it, by its clock."""
         self.seen: Record | None = None
         """The highest record, as of the last step."""
+        self.trouble = ""
+        """What somebody has to do something about."""
+        self._boot = boot
+        self._mark = ""
+        self._marks: tuple[str, ...] = ()
+        """Which of its marks may stand in the record: a write that failed may have reached it."""
+        self._looked = False
         self._taken = taken
         self._clock = clock
         self._token = 0
@@ -243,30 +269,43 @@ class Lease:
 
     def _renew(self, began: float) -> bool:
         """False if another host has a higher token, or if it took too long to be sure of anything."""
+        if self._read(self._token).mark not in self._marks:
+            # The record is damaged, or a machine that was cloned with all that runs on it renews it as well.
+            self.trouble = (
+                "Its lease's record was changed by somebody else; no two hosts may be copies of each other."
+            )
+            return False
         self._turn += 1
+        self._remark()
         self._write(self._record())
+        self._marks = (self._mark,)
         highest = self._highest()
         if highest != self._token or self._clock() >= self.until:
             return False
         self.seen, self._since = self._record(), began
-        self.until = began + self.host.ttl
+        self.until, self.trouble = began + self.host.ttl, ""
         self._publish()
         return True
 
     def _look_or_take(self, began: float) -> None:
         highest = self._highest()
         found = self._read(highest) if highest else None
-        if found != self.seen:
+        if found != self.seen or not self._looked:
             # As of after the look: the record may have been written while this host stood still in the middle of it.
-            self.seen, self._since = found, self._clock()
-        free = (
-            found is None
-            or found.released
-            or found.host == self.id  # an earlier life of this host's: the supervisor lets only one run
-            or began - self._since > self.host.ttl * PATIENCE
-        )
-        if free:
-            self._take(highest + 1, found)
+            self.seen, self._since, self._looked = found, self._clock(), True
+        known = self._known()
+        if found is None:
+            # A space that never had one; or its files are lost, and who had it may believe in it still.
+            free = not known
+        else:
+            # An earlier life of this host's is over: the supervisor lets only one run.
+            free = found.released or is_ours(self.space, found, self._boot) or found.mark in self._marks
+            if found.host == self.id and not free:
+                self.trouble = (
+                    "Another host has this one's id: stop it, and remove 'host.id' from its state directory."
+                )
+        if free or began - self._since > self.host.ttl * PATIENCE:
+            self._take(max(highest, known) + 1, found)
 
     def _take(self, number: int, old: Record | None) -> None:
         began = self._clock()
@@ -281,19 +320,29 @@ class Lease:
             except FileExistsError:
                 return  # another host was faster
             os.close(fd)
-        self._token, self._turn = number, 0
+        self._token, self._turn, self._marks = number, 0, ()
+        self._remark()
         self._write(self._record())
         if self._highest() != number:
             return
-        if old is not None and old.host != self.id:
+        if old is not None and not is_ours(self.space, old, self._boot):
             with closing(_Directory(self.space)) as directory:
                 handover.take_in(self.space, directory.fd, old.token)
         self._handed = b""
         self._taken(old)
         self.seen, self._since = self._record(), began
-        self.until = began + self.host.ttl
+        self.until, self.trouble = began + self.host.ttl, ""
         self._publish()
         self._clear(number)
+
+    def _remark(self) -> None:
+        self._mark = secrets.token_hex(8)
+        self._marks = (*self._marks[-8:], self._mark)
+
+    def _known(self) -> int:
+        """The highest token that this host ever heard of: they only rise, also if their files are lost."""
+        seen = holder(self.space)
+        return max(token(self.space), seen.token if seen is not None else 0)
 
     def _hand_down(self) -> None:
         """Keep beside the lease what the next host needs. Of nobody's interest while it is as it was."""
@@ -311,7 +360,9 @@ class Lease:
 
     def _record(self) -> Record:
         host = self.host
-        return Record(self._token, self.id, host.name, host.address, self._turn, False, self._client())
+        return Record(
+            self._token, self.id, host.name, host.address, self._turn, False, self._client(), self._boot, self._mark
+        )  # fmt: skip
 
     def _client(self) -> str:
         try:
@@ -357,7 +408,7 @@ class Lease:
             os.close(fd)
 
     def _tell_holder(self) -> None:
-        seen = self.seen._replace(turn=0) if self.seen is not None else None
+        seen = self.seen._replace(turn=0, mark="") if self.seen is not None else None
         if seen is not None and seen != self._told:
             write_file(
                 self.space.state_dir, f"{self.space.record.hex}.holder", json.dumps(seen).encode() + b"\n"
@@ -367,7 +418,11 @@ class Lease:
 
 def replace_token(record: Record, number: int) -> Record:
     """The record as that of the token its file is named by; TypeError, ValueError if it is none."""
-    if not isinstance(record.host, str) or not isinstance(record.turn, int):
+    if (
+        not isinstance(record.host, str)
+        or not isinstance(record.turn, int)
+        or not isinstance(record.mark, str)
+    ):
         raise ValueError("no record")
     return record._replace(token=number)
 

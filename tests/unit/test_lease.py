@@ -237,6 +237,82 @@ def test_never_two_at_once_whoever_is_stopped_when(
     assert took == {"one", "two"}
 
 
+def twin(box: Box, of: Box) -> None:
+    """Make a host a copy of another one: its id, and what it was told of the lease; booted on its own."""
+    for name in ("host.id", f"{of.space.record.hex}.lease", f"{of.space.record.hex}.holder"):
+        (box.space.state_dir / name).write_bytes((of.space.state_dir / name).read_bytes())
+    box.lease = Lease(box.space, box.host, box.followed.append, clock=box.clock, boot="another")
+
+
+def test_a_copy_of_the_holder_follows_and_says_so(boxes: tuple[Box, Box, Clock]) -> None:
+    """A state directory that was copied, or a machine that was cloned, has the same host id."""
+    one, two, clock = boxes
+    assert one.lease.step()
+    (two.space.state_dir / "host.id").unlink(missing_ok=True)
+    twin(two, one)
+    (
+        two.space.state_dir / f"{one.space.record.hex}.lease"
+    ).unlink()  # else it is told that it may for a moment
+    for _ in range(12):
+        clock.now += TTL / 4
+        assert one.lease.step() and not two.lease.step() and not two.may_write()
+    assert "host.id" in two.lease.trouble
+    clock.now += TTL * lease.PATIENCE + 0.1
+    assert two.lease.step() and not one.may_write()
+    old = two.followed[-1]
+    assert old is not None and not lease.is_ours(two.space, old, "another"), "its index is not the holder's"
+
+
+def test_of_two_copies_that_go_on_with_one_lease_one_gives_up(boxes: tuple[Box, Box, Clock]) -> None:
+    """A machine that was cloned with all that runs: both believe that they have it."""
+    one, two, clock = boxes
+    assert one.lease.step()
+    twin(two, one)
+    two.lease._boot = one.lease._boot
+    two.lease._token, two.lease._marks = one.lease._token, one.lease._marks
+    two.lease.until, two.lease._turn = one.lease.until, one.lease._turn
+    clock.now += TTL / 4
+    assert one.lease.step()
+    assert not two.lease._renew(clock.now) and "copies" in two.lease.trouble
+
+
+def test_a_lease_whose_files_are_lost_is_not_free_at_once(boxes: tuple[Box, Box, Clock]) -> None:
+    one, two, clock = boxes
+    assert one.lease.step() and not two.lease.step()
+    for _ in range(3):
+        clock.now += 0.5
+        assert one.lease.step() and not two.lease.step()
+    place = os.path.join(os.fsdecode(one.space.root), ".fsd", "lease")
+    for name in os.listdir(place):
+        os.unlink(os.path.join(place, name))
+    for reborn in (False, True):
+        if reborn:
+            two.reborn()
+        assert not two.lease.step(), "who had it believes in it still"
+        assert not (one.may_write() and two.may_write())
+    before = lease.token(one.space)
+    assert not one.lease.step() and not one.may_write()
+    clock.now += TTL * lease.PATIENCE + 0.1
+    assert two.lease.step() and not one.may_write()
+    assert lease.token(two.space) > before, "tokens only rise"
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[1, 2]", b"\xff" * 5000, b'[1,"x","y","z",1,false,"",1,2]'])
+def test_a_damaged_record_is_given_up_and_taken_anew(boxes: tuple[Box, Box, Clock], damage: bytes) -> None:
+    one, two, clock = boxes
+    assert one.lease.step() and not two.lease.step()
+    place = os.path.join(os.fsdecode(one.space.root), ".fsd", "lease")
+    (name,) = (each for each in os.listdir(place) if len(each) == 16)
+    with open(os.path.join(place, name), "wb") as file:
+        file.write(damage)
+    for _ in range(40):
+        clock.now += TTL / 4
+        for box in (one, two):
+            box.lease.step()
+            assert not (one.may_write() and two.may_write())
+    assert one.may_write() or two.may_write()
+
+
 def test_without_it_nothing_is_changed_labelled_or_settled(boxes: tuple[Box, Box, Clock]) -> None:
     one, two, clock = boxes
     one.lease.step()
