@@ -75,7 +75,7 @@ class Leases:
             "address": seen.address if seen is not None else None,
             "token": seen.token if seen is not None else 0,
             "age": round(lease.age, 1),
-            "trouble": self._said.get(key, "") or lease.trouble,
+            "trouble": f"it cannot be looked at ({said})" if (said := self._said.get(key)) else lease.trouble,
         }
 
     def close(self) -> None:

@@ -153,7 +153,7 @@ def remarks(space: dict[str, Any]) -> list[str]:
         who = "this host" if held["held"] else held["host"] or "no host yet"
         found.append(f"lease {held['token']} is with {who}, renewed {held['age']:.1f} s ago")
         if held["trouble"]:
-            found.append(f"its lease cannot be looked at: {held['trouble']}")
+            found.append(f"its lease: {held['trouble']}")
     if fallback := space.get("fallback"):
         found.append(f"heard by {space['source']}, because of {fallback}")
     for part in space.get("parts", ()):

@@ -350,6 +350,7 @@ def test_what_is_notified_shows_at_once_and_what_is_not_soon(
         "FSD_CEPHFS_TOPICS": topic,
         "FSD_CEPHFS_PATHS": f"/={served}",
     }
+    server.allow_log("Kafka at .*TimeoutError")  # a busy machine: it is said, and goes on
     server.start()
     server.fsd("space", "create", "p")
     dav = server.space_dav(server.space("p"))
