@@ -15,6 +15,7 @@ import errno
 import logging
 import os
 import struct
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -24,6 +25,7 @@ from fsd.mount.nodes import Node, Nodes
 
 if TYPE_CHECKING:
     from fsd.mount.exports import Export
+    from fsd.mount.shim import Compare
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ _SLICE = 200
 """Names that are compared before requests get their turn."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_Order = tuple[int, bytes | None]
+Order = tuple[int, bytes | None]
 """What the kernel is to forget: a node's attributes, or a name in a node."""
 
 
@@ -51,6 +53,9 @@ class Coherence:
         self._fd = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         self._watched: dict[int, Node] = {}
         self._refused = self._fd < 0
+        self.pausing: Callable[[int], object] = lambda fd: None
+        """Told what of `descriptors` is worth waking up for at the moment; -1 for nothing."""
+        self.compiled: Compare | None = None
         nodes.on_forget = self.forgotten
 
     @property
@@ -89,23 +94,24 @@ class Coherence:
         if self._fd < 0:
             return
         while True:
+            self.pausing(self._fd)
             await trio.lowlevel.wait_readable(self._fd)
+            self.pausing(-1)
             await trio.sleep(_GATHER)
-            heard = self._read()
-            await self._compare_all(heard)
+            try:
+                data = os.read(self._fd, 1 << 16)
+            except BlockingIOError:
+                continue
+            if self.compiled is not None:
+                orders, rest = self.compiled(data, self._watched)
+                await self._give(orders)
+                await self._compare_all(self._heard(rest))
+            else:
+                await self._compare_all(self._heard(_events(data)))
 
-    def _read(self) -> dict[tuple[Node, bytes], None]:
+    def _heard(self, events: Iterable[tuple[int, int, bytes]]) -> dict[tuple[Node, bytes], None]:
         heard: dict[tuple[Node, bytes], None] = {}
-        try:
-            data = os.read(self._fd, 1 << 16)
-        except BlockingIOError:
-            return heard
-        at = 0
-        while at < len(data):
-            watch, mask, _, length = _EVENT.unpack_from(data, at)
-            at += _EVENT.size
-            name = data[at : at + length].rstrip(b"\0")
-            at += length
+        for watch, mask, name in events:
             if mask & _OVERFLOW:
                 heard.update(dict.fromkeys(self._everything()))
                 continue
@@ -124,7 +130,9 @@ class Coherence:
         return [(node, name) for node in self._watched.values() for name in [b"", *node.told]]
 
     async def _compare_all(self, heard: dict[tuple[Node, bytes], None]) -> None:
-        orders: dict[_Order, None] = {}
+        if not heard:
+            return
+        orders: dict[Order, None] = {}
         for index, (node, name) in enumerate(heard):
             if index % _SLICE == _SLICE - 1:
                 await trio.lowlevel.checkpoint()
@@ -132,15 +140,19 @@ class Coherence:
                 orders.update(dict.fromkeys(self._compare(node, name)))
             except OSError as error:
                 _log.info("%r is not compared: %s", name, error)
+        await self._give(list(orders))
+
+    async def _give(self, orders: list[Order]) -> None:
+        """Have the kernel forget."""
         # Attributes alone are forgotten without waiting for anybody (the kernel takes no lock of the inode for it).
         forget_all([order for order in orders if order[1] is None])
         names = [order for order in orders if order[1] is not None]
         if names:
             await trio.to_thread.run_sync(forget_all, names)
 
-    def _compare(self, node: Node, name: bytes) -> list[_Order]:
+    def _compare(self, node: Node, name: bytes) -> list[Order]:
         """What of an entry the kernel holds and is no longer so."""
-        orders: list[_Order] = []
+        orders: list[Order] = []
         if node.known is not None and _differs(node, self._nodes.status(node)):
             node.known = None
             orders.append((node.id, None))
@@ -165,7 +177,7 @@ class Coherence:
 
     async def renew(self, export: Export) -> None:
         """Rights or state of a space changed: the kernel forgets all attributes and ACLs it has of it."""
-        orders: list[_Order] = [(node.id, None) for node in self._nodes.of(export)]
+        orders: list[Order] = [(node.id, None) for node in self._nodes.of(export)]
         for node in self._nodes.of(export):
             node.known = None
         await trio.to_thread.run_sync(forget_all, orders)
@@ -177,11 +189,21 @@ class Coherence:
             self._fd = -1
 
 
+def _events(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Watch, mask and name of what inotify(7) said."""
+    at = 0
+    while at < len(data):
+        watch, mask, _, length = _EVENT.unpack_from(data, at)
+        at += _EVENT.size
+        yield watch, mask, data[at : at + length].rstrip(b"\0")
+        at += length
+
+
 def _differs(node: Node, found: os.stat_result) -> bool:
     return node.known != (found.st_ctime_ns, found.st_mtime_ns, found.st_size)
 
 
-def forget_all(orders: list[_Order]) -> None:
+def forget_all(orders: list[Order]) -> None:
     """Have the kernel forget; what it does not hold is as good. Called in a thread."""
     for ident, name in orders:
         try:

@@ -16,10 +16,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyfuse3
 import trio
+
+if TYPE_CHECKING:
+    from fsd.mount.shim import Shim
 
 T = TypeVar("T")
 _TURNS = 32
@@ -68,11 +71,13 @@ class _Turnstile:
 class _Waiter:
     """Waits until the FUSE descriptor can be read."""
 
-    def __init__(self, others: Iterable[int]) -> None:
+    def __init__(self, others: Iterable[int], shim: Shim | None) -> None:
+        self.shim = shim
         self._poll = select.poll()
         self._others = list(others)
         self._fd = -1
         self.turns = 0
+        self._closing = False
 
     async def wait_readable(self, fd: int) -> None:
         if fd != self._fd:
@@ -81,9 +86,15 @@ class _Waiter:
                 self._poll.register(each, select.POLLIN)
             self._fd = fd
         self.turns += 1
-        if self.turns % _TURNS == 0:
+        by_itself = self.shim is not None and self.shim.answers and not _turnstile.absent
+        if by_itself and self.shim is not None and not self.shim.tired:
+            return  # until there is something else to do
+        if by_itself or self.turns % _TURNS == 0:
             await trio.lowlevel.checkpoint()
-        elif self._readable(0 if _turnstile.absent else _PATIENCE):
+            if self._closing:
+                _turnstile.end()
+                raise trio.ClosedResourceError
+        if self._readable(0 if by_itself or _turnstile.absent else _PATIENCE):
             return
         try:
             await trio.lowlevel.wait_readable(fd)
@@ -91,6 +102,11 @@ class _Waiter:
             _turnstile.end()
             raise
         self._readable(0)
+
+    def notify_closing(self, fd: int) -> None:
+        """No more requests are wanted. Nobody may be waiting in trio at the moment."""
+        self._closing = True
+        trio.lowlevel.notify_closing(fd)
 
     def _readable(self, patience: int) -> bool:
         for fd, events in self._poll.poll(patience):
@@ -114,11 +130,17 @@ def turns() -> int:
 def away() -> Iterator[None]:
     """For handlers, around what they await: another task serves requests meanwhile, and nobody waits in the kernel."""
     _turnstile.pause()
-    _turnstile.absent += 1
+    _absent(1)
     try:
         yield
     finally:
-        _turnstile.absent -= 1
+        _absent(-1)
+
+
+def _absent(more: int) -> None:
+    _turnstile.absent += more
+    if _waiter is not None and _waiter.shim is not None:
+        _waiter.shim.away(_turnstile.absent)
 
 
 async def in_thread(work: Callable[..., T], *args: Any) -> T:
@@ -127,17 +149,17 @@ async def in_thread(work: Callable[..., T], *args: Any) -> T:
         return await trio.to_thread.run_sync(work, *args)
 
 
-def install(others: Iterable[int] = ()) -> None:
+def install(others: Iterable[int] = (), shim: Shim | None = None) -> None:
     """Let pyfuse3 use this instead of trio's own, from the next `pyfuse3.main` on. `others`: descriptors that trio's
-    tasks wait for, too."""
+    tasks wait for, too. `shim`: what answers some requests before they get here."""
     global _turnstile, _waiter
     _turnstile = _Turnstile()
-    waiter = _waiter = _Waiter(others)
+    waiter = _waiter = _Waiter(others, shim)
     lowlevel = SimpleNamespace(
         wait_readable=waiter.wait_readable,
         current_task=trio.lowlevel.current_task,
         current_trio_token=trio.lowlevel.current_trio_token,
-        notify_closing=trio.lowlevel.notify_closing,
+        notify_closing=waiter.notify_closing,
     )
     replacement: Any = SimpleNamespace(
         Lock=lambda: _turnstile,

@@ -41,6 +41,10 @@ SETTLE_EVERY = 0.25
 SETTLE_FULL = 0.5
 """How full an announcer's log gets before it is begun anew."""
 _OWN_DESCRIPTORS = 256
+_TURN = 0.0001
+"""Seconds that a thread at work (settling) may hold up a request."""
+_GARBAGE = 20_000
+"""Objects made before cycles among them are looked for: nodes are made by the thousand, and are in none."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,12 @@ class Mounted:
         try:
             self._prepare()
             os.umask(0)
-            loop.install(self._coherence.descriptors)
+            loop.install(self._coherence.descriptors, self._plan.shim)
             self._mount()
             try:
                 gc.collect()
                 gc.freeze()
+                gc.set_threshold(_GARBAGE, *gc.get_threshold()[1:])
                 trio.run(self._serve)
             finally:
                 pyfuse3.close(unmount=True)
@@ -152,7 +157,10 @@ class Mounted:
     async def _say_ready(self) -> None:
         """Only now the kernel's first request is answered; before that the mountpoint hangs."""
         await trio.to_thread.run_sync(os.statvfs, self._plan.mountpoint, abandon_on_cancel=True)
-        direct = self._plan.shim is not None and self._plan.shim.settled()
+        shim = self._plan.shim
+        direct = shim is not None and shim.settled()
+        if shim is not None and shim.answer(self._operations):
+            self._coherence.pausing, self._coherence.compiled = shim.listen, shim.compare
         how = "the kernel reads and writes files itself" if direct else "no kernel passthrough"
         _log.info("mounted at %s: %s", self._plan.mountpoint, how)
         self._plan.ready()
@@ -208,4 +216,4 @@ def _descriptors() -> int:
 def quiet_pyfuse3() -> None:
     """An answer that comes too late for a caller who was interrupted is no error."""
     logging.getLogger("pyfuse3").addFilter(lambda record: "fuse_reply_" not in record.getMessage())
-    sys.setswitchinterval(0.0005)
+    sys.setswitchinterval(_TURN)

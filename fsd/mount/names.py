@@ -132,6 +132,14 @@ class Names(Base):
         finally:
             os.close(fd)
 
+    def hides_at(self, directory: Node, name: bytes) -> bool:
+        """Whether an entry is not listed: one that is hidden, or vanished."""
+        try:
+            found = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        return directory.export is None or directory.export.hides(found, name)
+
     def _own(self, node: Node) -> EntryAttributes:
         if node.export is None:
             return self.virtual_root()

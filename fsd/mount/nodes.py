@@ -128,6 +128,10 @@ class Nodes:
                 node.parent, node.name = parent, name
         return node
 
+    def refer_at(self, parent: Node, name: bytes, fd: int) -> Node:
+        """`refer`, for an entry of the directory `fd`."""
+        return self.refer(parent, name, os.stat(name, dir_fd=fd, follow_symlinks=False))
+
     def _make(self, parent: Node, name: bytes, found: os.stat_result) -> Node:
         self._generation += 1
         node = Node(self._number(found), self._generation, parent.export, parent, name)

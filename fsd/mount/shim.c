@@ -16,12 +16,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
-#include <poll.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
+#include "shim.h"
 
 #if FUSE_VERSION < FUSE_MAKE_VERSION(3, 13) || FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
 #error "the shim is for libfuse 3.13 to 3.16"
@@ -75,6 +75,11 @@ struct backing_map {
 int shim_backing;      /* the id for the next answer to OPEN or CREATE, 0 for none */
 int shim_want;         /* ask for passthrough */
 int shim_passthrough;  /* the kernel has it */
+int shim_other = -1;
+int shim_away;         /* a handler waits for something: the event loop wants to hear of it */
+int shim_tired;        /* the last `receive` came back to let the event loop do something else */
+int (*shim_answer)(int, const void *, size_t);
+ssize_t (*shim_read)(int, void *, size_t);
 
 static struct fuse_session *session;
 static struct fuse_lowlevel_ops operations;
@@ -101,34 +106,42 @@ static int capability(int fd, const void *buffer, ssize_t got)
     return 1;
 }
 
+static void note(struct in_header *in, ssize_t got)
+{
+    /* The same request but for its name, "/", which nothing else has; and the same answer. */
+    if (in->opcode == OP_TMPFILE)
+        in->opcode = OP_CREATE;
+    if (in->opcode == OP_OPEN || in->opcode == OP_CREATE || in->opcode == OP_INIT) {
+        unsigned slot = (in->unique >> 1) % NOTED;
+        noted[slot].unique = in->unique;
+        noted[slot].opcode = in->opcode;
+        if (in->opcode == OP_INIT && got >= 40 + (ssize_t)sizeof(struct init_in)) {
+            const struct init_in *init = (const void *)((const char *)in + 40);
+            shim_passthrough = shim_want && (init->flags & INIT_EXT) && (init->flags2 & PASSTHROUGH2);
+        }
+    }
+}
+
+/* The next request that libfuse has to see; what can be answered here is. */
 static ssize_t receive(int fd, void *buffer, size_t size, void *data)
 {
-    struct pollfd more = {.fd = fd, .events = POLLIN};
-    ssize_t got = read(fd, buffer, size);
+    static int ended;
     (void)data;
-    while (got >= (ssize_t)sizeof(struct in_header) && capability(fd, buffer, got)) {
-        if (poll(&more, 1, 0) <= 0) {
-            errno = EINTR; /* nothing was read, pyfuse3 waits again */
-            return -1;
-        }
-        got = read(fd, buffer, size);
-    }
-    if (got >= (ssize_t)sizeof(struct in_header)) {
-        struct in_header *in = buffer;
-        /* The same request but for its name, "/", which nothing else has; and the same answer. */
-        if (in->opcode == OP_TMPFILE)
-            in->opcode = OP_CREATE;
-        if (in->opcode == OP_OPEN || in->opcode == OP_CREATE || in->opcode == OP_INIT) {
-            unsigned slot = (in->unique >> 1) % NOTED;
-            noted[slot].unique = in->unique;
-            noted[slot].opcode = in->opcode;
-            if (in->opcode == OP_INIT && got >= 40 + (ssize_t)sizeof(struct init_in)) {
-                const struct init_in *init = (const void *)((char *)buffer + 40);
-                shim_passthrough = shim_want && (init->flags & INIT_EXT) && (init->flags2 & PASSTHROUGH2);
-            }
+    shim_tired = 0;
+    for (;;) {
+        ssize_t got = shim_read ? shim_read(fd, buffer, size) : read(fd, buffer, size);
+        if (got < 0 && (errno == EAGAIN || errno == EINTR || !ended++))
+            break; /* the end is told the second time: the event loop has to see it first, for its waiting tasks */
+        if (got < (ssize_t)sizeof(struct in_header))
+            return got;
+        if (!capability(fd, buffer, got) && !(shim_answer && shim_answer(fd, buffer, got))) {
+            note(buffer, got);
+            return got;
         }
     }
-    return got;
+    shim_tired = 1;
+    errno = EINTR; /* as if nothing had been read: pyfuse3 waits again */
+    return -1;
 }
 
 static void complete(uint32_t opcode, void *body, size_t size)
@@ -230,12 +243,24 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     return session;
 }
 
+/* Whether reading waits for a request. 0, or a negative errno. */
+int shim_block(int waits)
+{
+    int fd = fuse_session_fd(session), flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, waits ? flags & ~O_NONBLOCK : flags | O_NONBLOCK) < 0)
+        return -errno;
+    return 0;
+}
+
 /* After the mount: stand between libfuse and /dev/fuse. 0, or a negative errno. */
 int shim_attach(void)
 {
     static const struct fuse_custom_io io = {.writev = reply, .read = receive};
     if (!session)
         return -ENOENT;
+    int failed = shim_block(0); /* whether there is a request is asked by reading */
+    if (failed)
+        return failed;
     return fuse_session_custom_io(session, &io, fuse_session_fd(session));
 }
 

@@ -1,7 +1,9 @@
-"""What pyfuse3 lacks, compiled when it is first needed: kernel passthrough, fallocate, lseek, copy_file_range.
+"""What pyfuse3 lacks, compiled when it is first needed: kernel passthrough, fallocate, lseek, copy_file_range; and
+answers to the most frequent requests that don't go through it.
 
 pyfuse3 itself is compiled where it is installed, so a compiler and libfuse's headers are there; where they are not,
-or the self-test fails, mounts work without. `shim.c` says how it fits between pyfuse3 and libfuse.
+or the self-test fails, mounts work without. `shim.c` says how it fits between pyfuse3 and libfuse, `answers.c` what it
+answers itself. The latter needs Python's headers, and is left out where they are missing.
 """
 
 from __future__ import annotations
@@ -14,18 +16,31 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fsd.core.errors import FsdError
+from fsd.mount.rights import AS_IT_IS
+
+if TYPE_CHECKING:
+    from fsd.mount.coherence import Order
+    from fsd.mount.mounted import Operations
+    from fsd.mount.nodes import Node
 
 _log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("shim.c")
+ANSWERS = [SOURCE.with_name(name) for name in ("answers.c", "state.c", "hearing.c", "turns.c")]
+_HEADERS = [SOURCE.with_name(name) for name in ("shim.h", "state.h", "turns.h")]
 _FLAGS = ("-O2", "-shared", "-fPIC", "-Wall", "-Werror")
 _TEST_SECONDS = 20.0
 Wanted = Literal["auto", "on", "off"]
+Compare = Callable[[bytes, "dict[int, Node]"], "tuple[list[Order], list[tuple[int, int, bytes]]]"]
+"""What inotify(7) said and the directories by watch: what the kernel is to forget, and the events, (watch, mask, name),
+that are not for it."""
 
 
 class Shim:
@@ -34,13 +49,20 @@ class Shim:
     def __init__(self, library: Path) -> None:
         if "pyfuse3" in sys.modules:
             raise FsdError("pyfuse3 was loaded before what has to stand beside it.")
+        self._path = library
         self._library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
         self._library.shim_register.argtypes = [ctypes.c_int]
         self._library.shim_unregister.argtypes = [ctypes.c_uint32]
         self._next = ctypes.c_int.in_dll(self._library, "shim_backing")
         self._want = ctypes.c_int.in_dll(self._library, "shim_want")
         self._have = ctypes.c_int.in_dll(self._library, "shim_passthrough")
+        self._away = ctypes.c_int.in_dll(self._library, "shim_away")
+        self._tired = ctypes.c_int.in_dll(self._library, "shim_tired")
+        self._other = ctypes.c_int.in_dll(self._library, "shim_other")
         self.passthrough = False
+        self.answers = False
+        """Whether it waits for requests and answers what it can; see `answer`."""
+        self.compare: Compare | None = None
 
     def want(self, passthrough: bool) -> None:
         """Before the mount: whether to ask the kernel for passthrough."""
@@ -56,6 +78,41 @@ class Shim:
         """After the first request: what the kernel said to passthrough."""
         self.passthrough = bool(self._have.value)
         return self.passthrough
+
+    def answer(self, operations: Operations) -> bool:
+        """After `settled`: answer frequent requests without pyfuse3, from the state of these handlers, and have
+        `compare`. False if that was not compiled."""
+        if not hasattr(self._library, "answers_begin"):
+            return False
+        # Imported here: these need pyfuse3, which has to find the shim loaded.
+        from fsd.mount.files import Handle
+        from fsd.mount.nodes import Node
+
+        library = ctypes.PyDLL(str(self._path))
+        library.answers_begin.argtypes = [ctypes.py_object] * 4
+        library.hearing_compare.argtypes = [ctypes.py_object] * 2
+        library.answers_begin.restype = library.hearing_compare.restype = ctypes.py_object
+        try:
+            library.answers_begin(operations, Node, Handle, AS_IT_IS)
+        except (OSError, TypeError) as error:
+            _log.warning("all requests are answered by Python, more slowly: %s", error)
+            return False
+        self.compare = library.hearing_compare
+        self.answers = True
+        return True
+
+    def away(self, handlers: int) -> None:
+        """How many handlers wait for something: the shim waits for nothing then."""
+        self._away.value = handlers
+
+    def listen(self, fd: int) -> None:
+        """What the event loop waits for besides requests; -1 for nothing."""
+        self._other.value = fd
+
+    @property
+    def tired(self) -> bool:
+        """Whether the shim gave up its turn for the event loop's other tasks."""
+        return bool(self._tired.value)
 
     def register(self, fd: int) -> int:
         """Have the kernel read and write this file itself; the number for `use`. OSError: not this one (ELOOP on a
@@ -82,17 +139,22 @@ def build(place: Path) -> Path:
     compiler = os.environ.get("CC") or "cc"
     if shutil.which(compiler) is None:
         raise FsdError(f"there is no C compiler '{compiler}'")
-    flags = _pkg_config("--cflags", "--libs")
-    key = hashlib.sha256(
-        b"\0".join((SOURCE.read_bytes(), _pkg_config("--modversion").encode(), platform.machine().encode()))
-    ).hexdigest()[:16]
+    flags = _pkg_config("--cflags", "--libs").split()
+    sources, depends = [SOURCE], [_pkg_config("--modversion"), platform.machine()]
+    headers = Path(sysconfig.get_path("include"))
+    if (headers / "Python.h").exists():
+        sources += ANSWERS
+        flags += ["-I", str(headers)]
+        depends.append(sys.version)
+    texts = [source.read_bytes() for source in (*sources, *_HEADERS)]
+    key = hashlib.sha256(b"\0".join((*texts, *(each.encode() for each in depends)))).hexdigest()[:16]
     made = place / f"shim-{key}.so"
     if made.exists():
         return made
     place.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as aside:
         new = Path(aside) / "shim.so"
-        command = [compiler, *_FLAGS, "-o", str(new), str(SOURCE), *flags.split(), "-ldl"]
+        command = [compiler, *_FLAGS, "-o", str(new), *map(str, sources), *flags, "-ldl"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
