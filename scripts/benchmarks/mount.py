@@ -226,6 +226,7 @@ def _peer(base: Path, name: str, command: list[str]) -> Iterator[Path | None]:
         yield place
     finally:
         subprocess.run(["umount", "-l", str(place)], check=False)
+        process.kill()  # a mount namespace of somebody else may hold the mount for as long as it likes
         process.wait(20)
 
 
