@@ -104,6 +104,26 @@ def test_btrfs_mounted_by_a_subvolume(tmp_path: Path):
             run("umount", "-l", place)
 
 
+def test_a_filesystem_inside_a_space_can_be_unmounted_while_it_is_heard(
+    tmp_path: Path, root: Path, ear: Listener
+):
+    with disk(tmp_path, "inner", megabytes=16) as inner:
+        inner.unmount()
+        inner.place = root / "in"
+        inner.place.mkdir()
+        inner.mount()
+        ear.add("s", inner.place, base=b"in")
+        (inner.place / "f").write_bytes(b"x")
+        heard(ear, b"in", b"f")
+        inner.unmount(lazy=False)
+        (root / "g").write_bytes(b"x")
+        heard(ear, b"", b"g")
+        inner.mount()
+        ear.add("s", inner.place, base=b"in")
+        (inner.place / "h").write_bytes(b"x")
+        heard(ear, b"in", b"h")
+
+
 def test_changes_through_a_bind_mount_and_what_is_bound_into_a_space(tmp_path: Path):
     """Wherever a change is made, it is told at its place in the space; a directory from outside, bound into
     it, as well."""

@@ -29,7 +29,8 @@ class Spot:
     base: bytes
     hidden: tuple[int, int]
     fd: int
-    """The root, for open_by_handle_at(2); the Spot's own."""
+    """The root of a space, for open_by_handle_at(2); the Spot's own. -1 for a filesystem inside it: that is opened for
+    each use, as whoever wants to unmount it would be told that it is busy."""
     handle: bytes
     mount: int
     hidden_handle: bytes
@@ -81,6 +82,9 @@ class Handles:
         except BaseException:
             os.close(fd)
             raise
+        if base:
+            os.close(fd)
+            spot.fd = -1
         self._spots.append(spot)
         self._tops[root] = spot
         self.moved_all()
@@ -91,7 +95,8 @@ class Handles:
         self._spots.remove(spot)
         if self._tops.get(spot.root) is spot:
             del self._tops[spot.root]
-        os.close(spot.fd)
+        if spot.fd >= 0:
+            os.close(spot.fd)
         spot.moves += 1
         self.moved_all()
 
@@ -161,7 +166,10 @@ class Handles:
             if through.mount in asked:
                 continue
             asked.add(through.mount)
-            fd = open_handle(through.fd, handle)
+            try:
+                fd = _open(through, handle)
+            except NotMounted:
+                continue
             self.asked += 1
             try:
                 path = directory_path(fd)
@@ -201,8 +209,27 @@ class Handles:
         return bool(hidden) and (path == hidden or path.startswith(hidden + b"/"))
 
 
+class NotMounted(OSError):
+    """A filesystem inside a space is not where it was heard."""
+
+
+def _open(spot: Spot, handle: bytes) -> int:
+    if spot.fd >= 0:
+        return open_handle(spot.fd, handle)
+    try:
+        root = os.open(spot.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotMounted(error.errno, error.strerror, spot.root) from error
+    try:
+        if statx(root, b"").mnt_id != spot.mount:
+            raise NotMounted(errno.ENODEV, os.strerror(errno.ENODEV), spot.root)
+        return open_handle(root, handle)
+    finally:
+        os.close(root)
+
+
 def _path(spot: Spot, handle: bytes) -> bytes:
-    fd = open_handle(spot.fd, handle)
+    fd = _open(spot, handle)
     try:
         return directory_path(fd)
     finally:
