@@ -34,6 +34,8 @@ class World:
         self.random = random.Random(seed)
         self.server = Server(base, workers=2).start()
         self.tree = self.server.data / "users" / ADMIN
+        # Where no file at all stays as it was, Nextcloud's client asks a person, and waits for the answer.
+        (self.tree / "stays").write_bytes(b"as it is")
         self.ledger, when = Ledger(), count(1_400_000_000)
         self.clients = [SyncClient(program, self.server, base / program) for program in CLIENTS]
         self.mirror, self.source = base / "mirror", base / "source"
