@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from fsd.core import lease, quota
+from fsd.core import lease, quota, storagequota
 from fsd.core.announced import Announcer
 from fsd.core.errors import QuotaExceeded, ReadOnlySpace, StorageUnavailable
 from fsd.core.grants import Role
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _ROOM_AGE = 0.5
 """Seconds after which the room that is left is asked for again while somebody writes."""
+_STORAGE_AGE = 5.0
+"""Seconds after which the storage is asked again for a quota of its own."""
 _PART, _PART_MOST = 8, 32 << 20
 """How much of the room a mount promises itself at a time: one part of so many, and at most so many bytes."""
 
@@ -42,7 +44,8 @@ class Export:
         self.nameless: set[Node] = set()
         """Open files without a name, made so or removed since."""
         self._room = self._kept = self._promised = 0
-        self._room_at = float("-inf")
+        self._room_at = self._storage_at = float("-inf")
+        self._storage: storagequota.StorageQuota | None = None
 
     def check_read(self, ctx: RequestContext) -> None:
         """Raise unless the caller may look."""
@@ -123,14 +126,30 @@ class Export:
         """Something was deleted, or the limit is another one: ask again."""
         self._room_at = float("-inf")
 
+    def forget_storage(self) -> None:
+        """The limit is another one: ask again whether the storage keeps it."""
+        self._storage_at = float("-inf")
+
+    @property
+    def counts(self) -> bool:
+        """Whether writes have to come here to be counted: there is a quota, and the storage has none that is as
+        small. What the storage stops, it stops at every write, by whatever way."""
+        if self.limit is None:
+            return False
+        now = time.monotonic()
+        if now - self._storage_at > _STORAGE_AGE:
+            self._storage_at, self._storage = now, storagequota.of(self.space.root_fd())
+        return self._storage is None or self._storage.limit > self.limit
+
     def sizes(self, bytes_each: int, on_disk: os.statvfs_result) -> tuple[int, int]:
-        """(blocks in all, blocks free) as `df` shows them: the quota's, never more than the disk has."""
+        """(blocks in all, blocks free) as `df` shows them: the quota's, never more than the disk or its quota has."""
         limit = self.limit
-        free = on_disk.f_bavail * on_disk.f_frsize
-        if limit is None:
-            return on_disk.f_blocks * on_disk.f_frsize // bytes_each, free // bytes_each
-        left = quota.available(self.space, lambda _: limit)
-        return limit // bytes_each, (left or 0) // bytes_each
+        whole, free = on_disk.f_blocks * on_disk.f_frsize, on_disk.f_bavail * on_disk.f_frsize
+        if (storage := storagequota.of(self.space.root_fd())) is not None:
+            whole, free = min(whole, storage.limit), min(free, storage.free)
+        if limit is not None:
+            whole, free = min(whole, limit), min(free, quota.available(self.space, lambda _: limit) or 0)
+        return whole // bytes_each, free // bytes_each
 
     def role(self, ctx: RequestContext) -> Role | None:
         """The caller's role, MANAGER where the disk's own rights hold."""

@@ -95,7 +95,7 @@ class Files(Base):
         where = parent.fd if parent.fd >= 0 else self.nodes.fd(parent)
         if parent.watch < 0:
             self.hear(parent)
-        direct = self.shim is not None and self.shim.passthrough and export.limit is None
+        direct = self.shim is not None and self.shim.passthrough and not export.counts
         passed = flags & _PASSED & ~(0 if direct else os.O_DIRECT)
         passed |= os.O_NOFOLLOW | os.O_CLOEXEC
         mode = self.masked(mode, where, ctx)
@@ -126,14 +126,14 @@ class Files(Base):
         return info, entry
 
     def _directly(self, node: Node, export: Export, writes: bool) -> bool:
-        """Whether the kernel may read and write the disk's file itself: never past a quota."""
+        """Whether the kernel may read and write the disk's file itself: never past a quota that only we keep."""
         shim = self.shim
-        return shim is not None and shim.passthrough and (bool(node.backing) or export.limit is None)
+        return shim is not None and shim.passthrough and (bool(node.backing) or not export.counts)
 
     def _opened(
         self, node: Node, export: Export, fd: int, found: os.stat_result, *, writes: bool, direct: bool
     ) -> FileInfo:
-        accounted = writes and export.limit is not None
+        accounted = writes and export.counts
         backed = False
         number = fd | ACCOUNTED if accounted else fd
         handle = Handle(node, writes=writes)

@@ -118,6 +118,7 @@ class Follower:
         if limit != export.limit:
             export.limit = limit
             export.forget_room()
+            export.forget_storage()
         export.trash = self._registry.installation.setting(trash.mount_setting(record.id)) == "on"
         return export
 

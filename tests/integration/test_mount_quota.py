@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mounting import Mount, fails, mounted
+from tests.support.mounts import disk
 from tests.support.serving import Server
 from tests.support.waiting import wait_for
 
@@ -168,3 +169,54 @@ def test_what_was_open_before_there_was_a_quota(server: Server, mount: Mount) ->
     with fails(errno.EDQUOT), open(mount.path / "before", "ab", buffering=0) as again:
         for _ in range(50):
             again.write(bytes(MEBI))
+
+
+@pytest.fixture
+def subvolume(tmp_path: Path, server: Server) -> Iterator[Path]:
+    """A space that is a subvolume of a btrfs with a quota of its own, 32 MiB."""
+    with disk(tmp_path, "btrfs", megabytes=400, kind="btrfs") as made:
+        place = made.place / "space"
+        for command in (
+            ["quota", "enable", made.place],
+            ["subvolume", "create", place],
+            ["qgroup", "limit", "32M", place],
+        ):
+            subprocess.run(["btrfs", *command], check=True, capture_output=True)
+        server.fsd("space", "adopt", str(place), "--name", "sub")
+        yield place
+        server.fsd("space", "delete", "sub")
+
+
+@pytest.mark.parametrize(("own", "way"), [("none", "auto"), ("24M", "auto"), ("48M", "auto"), ("48M", "off")])
+def test_the_storages_own_quota(server: Server, subvolume: Path, tmp_path: Path, own: str, way: str) -> None:
+    """Whoever is smaller stops the writers; where the storage is, the kernel may write by itself."""
+    ours = {"none": 1 << 60, "24M": 24 * MEBI, "48M": 48 * MEBI}[own]
+    least = min(32 * MEBI, ours)
+    server.fsd("space", "set", "sub", "--quota", own)
+    with mounted(server, tmp_path / "mnt", "sub", way=way) as made:
+        wait_for(lambda: os.statvfs(made.path).f_blocks * os.statvfs(made.path).f_frsize == least)
+        fd = os.open(made.path / "f", os.O_RDWR | os.O_CREAT)
+        if ours > 32 * MEBI:
+            os.posix_fallocate(fd, 0, MEBI)
+            with fails(errno.EDQUOT):
+                os.posix_fallocate(fd, 0, 64 * MEBI)
+            os.ftruncate(fd, 0)
+        os.ftruncate(fd, 2 * MEBI)
+        os.close(fd)
+        writers = [
+            subprocess.Popen([sys.executable, "-c", WRITER, made.path / str(number), str(chunk)])
+            for number, chunk in enumerate((MEBI, 4096, 100_000, 300_000))
+        ]
+        assert [writer.wait(300) for writer in writers] == [0] * 4
+        with fails(errno.EDQUOT):
+            (made.path / "more").write_bytes(os.urandom(2 * MEBI))
+            os.sync()
+            (made.path / "and more").write_bytes(os.urandom(2 * MEBI))
+        sizes = sum(each.stat().st_size for each in made.path.iterdir())
+        assert sizes <= (ours if ours < 32 * MEBI else 34 * MEBI), "2 MiB of them are a hole"
+        os.sync()
+        wait_for(lambda: os.statvfs(made.path).f_bavail * 4096 < 4 * MEBI, what="what is left")
+        (made.path / "0").unlink()
+        os.sync()
+        with open(made.path / "again", "wb") as again:
+            wait_for(lambda: again.write(b"1") and again.flush() is None, what="room again")

@@ -12,14 +12,15 @@ import hashlib
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.histories import OnDisk, OverDav, whole
+from tests.support.histories import OnDisk, OverDav, ThroughMount, whole
 from tests.support.oracle import Snapshot, settled
 from tests.support.serving import Server
 from tests.support.waiting import agree, wait_for
@@ -67,12 +68,14 @@ class Chaos:
         self.server, self.random = server, random.Random(seed)
         self.index = server.state / f"{str(record['id']).rpartition('$')[2]}.index.db"
         self.done: list[str] = []
+        self.mounted = False
 
     def step(self) -> None:
         """One blow."""
         blow = self.random.choice(
             [self.kill_watcher, self.kill_watcher, self.kill_worker, self.kill_worker]
             + [self.delete_index, self.kill_everything, self.restart, self.reload]
+            + [self.kill_mount] * (4 if self.mounted else 0)
         )
         self.done.append(blow.__name__)
         blow()
@@ -90,6 +93,10 @@ class Chaos:
 
     def kill_worker(self) -> None:
         self._kill("web")
+
+    def kill_mount(self) -> None:
+        """What it announced stays in the page cache; the server starts another."""
+        self._kill("\0mount\0")
 
     def kill_everything(self) -> None:
         """As a power cut, but for the page cache."""
@@ -155,7 +162,12 @@ def _sentinels(server: Server, record: dict[str, object]) -> tuple[Callable[[], 
 
 
 def _round(
-    server: Server, record: dict[str, object], seed: str, seconds: float, chaos: bool
+    server: Server,
+    record: dict[str, object],
+    seed: str,
+    seconds: float,
+    chaos: bool,
+    mount: Path | None = None,
 ) -> tuple[str, list[str]]:
     root = os.fsencode(str(record["path"]))
     disk = OnDisk(f"disk{seed}", root)
@@ -167,12 +179,18 @@ def _round(
         *(_play(dav.step, until, (0.0, 0.01), seed) for dav in davs),
         _play(look, until, (0.01, 0.1), seed),
     ]
+    through = ThroughMount(f"mount{seed}", os.fsencode(mount)) if mount is not None else None
+    if through is not None:
+        threads.append(_play(through.step, until, (0.0, 0.01), seed))
     blows = Chaos(server, record, f"chaos{seed}")
+    blows.mounted = mount is not None
     if chaos:
         threads.append(_play(blows.step, until, (0.4, 1.5), seed))
     for thread in threads:
         thread.join()
     said = f"disk {disk.done}, dav {sum(dav.done for dav in davs)} operations, {len(blows.done)} blows"
+    if through is not None:
+        said += f", mount {through.done}"
     return said, [*wrong, *(line for dav in davs for line in dav.wrong)]
 
 
@@ -211,6 +229,80 @@ def test_disk_and_dav_side_by_side(
             timeout=30,
             what=f"seed {seed}: a clean check",
         )
+
+
+@pytest.mark.root
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("chaos", [False, True], ids=["calm", "chaos"])
+def test_disk_and_dav_and_a_mount_side_by_side(
+    bare: Path, make_server: Callable[..., Server], request: pytest.FixtureRequest, chaos: bool
+) -> None:
+    """The same with a mount as a third door, which the server keeps up and which is killed as well."""
+    big = request.config.getoption("--big")
+    seconds = request.config.getoption("--seconds") or (60.0 if big else 6.0)
+    server, mount = make_server(started=False), bare
+    server.fsd("init")
+    server.fsd("space", "create", "model")
+    server.settings["FSD_MOUNTS"] = f"model {mount}"
+    server.start()
+    if chaos:
+        server.allow_log(CHAOS)
+    record = server.space("model")
+    root = os.fsencode(record["path"])
+    os.mkdir(root + b"/kept")
+    with open(root + b"/kept/file", "wb") as file:
+        file.write(b"kept")
+    dav, history = server.space_dav(record), History()
+    for seed in _seeds(request, 10 if big else 1):
+        wait_for(lambda: (mount / "kept").is_dir(), what="the mount")
+        said, wrong = _round(server, record, str(seed), seconds, chaos, mount)
+        print(f"seed {seed}: {said}")
+        assert not wrong, (seed, wrong[:8])
+        seen = settled(root, dav, wait=agree, timeout=60, what=f"seed {seed}")
+        assert not (wrong := history.learn(root, seen)), (seed, wrong[:8])
+        halves = [line for line in _whole_files(root, seen) if b"kept/file" not in line.encode()]
+        assert not halves, (seed, halves[:8])
+        wait_for(
+            lambda: _tree(os.fsencode(mount)) == _tree(root), what=f"seed {seed}: the mount shows the tree"
+        )
+        wait_for(
+            lambda: server.run("check", "model", "--json").returncode == 0,
+            timeout=30,
+            what=f"seed {seed}: a clean check",
+        )
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[Path]:
+    """A mountpoint that takes nothing while nothing is mounted on it, as who writes there is not asked to stop."""
+    place = tmp_path / "mnt"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", place], check=True)
+    yield place
+    while os.path.ismount(place):
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def _tree(root: bytes) -> dict[bytes, tuple[int, ...]]:
+    """All below a directory but the internals: kind and mode, links, owner, size (of files), times."""
+    found = {}
+    for base, directories, files in os.walk(root):
+        if base == root and b".fsd" in directories:
+            directories.remove(b".fsd")
+        for name in directories + files:
+            path = os.path.join(base, name)
+            each = os.lstat(path)
+            size = 0 if name in directories else each.st_size
+            links = 0 if name in directories else each.st_nlink
+            found[path[len(root) :]] = (
+                each.st_mode,
+                links,
+                each.st_uid,
+                size,
+                each.st_mtime_ns,
+                each.st_ctime_ns,
+            )
+    return found
 
 
 def test_ids_and_file_etags_survive_the_index(make_server: Callable[..., Server]) -> None:

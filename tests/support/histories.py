@@ -7,12 +7,14 @@ Operations may lose races against each other; what they may not do is leave the 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import random
 import shutil
 import stat as stat_
 from collections.abc import Callable
 
+from fsd.core.syscalls import rename_exchange
 from tests.support.davclient import Dav
 
 NAMES = [b"a", b"b", b"c", b"d e", b"e%3f", b"f\xc3\xbc", b"g.txt", b"h.txt"]
@@ -170,6 +172,83 @@ class OnDisk(Player):
 
     def fifo(self) -> None:
         os.mkfifo(self.at(self.path()))
+
+
+class ThroughMount(OnDisk):
+    """The same through a mount, whose daemon may be killed under it; and what a disk has not, or has otherwise."""
+
+    def __init__(self, seed: str, root: bytes) -> None:
+        super().__init__(seed, root)
+        self.more = [self.unnamed, self.mapped, self.exchange, self.listed, self.kept_open]
+
+    def step(self) -> None:
+        """One operation; in one of four cases one of those that go other ways through the mount."""
+        if self.random.random() > 0.25:
+            super().step()
+            return
+        operation = self.random.choice(self.more)
+        self.done += 1
+        try:
+            operation()
+        except OSError as error:
+            self.log.append(f"mount {operation.__name__}: {error}")
+
+    def copy(self) -> None:
+        """Small files only: of a larger one a daemon's death leaves a part, as a disk's would."""
+        source = self.at(self.path())
+        if os.path.isfile(source) and os.lstat(source).st_size <= IN_PLACE:
+            super().copy()
+
+    def unnamed(self) -> None:
+        """A file that gets its name when it is whole."""
+        path = self.at(self.path())
+        fd = os.open(os.path.dirname(path), os.O_TMPFILE | os.O_RDWR)
+        where = os.open(os.path.dirname(path), os.O_PATH)
+        try:
+            os.write(fd, self.fresh(IN_PLACE))
+            os.link(b"/proc/self/fd/%d" % fd, os.path.basename(path), dst_dir_fd=where, follow_symlinks=True)
+        finally:
+            os.close(where)
+            os.close(fd)
+
+    def mapped(self) -> None:
+        """Stores into a mapping; other bytes of the same length, in one page."""
+        path = self.at(self.path())
+        if not stat_.S_ISREG(os.lstat(path).st_mode):
+            return
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            data = self.fresh(IN_PLACE)
+            os.ftruncate(fd, 0)
+            os.write(fd, data)
+            with mmap.mmap(fd, len(data)) as memory:
+                memory[:] = memory[:]
+        finally:
+            os.close(fd)
+
+    def exchange(self) -> None:
+        """Two names change places."""
+        here = os.open(self.root, os.O_RDONLY)
+        try:
+            rename_exchange(here, self.path(), here, self.path())
+        finally:
+            os.close(here)
+
+    def listed(self) -> None:
+        """What others do must not end a listing."""
+        for entry in os.scandir(self.at(self.path(2))):
+            entry.stat(follow_symlinks=False)
+
+    def kept_open(self) -> None:
+        """Written to after its name is another one, or gone."""
+        path = self.at(self.path())
+        if os.path.lexists(path):
+            return
+        with open(path, "wb", buffering=0) as file:
+            os.rename(path, other := self.at(self.path()))
+            if self.random.random() < 0.5:
+                os.unlink(other)
+            file.write(self.fresh(IN_PLACE))
 
 
 def _only_plain(directory: bytes | str, names: list[str]) -> set[str]:
