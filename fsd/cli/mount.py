@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,8 @@ def _serve(args: argparse.Namespace, registry: Registry, told: int) -> int:
 
     settings = settings_of(args)
     logs.setup("mount", settings.log_format, args.log_level)
+    # Until the mount takes signals itself: what was begun is ended, unmounted, and nothing of it left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     shim = _shim(settings.state, args.passthrough)
     from fsd.mount.mounted import Mounted, Plan, quiet_pyfuse3
 

@@ -45,6 +45,7 @@ _TURN = 0.0001
 """Seconds that a thread at work (settling) may hold up a request."""
 _GARBAGE = 20_000
 """Objects made before cycles among them are looked for: nodes are made by the thousand, and are in none."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,15 @@ class Operations(Names, Files, Attributes):
 
     def __init__(self, nodes: Nodes, shim: Shim | None, *, acl: bool) -> None:
         super().__init__(nodes)
+        self.begun = trio.Event()
         self.enable_acl = acl
         self.shim = shim
         self.handles = {}
         self._listings = {}
 
     def init(self) -> None:
-        """The kernel has answered; nothing is left to do."""
+        """The kernel has asked for the first time; this call's end answers it."""
+        self.begun.set()
 
     def stacktrace(self) -> None:
         """Asked for by a magic attribute of pyfuse3, which nobody may set here."""
@@ -97,6 +100,9 @@ class Mounted:
         try:
             self._prepare()
             os.umask(0)
+            # What comes while it is being mounted waits for `_signals`; a second one ends the process.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             loop.install(self._coherence.descriptors, self._plan.shim)
             self._mount()
             try:
@@ -155,8 +161,9 @@ class Mounted:
             nursery.cancel_scope.cancel()
 
     async def _say_ready(self) -> None:
-        """Only now the kernel's first request is answered; before that the mountpoint hangs."""
-        await trio.to_thread.run_sync(os.statvfs, self._plan.mountpoint, abandon_on_cancel=True)
+        """Once the kernel's first request is answered; before that the mountpoint hangs. The mount itself is not
+        asked: who waits for a mount in its own daemon can't be killed, and keeps it alive if the daemon is."""
+        await self._operations.begun.wait()
         shim = self._plan.shim
         direct = shim is not None and shim.settled()
         if shim is not None and shim.answer(self._operations):
@@ -166,7 +173,8 @@ class Mounted:
         self._plan.ready()
 
     async def _signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+        with trio.open_signal_receiver(*_SIGNALS) as received:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             async for number in received:
                 if number == signal.SIGHUP:
                     self.follower.forget()

@@ -1,12 +1,17 @@
-"""`python -m fsd.mount.probe SHIM on|off`: does the shim work on this host? A mount of one file, in a directory of its
-own, written and read by a thread of this process. Exit 0, or a line that says what is wrong."""
+"""`python -m fsd.mount.probe SHIM on|off PARENT`: does the shim work on this host? A mount of one file, in a
+directory of its own, written and read by a thread of this process. Exit 0, or a line that says what is wrong."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +22,37 @@ from fsd.mount.shim import Shim
 _SIZE = 1 << 20
 
 
+_PR_SET_PDEATHSIG = 1
+_MNT_DETACH = 2
+_libc = ctypes.CDLL(None)
+
+
+def _end_with(parent: int, place: str) -> None:
+    """Unmount, clear `place` away and end at SIGTERM, and when the process that asks dies, however it does (prctl(2)).
+
+    At once: a thread that waits for the mount waits for this very process, and not even SIGKILL ends such a wait. It
+    ends when the connection to the kernel is closed.
+    """
+
+    def end(*_: object) -> None:
+        for fd in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                if os.readlink(f"/proc/self/fd/{fd}") == "/dev/fuse":
+                    os.close(int(fd))
+        point = f"{place}/mnt"
+        if os.geteuid() == 0:
+            _libc.umount2(os.fsencode(point), _MNT_DETACH)
+        else:
+            subprocess.run(["fusermount3", "-uzq", point], stderr=subprocess.DEVNULL)
+        shutil.rmtree(place, ignore_errors=True)
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, end)
+    _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != parent:
+        end()
+
+
 def main() -> int:
     """Mount, try, unmount."""
     shim = Shim(Path(sys.argv[1]))
@@ -24,6 +60,7 @@ def main() -> int:
     import pyfuse3
 
     with tempfile.TemporaryDirectory(prefix="fsd-probe-") as place:
+        _end_with(int(sys.argv[3]), place)
         backing, point = Path(place) / "backing", Path(place) / "mnt"
         backing.write_bytes(b"old")
         point.mkdir()

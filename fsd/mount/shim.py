@@ -37,6 +37,7 @@ ANSWERS = [SOURCE.with_name(name) for name in ("answers.c", "state.c", "hearing.
 _HEADERS = [SOURCE.with_name(name) for name in ("shim.h", "state.h", "turns.h")]
 _FLAGS = ("-O2", "-shared", "-fPIC", "-Wall", "-Werror")
 _TEST_SECONDS = 20.0
+_END_SECONDS = 5.0
 Wanted = Literal["auto", "on", "off"]
 Compare = Callable[[bytes, "dict[int, Node]"], "tuple[list[Order], list[tuple[int, int, bytes]]]"]
 """What inotify(7) said and the directories by watch: what the kernel is to forget, and the events, (watch, mask, name),
@@ -208,10 +209,24 @@ def _loaded(library: Path, *, passthrough: bool) -> Shim:
 def _test(library: Path, *, passthrough: bool) -> str | None:
     """Why it does not work here, None if it does."""
     command = [sys.executable, "-m", "fsd.mount.probe", str(library), "on" if passthrough else "off"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TEST_SECONDS)
-    except subprocess.TimeoutExpired:
-        return "it does not answer"
-    if done.returncode == 0:
+    command.append(str(os.getpid()))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as testing:
+        try:
+            said, _ = testing.communicate(timeout=_TEST_SECONDS)
+        except BaseException as error:
+            _end(testing)
+            if isinstance(error, subprocess.TimeoutExpired):
+                return "it does not answer"
+            raise
+    if testing.returncode == 0:
         return None
-    return (done.stdout.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+    return (said.strip().splitlines() or [f"it ended with {testing.returncode}"])[-1]
+
+
+def _end(testing: subprocess.Popen[str]) -> None:
+    """End a self-test so that it unmounts what it mounted, if it can."""
+    testing.terminate()
+    try:
+        testing.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        testing.kill()

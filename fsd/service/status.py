@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fsd.core.hosts import mounts
+
 log = logging.getLogger(__name__)
 
 FRESH = 5.0
@@ -106,7 +108,7 @@ class Status:
         found += [
             f"What is to be mounted at {place} is not: its process ended with {child['last_exit']}."
             for place, child in self.mounts.items()
-            if not process_runs(child["pid"])
+            if child["last_exit"] and not (process_runs(child["pid"]) and _is_mounted(place))
         ]
         for key, alarms in self.alarms.items():
             told = self.spaces.get(key, {}) if self.watcher_runs else {}
@@ -127,6 +129,13 @@ class Status:
             and not (space.get("stream") or {}).get("lag")
             for space in self.spaces.values()
         )
+
+
+def _is_mounted(place: str) -> bool:
+    """Whether anything is mounted there, as the kernel lists it: nothing that may hang is asked."""
+    above, name = os.path.split(place)
+    point = os.fsencode(os.path.join(os.path.realpath(above), name))
+    return any(each.point == point for each in mounts())
 
 
 def space_problems(space: dict[str, Any]) -> list[str]:

@@ -24,11 +24,10 @@ MEBI = 1 << 20
 WRITER = """
 import errno, os, sys
 place, size = sys.argv[1], int(sys.argv[2])
-fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-data = bytes(size)
 try:
+    fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     while True:
-        os.write(fd, data)
+        os.write(fd, bytes(size))
 except OSError as error:
     sys.exit(0 if error.errno == errno.EDQUOT else f"{error}")
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -104,6 +105,26 @@ def test_a_server_that_is_killed_leaves_nothing_for_good(server: Server, place: 
     server.start()
     wait_for(lambda: is_up(place), what="the mount")
     assert len([each for each in mountpoints.mounts() if each.point == os.fsencode(place)]) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ended_while_it_starts(server: Server, place: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Its self-test is a process with a mount of its own; both are gone with it."""
+    server.stop()
+    for _ in range(5):
+        command = [server.python, "-m", "fsd.cli.main", "mount", "team", str(place)]
+        environment = {**server.environment, "TMPDIR": str(tmp_path)}
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        wait_for(
+            lambda: list(tmp_path.glob("fsd-probe-*/mnt")) or is_up(place), what="a self-test", every=0.001
+        )
+        process.send_signal(number)
+        assert process.wait(30) in (0, -number)
+        gone = number == signal.SIGTERM
+        wait_for(lambda: not list(tmp_path.glob("fsd-probe-*")), what="the end of the self-test")
+        mine = [each.point for each in mountpoints.mounts() if each.point.startswith(os.fsencode(tmp_path))]
+        assert not mine if gone else all(point == os.fsencode(place) for point in mine), mine
+        mountpoints.clear_dead(str(place))
 
 
 def test_what_can_not_be_mounted_is_tried_again(server: Server, place: Path, tmp_path: Path) -> None:
