@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import ids, index, journal, labels, totals, waits
-from fsd.core.asyncsync import Syncing
 from fsd.core.index import FILE, LABELLED, READY, Head, NodeRow
 from fsd.core.journal import Change
 from fsd.core.syscalls import statx
@@ -43,9 +42,8 @@ class Arrival(NamedTuple):
 def settle(space: Space, new: Arrival, *, durable: bool) -> NodeRow | None:
     """Make a file known that was just linked, and its name `durable`; its row, or None if reconcile has to look.
 
-    Index and disk are waited for at once, as the index is no truth: a crash in between leaves rows that the next look
-    takes away. Threads that come at the same time share one transaction and one fsync for a directory. OSError of
-    either: then neither counts.
+    Threads that come at the same time share one transaction, and one fsync for each directory. OSError of either: then
+    the file is not known.
     """
     if not durable:
         return take_in(space, [new])[0]
@@ -137,7 +135,7 @@ class _Batch:
 
     def __init__(self) -> None:
         self.arrivals: list[Arrival] = []
-        self.rows: list[NodeRow | None] = []
+        self.rows: dict[int, NodeRow | None] = {}
         self.errors: dict[tuple[int, int], BaseException] = {}
         """By the directory, (device, inode)."""
         self.through = threading.Semaphore(0)
@@ -190,16 +188,17 @@ class _Group:
     def _take_in(self, batch: _Batch) -> None:
         space = self._space()
         assert space is not None, "the caller holds the space while it changes it"
-        directories = {each.place.ident: each.place.fd for each in batch.arrivals}
-        syncing = {ident: Syncing(fd) for ident, fd in directories.items()}
-        try:
-            batch.rows = take_in(space, batch.arrivals)
-        finally:
-            for ident, each in syncing.items():
-                try:
-                    each.end()
-                except OSError as error:
-                    batch.errors[ident] = error
+        for ident, fd in {each.place.ident: each.place.fd for each in batch.arrivals}.items():
+            try:
+                with waits.aside:
+                    os.fsync(fd)
+            except OSError as error:
+                batch.errors[ident] = error
+        durable = [
+            number for number, each in enumerate(batch.arrivals) if each.place.ident not in batch.errors
+        ]
+        rows = take_in(space, [batch.arrivals[number] for number in durable])
+        batch.rows = dict(zip(durable, rows, strict=True))
 
 
 _groups: weakref.WeakKeyDictionary[Space, _Group] = weakref.WeakKeyDictionary()

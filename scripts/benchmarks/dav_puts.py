@@ -76,7 +76,7 @@ def small_puts(base: Path) -> list[Row]:
 
 
 def syncs_per_put(base: Path) -> list[Row]:
-    """fsync(2) and fdatasync(2) of all processes for each PUT, those in the background too, counted with strace."""
+    """fsync(2) and fdatasync(2) of all processes for each PUT, counted with strace."""
     rows = []
     with served(base / "fsd") as server:
         (base / "tree").mkdir()
@@ -91,7 +91,7 @@ def syncs_per_put(base: Path) -> list[Row]:
                 "-f",
                 "-qq",
                 "-e",
-                "trace=fsync,fdatasync,syncfs,sync,io_submit",
+                "trace=fsync,fdatasync,syncfs,sync",
                 "-o",
                 str(traced),
                 *pids,
@@ -108,9 +108,7 @@ def syncs_per_put(base: Path) -> list[Row]:
             )
             strace.terminate()
             strace.wait()
-            calls = [
-                line for line in traced.read_text().splitlines() if "sync(" in line or "io_submit(" in line
-            ]
+            calls = [line for line in traced.read_text().splitlines() if "sync(" in line]
             each = len(calls) / (len(times) + connections)
             measured = f"{each:.2f} ({len(times)} PUTs)"
             rows.append(

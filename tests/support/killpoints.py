@@ -41,7 +41,7 @@ CHANGING = {
     82: "rename", 264: "renameat", 316: "renameat2", 86: "link", 265: "linkat", 87: "unlink", 263: "unlinkat",
     83: "mkdir", 258: "mkdirat", 84: "rmdir", 88: "symlink", 266: "symlinkat", 133: "mknod", 259: "mknodat",
     90: "chmod", 91: "fchmod", 268: "fchmodat", 452: "fchmodat2", 92: "chown", 93: "fchown", 260: "fchownat",
-    76: "truncate", 77: "ftruncate", 285: "fallocate", 74: "fsync", 75: "fdatasync", 306: "syncfs", 209: "io_submit",
+    76: "truncate", 77: "ftruncate", 285: "fallocate", 74: "fsync", 75: "fdatasync", 306: "syncfs",
     188: "setxattr", 189: "lsetxattr", 190: "fsetxattr", 197: "removexattr", 198: "lremovexattr",
     199: "fremovexattr", 463: "setxattrat", 466: "removexattrat", 280: "utimensat", 16: "ioctl",
     73: "flock", 72: "fcntl",
@@ -52,11 +52,11 @@ locks."""
 REACHING = CHANGING.keys() - {73, 72}
 """What changes a disk: locks do not, and they go with the process that is killed."""
 
-KILLING = REACHING - {26, 74, 75, 306, 209}
+KILLING = REACHING - {26, 74, 75, 306}
 """What changes what others read. A sync does not: a kill before it leaves what a kill before the next call leaves."""
 
 FAILING = {
-    1, 18, 326, 2, 257, 82, 264, 316, 86, 265, 87, 263, 83, 258, 84, 88, 266, 133, 259, 91, 93, 77, 74, 75, 209,
+    1, 18, 326, 2, 257, 82, 264, 316, 86, 265, 87, 263, 83, 258, 84, 88, 266, 133, 259, 91, 93, 77, 74, 75,
     188, 189, 190, 199, 463, 466, 280,
 }  # fmt: skip
 """Calls that a filesystem can refuse with ENOSPC, EIO or EACCES; opening what exists is among them."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import threading
 from contextlib import closing, contextmanager
 from types import SimpleNamespace
@@ -9,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 from fsd.core import arrivals, index, journal, operations, relabel, tree
-from fsd.core.asyncsync import Syncing
 from fsd.core.content import Upload
 from tests.support.waiting import wait_for
 from tests.support.worlds import make_space
@@ -159,9 +159,15 @@ def known(filled):
 
 def test_many_at_once_are_one_transaction_and_one_fsync_for_a_directory(known, monkeypatch):
     commits, syncs = [], []
-    commit, begin = known.index.commit, Syncing.__init__
+    commit, fsync = known.index.commit, os.fsync
     monkeypatch.setattr(known.index, "commit", lambda db: (commits.append(1), commit(db)))
-    monkeypatch.setattr(Syncing, "__init__", lambda self, fd: (syncs.append(fd), begin(self, fd))[1])
+
+    def noted(fd):
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            syncs.append(fd)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", noted)
     before, usage = root_etag(known), tree.usage(known)
     assert set(together(known, PATHS, monkeypatch).values()) == {None}
     assert (len(commits), len(syncs)) == (1, 3)
@@ -172,16 +178,16 @@ def test_many_at_once_are_one_transaction_and_one_fsync_for_a_directory(known, m
 
 def test_a_directory_that_fails_fails_its_own(known, monkeypatch):
     failing = os.stat(on_disk(known, b"d")).st_ino
-    end = Syncing.end
+    fsync = os.fsync
 
-    def broken(self):
-        end(self)
-        if os.fstat(self._fd).st_ino == failing:
+    def broken(fd):
+        fsync(fd)
+        if os.fstat(fd).st_ino == failing:
             raise OSError(errno.EIO, "broken")
 
     usage = tree.usage(known)
     with monkeypatch.context() as patch:
-        patch.setattr(Syncing, "end", broken)
+        patch.setattr(os, "fsync", broken)
         errors = together(known, PATHS, monkeypatch)
     assert {path for path, error in errors.items() if error is not None} == {b"d/three", b"d/four"}
     assert not os.path.exists(on_disk(known, b"d/three"))
