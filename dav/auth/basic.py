@@ -20,6 +20,8 @@ from fsd.service import logs
 _HASHING = 2
 _WAITING = 16
 _WAIT_SECONDS = 5.0
+_SHARED_SECONDS = 20.0
+"""Who waits for a hash that is under way for the same credentials costs nothing, and is answered by it."""
 _MAX_HEADER = 8192
 
 
@@ -87,7 +89,7 @@ class BasicAuth:
             lock, users = self._flights.get(header, (threading.Lock(), 0))
             self._flights[header] = (lock, users + 1)
         try:
-            if not lock.acquire(timeout=_WAIT_SECONDS):
+            if not lock.acquire(timeout=_SHARED_SECONDS):
                 raise self._busy()
             try:
                 yield

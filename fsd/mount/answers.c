@@ -1,11 +1,12 @@
 /*
- * The requests that programs make by the thousand, answered where they are read: LOOKUP, FORGET, GETATTR, OPEN, CREATE,
- * READ, WRITE, RELEASE and READDIRPLUS. Compiled together with shim.c, which calls `answer` with each request.
+ * The requests that programs make by the thousand, answered where they are read: LOOKUP, FORGET, GETATTR, GETXATTR,
+ * OPEN, CREATE, READ, WRITE, RELEASE and READDIRPLUS. Compiled together with shim.c, which calls `answer` with each.
  *
  * The state is Python's own: Node and Handle objects and the dictionaries of fsd.mount.nodes, whose invariants hold
  * here as well. Each function does what the handler of the same name does, in its common case, and says "not mine" (0)
  * before it has changed anything in every other: names with a dot, internals, roles, quotas, what has several names or
- * an old number, and all errors but ENOENT. The handlers then see the request as if this file did not exist.
+ * an old number, and all errors but that a name or an attribute is not there. The handlers then see the request as if
+ * this file did not exist.
  *
  * Called by the event loop's thread with the interpreter's lock held, which is given away only to wait.
  */
@@ -14,9 +15,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 #include "shim.h"
 #include "turns.h"
@@ -338,6 +341,68 @@ static int answer_write(const struct request *request)
     return 1;
 }
 
+/* ---- attributes ---- */
+
+#define ACL "system.posix_acl_"
+#define OURS "user.fsd."
+
+static int starts(const char *text, const char *with)
+{
+    return strncmp(text, with, strlen(with)) == 0;
+}
+
+/* Nodes.reach, by name: a descriptor of the caller's own, -1 if the handler has to do it. */
+static int reach(PyObject *node)
+{
+    long fd = number(SLOT(node, fd));
+    struct stat found;
+    if (fd < 0 && PyList_GET_SIZE(SLOT(node, handles)) > 0)
+        fd = number(PyList_GET_ITEM(SLOT(node, handles), 0));
+    if (fd >= 0)
+        return fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (SLOT(node, parent) == Py_None || (fd = number(SLOT(SLOT(node, parent), fd))) < 0)
+        return -1;
+    int own = openat(fd, PyBytes_AS_STRING(SLOT(node, name)), O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (own >= 0 && (fstat(own, &found) < 0 || found.st_ino != PyLong_AsUnsignedLongLong(SLOT(node, ino)) ||
+                     found.st_dev != PyLong_AsUnsignedLongLong(SLOT(node, dev)))) {
+        close(own);
+        return -1;
+    }
+    return own;
+}
+
+/* Asked by `ls -l` for each file (ACLs), and by the kernel before each write (capabilities). */
+static int answer_getxattr(const struct request *request)
+{
+    const struct fuse_getxattr_in *in = (const void *)request->body;
+    const char *name = request->body + sizeof(*in);
+    PyObject *node = lookup(by_id, request->in->nodeid);
+    struct view view;
+    char path[32];
+    if (strcmp(name, "security.capability") == 0) {
+        reply(request, ENODATA, NULL, 0);
+        return 1;
+    }
+    if (!node || starts(name, OURS) || (starts(name, "system.") && !starts(name, ACL)) ||
+        look_at(SLOT(node, export), &view) < 0 || !view.as_it_is || in->size > sizeof(buffer))
+        return 0;
+    int fd = reach(node);
+    if (fd < 0)
+        return 0;
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    ssize_t got = getxattr(path, name, in->size ? buffer : NULL, in->size);
+    int failed = got < 0 ? errno : 0;
+    close(fd);
+    if (failed && failed != ENODATA && failed != EOPNOTSUPP)
+        return 0;
+    struct fuse_getxattr_out out = {.size = got};
+    if (failed || in->size)
+        reply(request, failed, buffer, failed ? 0 : got);
+    else
+        reply(request, 0, &out, sizeof(out));
+    return 1;
+}
+
 /* ---- listing ---- */
 
 struct page {
@@ -463,6 +528,9 @@ static int answer(int fuse, const void *message, size_t size)
         break;
     case FUSE_GETATTR:
         done = answer_getattr(&request);
+        break;
+    case FUSE_GETXATTR:
+        done = answer_getxattr(&request);
         break;
     case FUSE_OPEN:
         done = answer_open(&request);

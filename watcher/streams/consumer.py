@@ -21,6 +21,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from watcher.streams import offsets, topics
+from watcher.streams.loops import quiet
 from watcher.streams.offsets import Position
 from watcher.streams.options import Broker
 
@@ -99,6 +100,7 @@ class Consumer:
         self._items: deque[Item] = deque()
         self._held = 0
         self._loop = asyncio.new_event_loop()
+        quiet(self._loop)
         self._room = asyncio.Event()
         self._again = asyncio.Event()
         self._kept: dict[str, dict[Key, Position]] = {}

@@ -20,6 +20,7 @@ from aiokafka.errors import KafkaError
 
 from fsd.core import index, journal, lease, positions
 from watcher.streams import peers
+from watcher.streams.loops import quiet
 from watcher.streams.options import Broker
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Publisher:
         asyncio.run(self._main())
 
     async def _main(self) -> None:
+        quiet(asyncio.get_running_loop())
         backoff = BACKOFF
         while not self._ending.is_set():
             producer = None
@@ -92,7 +94,7 @@ class Publisher:
 
     def _down(self, error: BaseException) -> None:
         if not self.error:
-            log.warning("the journal topic %s: %s", self._topic, error or type(error).__name__)
+            log.warning("the journal topic %s: %s", self._topic, str(error) or type(error).__name__)
         self.error = str(error) or type(error).__name__
 
     async def _tell(self, producer: AIOKafkaProducer) -> None:
