@@ -130,19 +130,22 @@ def test_uploads_leave_the_reserve_of_the_disk(make_server: Callable[..., Server
         server.fsd("space", "adopt", str(storage.place / "tree"), "--name", "tight")
         dav = server.space_dav(server.space("tight"))
         assert dav.request("PUT", b"small", b"s" * 1000).status == 201
-        filler = storage.fill(leave=16 << 20)
         room = os.statvfs(storage.place)
-        body = b"n" * (room.f_bfree * room.f_frsize - (16 << 20) + 8192)
+        held_back = room.f_blocks * room.f_frsize // 32  # more would be half of this disk
+        filler = storage.fill(leave=held_back)
+        room = os.statvfs(storage.place)
+        body = b"n" * (room.f_bfree * room.f_frsize - held_back + 8192)
         assert dav.request("PUT", b"large", body).status == 507
         assert dav.request("PUT", b"unannounced", [body]).status == 507
         assert dav.request("COPY", b"small", None, {"Destination": f"{dav.prefix}/copy"}).status == 201
         with open(filler, "ab") as file:
-            file.write(body + b"n" * (1 << 20))
+            file.write(body + b"n" * (1 << 16))
         assert dav.request("PUT", b"small", b"s" * 1001).status == 507
         assert dav.request("PUT", b"small", b"s" * 999).status == 204
         assert dav.get(b"copy") == b"s" * 1000
         assert {r.path for r in dav.propfind(b"")} == {b"", b"small", b"copy"}
         assert server.run("status").returncode in (0, 3)
+        server.stop()
 
 
 def test_a_full_state_disk_is_507_and_reading_goes_on(

@@ -49,8 +49,14 @@ def test_missing_capabilities_are_named(settings: Settings, monkeypatch: pytest.
     assert found.level == "warning" and "CAP_DAC_READ_SEARCH" in found.found
 
 
-def test_disks(tmp_path: Path) -> None:
+def test_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = list(os.statvfs(tmp_path))
+    found[3] = found[4] = found[2] // 40  # blocks that are free
+    full = os.statvfs_result(found)
+    assert probes.disk("d", os.fsencode(tmp_path), 0).level == "ok"
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
     assert probes.disk("d", os.fsencode(tmp_path), 1 << 60).level == "problem"
+    monkeypatch.undo()
     assert probes.disk("d", os.fsencode(tmp_path / "missing"), 0).level == "warning"
 
 
