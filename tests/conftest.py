@@ -72,8 +72,12 @@ def allow_log(_log_watch: LogWatch) -> Callable[[str], None]:
     return _log_watch.allow
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is marked `root` is skipped for other users."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is marked `root` is skipped for other users; what is big may take long."""
+    if config.getoption("--big"):
+        for item in items:
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(3600))
     if os.geteuid() != 0:
         for item in items:
             if item.get_closest_marker("root"):
