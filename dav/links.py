@@ -6,13 +6,11 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import threading
 from typing import TYPE_CHECKING, Any
 
-from dav.auth.basic import network
+from dav.auth.basic import MAX_HEADER, credentials, network
 from dav.http.errors import HttpError
 from dav.http.target import request_path, segments
 from dav.routes import Place, Router
@@ -191,11 +189,6 @@ def _check_allowed(environ: dict[str, Any], link: Link, place: Place, depth: int
 def _credentials(environ: dict[str, Any]) -> tuple[str | None, str | None]:
     """User name and password of Basic; (None, None) without or for anything else."""
     scheme, _, value = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    if scheme.lower() != "basic" or len(value) > 8192:
+    if scheme.lower() != "basic" or len(value) > MAX_HEADER:
         return None, None
-    try:
-        text = base64.b64decode(value.strip(), validate=True).decode("utf-8")
-    except (binascii.Error, ValueError):
-        return None, None
-    name, colon, password = text.partition(":")
-    return (name, password) if colon else (None, None)
+    return credentials(value) or (None, None)

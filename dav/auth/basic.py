@@ -22,7 +22,7 @@ _WAITING = 16
 _WAIT_SECONDS = 5.0
 _SHARED_SECONDS = 20.0
 """Who waits for a hash that is under way for the same credentials costs nothing, and is answered by it."""
-_MAX_HEADER = 8192
+MAX_HEADER = 8192
 
 
 class BasicAuth:
@@ -45,7 +45,7 @@ class BasicAuth:
         header: str = environ.get("HTTP_AUTHORIZATION", "")
         if not header:
             raise self._unauthorized("Log in, please.")
-        if len(header) > _MAX_HEADER:
+        if len(header) > MAX_HEADER:
             raise HttpError(400, "The Authorization header is too long.")
         user = self._known(header, view)
         if user is not None:
@@ -128,16 +128,8 @@ class BasicAuth:
     def _credentials(self, scheme: str, value: str) -> tuple[str, str]:
         if scheme.lower() != "basic":
             raise self._unauthorized("Only Basic and Bearer authentication are understood.")
-        try:
-            raw = base64.b64decode(value.strip(), validate=True)
-        except (binascii.Error, ValueError):
-            raise self._unauthorized("The credentials are malformed.") from None
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            text = raw.decode("latin-1")  # older browsers
-        name, colon, password = text.partition(":")
-        if not colon or not name or "\0" in text or len(name) > 256:
+        name, password = credentials(value) or ("", "")
+        if not name or "\0" in name + password or len(name) > 256:
             raise self._unauthorized("The credentials are malformed.")
         return name, password
 
@@ -180,6 +172,20 @@ class BasicAuth:
     def _busy() -> HttpError:
         retry = (("Retry-After", str(RETRY_SECONDS)),)
         return HttpError(503, "Too many people are logging in just now.", headers=retry)
+
+
+def credentials(value: str) -> tuple[str, str] | None:
+    """(user name, password) of what stands behind `Basic` (RFC 7617 section 2); None for what is none."""
+    try:
+        raw = base64.b64decode(value.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")  # older browsers
+    name, colon, password = text.partition(":")
+    return (name, password) if colon else None
 
 
 def network(address: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import fsd
+from dav.http.dates import NANO, iso_date
 from dav.routes import SPACES_PREFIX
 from fsd.core import quota, tree
 from fsd.core.errors import NotYetKnown, StorageUnavailable
@@ -203,7 +203,7 @@ def drive(record: SpaceRecord, user: User, view: View, base: str) -> Document:
         "driveType": record.type,
         "driveAlias": f"{record.type}/{record.alias}",
         "name": record.name,
-        "lastModifiedDateTime": _moment(root.mtime_ns // 1_000_000_000),
+        "lastModifiedDateTime": iso_date(root.mtime_ns // NANO),
         "webUrl": url,
         "root": {"id": record.id, "eTag": f'"{root.etag}"', "webDavUrl": url},
     }
@@ -237,7 +237,3 @@ def webfinger(resource: str, base: str) -> Document:
     """`/.well-known/webfinger` (RFC 7033): this server is the one to use."""
     rel = "http://webfinger.opencloud/rel/server-instance"
     return {"subject": resource, "links": [{"rel": rel, "href": base, "titles": {"en": PRODUCT}}]}
-
-
-def _moment(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

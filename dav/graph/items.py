@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from dav.http.dates import NANO
+from dav.http.dates import NANO, iso_date
 from dav.routes import SPACES_PREFIX
 from dav.webdav.properties import content_type
 from fsd.core import hashing
@@ -40,7 +39,7 @@ class Items:
             "name": to_text(entry.name) if entry.path else self._record.name,
             "eTag": f'"{entry.etag}"',
             "size": entry.size,
-            "lastModifiedDateTime": moment(entry.mtime_ns),
+            "lastModifiedDateTime": iso_date(entry.mtime_ns // NANO),
             "webDavUrl": self.url(entry),
         }
         if entry.kind == "d":
@@ -68,12 +67,3 @@ class Items:
             "name": to_text(split(parent.path)[1]) if parent.path else self._record.name,
             "path": "/" + to_text(parent.path),
         }
-
-
-def moment(mtime_ns: int) -> str:
-    """A time as the Graph API writes it (RFC 3339, UTC); the epoch for what no calendar has."""
-    try:
-        found = datetime.fromtimestamp(mtime_ns // NANO, UTC)
-    except (OverflowError, ValueError, OSError):
-        found = datetime.fromtimestamp(0, UTC)
-    return found.strftime("%Y-%m-%dT%H:%M:%SZ")

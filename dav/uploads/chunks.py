@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from dav.http import digests
-from dav.http.dates import http_date, parse_mtime
+from dav.http import wanted
+from dav.http.dates import http_date
 from dav.http.errors import HttpError
 from dav.uploads import finishing
 from dav.view import View
@@ -191,28 +191,13 @@ def _move(request: _Request) -> Reply:
         raise HttpError(400, "The chunks are not as many bytes as announced; nothing was changed.")
     conditional = target.if_header is not None or "HTTP_IF_MATCH" in request.environ
     terms = Terms(
-        mtime_ns=_mtime(request.environ),
-        checksum=_checksum(request.environ),
+        mtime_ns=wanted.mtime(request.environ),
+        checksum=wanted.checksum(request.environ),
         if_match=(entry.etag,) if entry is not None and conditional else None,
         must_not_exist=not request.call.overwrite(),
     )
     created, headers = finishing.publish(target, request.space, partial, terms)
     return Reply(201 if created else 204, headers)
-
-
-def _mtime(environ: dict[str, Any]) -> int | None:
-    text = environ.get("HTTP_X_OC_MTIME")
-    mtime_ns = parse_mtime(text) if text is not None else None
-    if text is not None and mtime_ns is None:
-        raise HttpError(400, "X-OC-Mtime is not a time.")
-    return mtime_ns
-
-
-def _checksum(environ: dict[str, Any]) -> tuple[str, str] | None:
-    try:
-        return digests.parse(environ.get("HTTP_OC_CHECKSUM", ""))
-    except ValueError as error:
-        raise HttpError(400, str(error)) from None
 
 
 def _delete(request: _Request) -> Reply:

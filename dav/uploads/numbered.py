@@ -13,9 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from dav.http import digests
-from dav.http.conditions import etags
-from dav.http.dates import parse_mtime
+from dav.http import wanted
 from dav.http.errors import HttpError
 from dav.routes import Place
 from dav.uploads import finishing
@@ -98,19 +96,12 @@ def _total(environ: dict[str, Any]) -> int | None:
 
 
 def _terms(environ: dict[str, Any]) -> Terms:
-    text = environ.get("HTTP_X_OC_MTIME")
-    mtime_ns = parse_mtime(text) if text is not None else None
-    if text is not None and mtime_ns is None:
-        raise HttpError(400, "X-OC-Mtime is not a time.")
-    try:
-        checksum = digests.parse(environ.get("HTTP_OC_CHECKSUM", ""))
-    except ValueError as error:
-        raise HttpError(400, str(error)) from None
-    match = environ.get("HTTP_IF_MATCH")
-    wanted = None
-    if match is not None:
-        wanted = ("*",) if match.strip() == "*" else tuple(tag for weak, tag in etags(match) if not weak)
-    return Terms(mtime_ns, checksum, wanted, environ.get("HTTP_IF_NONE_MATCH", "").strip() == "*")
+    return Terms(
+        wanted.mtime(environ),
+        wanted.checksum(environ),
+        wanted.if_match(environ),
+        wanted.must_not_exist(environ),
+    )
 
 
 def _partial(target: Call, chunk: _Chunk, terms: Terms, total: int | None, replaces: int) -> Partial:

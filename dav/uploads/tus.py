@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dav.discovery.endpoints import base_url
-from dav.http import digests
-from dav.http.conditions import etags
-from dav.http.dates import http_date, parse_mtime
+from dav.http import wanted
+from dav.http.dates import http_date
 from dav.http.errors import HttpError, from_os_error
 from dav.http.target import segments
 from dav.routes import Place
@@ -99,7 +98,7 @@ def _create(call: Call) -> Reply | Body:
     limit = environ.get("fsd.max_body")
     if limit is not None and length > limit:
         raise HttpError(413, f"At most {limit} bytes can be uploaded.")
-    place, terms = _wanted(call)
+    place, terms = _terms(call)
     target = finishing.target_call(call, place)
     entry = lookup_or_none(place)
     target.check_conditions(entry)
@@ -124,7 +123,7 @@ def _create(call: Call) -> Reply | Body:
     return upload.answer(201, 0, located)
 
 
-def _wanted(call: Call) -> tuple[Place, Terms]:
+def _terms(call: Call) -> tuple[Place, Terms]:
     """The place of the file and its terms, from Upload-Metadata and the conditional headers."""
     fields = _metadata(call.environ.get("HTTP_UPLOAD_METADATA", ""))
     folder = call.writable_place
@@ -140,15 +139,11 @@ def _wanted(call: Call) -> tuple[Place, Terms]:
         check_new_name(name)
         path = join(path, name)
     environ = call.environ
-    match = environ.get("HTTP_IF_MATCH")
-    wanted = None
-    if match is not None:
-        wanted = ("*",) if match.strip() == "*" else tuple(tag for weak, tag in etags(match) if not weak)
     terms = Terms(
-        mtime_ns=_mtime(fields, environ),
-        checksum=_checksum(fields, environ),
-        if_match=wanted,
-        must_not_exist=environ.get("HTTP_IF_NONE_MATCH", "").strip() == "*",
+        mtime_ns=wanted.mtime(environ, _told(fields, "mtime") or None),
+        checksum=wanted.checksum(environ, _told(fields, "checksum").strip().replace(" ", ":", 1)),
+        if_match=wanted.if_match(environ),
+        must_not_exist=wanted.must_not_exist(environ),
         said=environ.get("HTTP_UPLOAD_METADATA", ""),
     )
     return dataclasses.replace(folder, path=path, href=href, slash=False), terms
@@ -167,20 +162,8 @@ def _metadata(header: str) -> dict[str, bytes]:
     return found
 
 
-def _mtime(fields: dict[str, bytes], environ: dict[str, Any]) -> int | None:
-    text = fields.get("mtime", environ.get("HTTP_X_OC_MTIME", "").encode("latin-1")).decode("latin-1")
-    mtime_ns = parse_mtime(text) if text else None
-    if text and mtime_ns is None:
-        raise HttpError(400, "The mtime is not a time.")
-    return mtime_ns
-
-
-def _checksum(fields: dict[str, bytes], environ: dict[str, Any]) -> tuple[str, str] | None:
-    text = fields.get("checksum", b"").decode("latin-1").strip().replace(" ", ":", 1)
-    try:
-        return digests.parse(text or environ.get("HTTP_OC_CHECKSUM", ""))
-    except ValueError as error:
-        raise HttpError(400, str(error)) from None
+def _told(fields: dict[str, bytes], name: str) -> str:
+    return fields.get(name, b"").decode("latin-1")
 
 
 # -- the upload's own address -----------------------------------------------------------------------------------------

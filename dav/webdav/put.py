@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from dav.http import digests, limits
-from dav.http.conditions import etags, strong_match, weak_match
-from dav.http.dates import parse_mtime
+from dav.http import limits, wanted
+from dav.http.conditions import strong_match, weak_match
 from dav.http.errors import HttpError
 from dav.webdav.call import Call, Reply, entry_headers, lookup_or_none
 from fsd.core import hashing
@@ -63,8 +62,8 @@ def begin(call: Call) -> Incoming:
     limit: int | None = environ.get("fsd.max_body")
     if limit is not None and length is not None and length > limit:
         raise _too_large(limit)
-    mtime_ns = _mtime(environ)
-    checksum = _checksum(environ)
+    mtime_ns = wanted.mtime(environ)
+    checksum = wanted.checksum(environ)
     if_match, must_not_exist = _preconditions(call)
     if length is None or length > limits.DRAIN_BYTES or "HTTP_EXPECT" in environ:
         # Early for bodies worth refusing; a small one is here already, and asked about once, at the end.
@@ -107,26 +106,6 @@ def _length(environ: dict[str, Any]) -> int | None:
     return int(announced)
 
 
-def _mtime(environ: dict[str, Any]) -> int | None:
-    text = environ.get("HTTP_X_OC_MTIME")
-    if text is None:
-        return None
-    mtime_ns = parse_mtime(text)
-    if mtime_ns is None:
-        raise HttpError(400, "X-OC-Mtime is not a time.")
-    return mtime_ns
-
-
-def _checksum(environ: dict[str, Any]) -> tuple[str, str] | None:
-    text = environ.get("HTTP_OC_CHECKSUM")
-    if text is None:
-        return None
-    try:
-        return digests.parse(text)
-    except ValueError as error:
-        raise HttpError(400, str(error)) from None
-
-
 def _preconditions(call: Call) -> tuple[frozenset[str] | None, bool]:
     """(etags one of which must be there at the end, or None; whether nothing may be there).
 
@@ -142,8 +121,7 @@ def _preconditions(call: Call) -> tuple[frozenset[str] | None, bool]:
     etag = entry.etag if entry is not None else None
     call.check_conditions(entry)
     if match is not None and strong_match(match, etag):
-        wanted = {"*"} if match.strip() == "*" else {opaque for weak, opaque in etags(match) if not weak}
-        return frozenset(wanted), False
+        return frozenset(wanted.if_match(environ) or ()), False
     if none_match is not None and none_match.strip() == "*":
         return None, True
     if entry is not None and none_match is not None and not weak_match(none_match, etag):

@@ -10,15 +10,14 @@ import os
 import time
 from collections.abc import Generator, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fsd.core import dirty, index
 from fsd.core.commit import Result
-from fsd.core.index import CLAIMING, DIRECTORY, FILE
 from fsd.core.names import INTERNAL
 from fsd.core.reconcile import close_full, reconcile
-from fsd.core.scan import Scan
-from fsd.core.syscalls import clamp_ns, statx
+from fsd.core.scan import ROWS, Scan, judge
+from fsd.core.syscalls import statx
 
 if TYPE_CHECKING:
     from fsd.core.dirty import Item
@@ -28,10 +27,6 @@ LARGE = 100_000
 """Entries, on disk or in the index."""
 _BATCH = 2_000
 _PAGE = "SELECT n, name FROM node WHERE parent=? AND name>? ORDER BY name LIMIT ?"
-_ROWS = (
-    "SELECT node.name, node.n, node.kind, node.ino, node.size, node.mtime_ns, node.ctime_ns, node.flags,"
-    " dir.mtime_ns, dir.ctime_ns FROM node LEFT JOIN dir ON dir.n=node.n WHERE parent=? AND name IN "
-)
 
 
 def is_large(space: Space, item: Item) -> bool:
@@ -76,10 +71,14 @@ class Comparison:
         self._space = space
         if not item.sweep:
             dirty.begin(space, item)
-        self._fd = space.open_dir(item.path)
-        self._before = statx(self._fd, b"")
         with space.index.read() as db:
             self._known = index.directory_row(db, item.n)
+        self._fd = space.open_dir(item.path)
+        try:
+            self._before = statx(self._fd, b"")
+        except OSError:
+            os.close(self._fd)
+            raise
         self._seen = bytearray()
         """A bit for each row that a listed name has."""
         self._batches = self._work()
@@ -126,40 +125,32 @@ class Comparison:
             if row is None:
                 differing.append(name)
                 continue
-            self._mark(row[1])
-            _, n, kind, ino, size, mtime_ns, ctime_ns, flags, dir_mtime_ns, dir_ctime_ns = row
+            self._mark(row[0])
             try:
                 found = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
             except OSError:
                 differing.append(name)
                 continue
-            same = ino == found.st_ino and not flags & CLAIMING
-            if kind == DIRECTORY:
-                if not same or (dir_mtime_ns, dir_ctime_ns) != (
-                    clamp_ns(found.st_mtime_ns),
-                    clamp_ns(found.st_ctime_ns),
-                ):
-                    differing.append(name)
-                    stale.append(n)
-                continue
-            told = (mtime_ns, ctime_ns, size if kind == FILE else found.st_size)
-            if not same or told != (clamp_ns(found.st_mtime_ns), clamp_ns(found.st_ctime_ns), found.st_size):
+            differs, inside = judge(row, found)
+            if differs:
                 differing.append(name)
+            if inside:
+                stale.append(row[0])
         if differing:
             self._reconcile(differing)
             for row in self._rows([name for name in differing if name not in rows]).values():
-                self._mark(row[1])
+                self._mark(row[0])
         if stale:
             now = time.time()
             with self._space.index.write() as db:
                 for n in stale:
                     dirty.mark_row(db, n, None, now, sweep=self.item.sweep)
 
-    def _rows(self, names: list[bytes]) -> dict[bytes, tuple[int, ...]]:
+    def _rows(self, names: list[bytes]) -> dict[bytes, tuple[Any, ...]]:
         marks = ",".join("?" * len(names))
         with self._space.index.read() as db:
-            found = db.execute(f"{_ROWS}({marks})", (self.item.n, *names)).fetchall()
-        return {row[0]: row for row in found}
+            found = db.execute(f"{ROWS} AND name IN ({marks})", (self.item.n, *names)).fetchall()
+        return {row[3]: row for row in found}
 
     def _mark(self, n: int) -> None:
         if n >> 3 >= len(self._seen):

@@ -27,7 +27,7 @@ from fsd.core.errors import NotYetKnown, StorageUnavailable
 from fsd.core.index import FILE, LABELLED, READY, WRITING, Head, NodeRow
 from fsd.core.journal import Change
 from fsd.core.memory import place_key
-from fsd.core.syscalls import clamp_ns
+from fsd.core.syscalls import times_ns
 from fsd.core.totals import Deltas
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def in_peace(directory: int, known: Described, read: Callable[[int], T]) -> T | 
     fd = os.open(known.name, _READ, dir_fd=directory)
     try:
         found = os.fstat(fd)
-        as_known = (found.st_ino, found.st_size, clamp_ns(found.st_mtime_ns), clamp_ns(found.st_ctime_ns)) == (
+        as_known = (found.st_ino, found.st_size, *times_ns(found)) == (
             known.ino, known.size, known.mtime_ns, known.ctime_ns,
         )  # fmt: skip
         if not stat.S_ISREG(found.st_mode) or not as_known or writers.has_writer(fd):
@@ -228,7 +228,7 @@ class Readiness:
         except OSError:
             return "stale"
         said = (row.ino, row.size, row.mtime_ns, row.ctime_ns)
-        if said != (found.st_ino, found.st_size, clamp_ns(found.st_mtime_ns), clamp_ns(found.st_ctime_ns)):
+        if said != (found.st_ino, found.st_size, *times_ns(found)):
             return "stale"
         try:
             file = os.open(row.name, _READ, dir_fd=fd)

@@ -17,7 +17,7 @@ from fsd.core.commit import ToLabel
 from fsd.core.errors import StorageUnavailable
 from fsd.core.index import CLAIMING, DIRECTORY, FILE, LABELLED, READY, Generation, NodeRow
 from fsd.core.names import INTERNAL
-from fsd.core.syscalls import Statx, clamp_ns, statx
+from fsd.core.syscalls import Statx, clamp_ns, statx, times_ns
 
 if TYPE_CHECKING:
     import sqlite3
@@ -49,9 +49,10 @@ class Scan(NamedTuple):
     touched: Sequence[NodeRow] = ()
 
 
-_ROWS = (
+ROWS = (
     "SELECT node.*, dir.mtime_ns, dir.ctime_ns FROM node LEFT JOIN dir ON dir.n = node.n WHERE node.parent=?"
 )
+"""Of each entry its row, and of a directory the times it was listed at."""
 _INO, _SIZE, _MTIME, _CTIME, _FLAGS = 6, 7, 8, 9, 15
 _KIND, _DIR_MTIME, _DIR_CTIME = 4, 17, 18
 
@@ -108,15 +109,22 @@ def _differs(row: tuple[int, ...] | NodeRow, found: os.stat_result) -> bool:
     )
 
 
-def _times(found: os.stat_result) -> tuple[int, int]:
-    return clamp_ns(found.st_mtime_ns), clamp_ns(found.st_ctime_ns)
-
-
 def _touched(row: tuple[Any, ...] | NodeRow, found: os.stat_result) -> list[NodeRow]:
     """The row, if it is a file's and only its ctime differs."""
     same = (found.st_ino, found.st_size, clamp_ns(found.st_mtime_ns)) == (row[_INO], row[_SIZE], row[_MTIME])
     touched = same and row[_KIND] == FILE and row[_CTIME] != clamp_ns(found.st_ctime_ns)
     return [_row(row)] if touched else []
+
+
+def judge(row: tuple[Any, ...], found: os.stat_result) -> tuple[bool, bool]:
+    """(whether an entry has to be looked at closely, whether it is a known directory in which something changed), by
+    its row of ROWS."""
+    if row[_KIND] != DIRECTORY:
+        return _differs(row, found) or bool(row[_FLAGS] & CLAIMING), False
+    if row[_INO] != found.st_ino or not stat.S_ISDIR(found.st_mode):
+        return True, False
+    inside = (row[_DIR_MTIME], row[_DIR_CTIME]) != times_ns(found)
+    return inside or bool(row[_FLAGS] & CLAIMING), inside
 
 
 class TooLarge(Exception):
@@ -135,7 +143,7 @@ def scan_all(space: Space, fd: int, n: int, most: int | None = None) -> Scan:
         if most is not None and db.execute(_MORE, (n, most)).fetchone() is not None:
             raise TooLarge
         generation = _generation(db, n)
-        rows = {row[3]: row for row in db.execute(_ROWS, (n,))}
+        rows = {row[3]: row for row in db.execute(ROWS, (n,))}
         dubious = db.execute("SELECT mtime_ns FROM dir WHERE n=?", (n,)).fetchone() == (index.DUBIOUS,)
     for _ in range(_LIST_AGAIN if len(rows) < _LARGE else 1):
         before = statx(fd, b"")
@@ -198,17 +206,13 @@ def _compare(
                 candidates.append(name)
                 continue
             own += row[_SIZE]
-            if row[_KIND] == DIRECTORY:
-                if row[_INO] != st.st_ino or not stat.S_ISDIR(st.st_mode):
-                    candidates.append(name)
-                elif (row[_DIR_MTIME], row[_DIR_CTIME]) != _times(st):
-                    candidates.append(name)
-                    stale.append(row[0])
-            elif _differs(row, st):
+            differs, inside = judge(row, st)
+            if differs or dubious:
                 candidates.append(name)
+            if inside:
+                stale.append(row[0])
+            elif differs:
                 touched += _touched(row, st)
-            if (dubious or row[_FLAGS] & CLAIMING) and (not candidates or candidates[-1] != name):
-                candidates.append(name)
             if (
                 labelling
                 and row[_FLAGS] & (READY | LABELLED | CLAIMING) == READY

@@ -26,7 +26,7 @@ from fsd.core.bulk import first_looks
 from fsd.core.dirty import Item
 from fsd.core.errors import StorageUnavailable
 from fsd.core.reconcile import reconcile_item
-from fsd.core.syscalls import clamp_ns
+from fsd.core.syscalls import times_ns
 from fsd.core.verify import Verifier
 
 if TYPE_CHECKING:
@@ -151,8 +151,7 @@ class Sweep:
                     elif error.errno == errno.EACCES:
                         self._unkept.append((n, None))
                     continue
-                times = clamp_ns(found.st_mtime_ns), clamp_ns(found.st_ctime_ns)
-                if (found.st_ino, *times) != (ino, mtime_ns, ctime_ns):
+                if (found.st_ino, *times_ns(found)) != (ino, mtime_ns, ctime_ns):
                     self._unkept.append((n, None))
         return int(page[-1][0]) if len(page) == _PAGE else _DONE
 

@@ -12,7 +12,7 @@ import os
 import signal
 import struct
 import threading
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -181,10 +181,24 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
+class Times(Protocol):
+    """What an os.stat_result says of times."""
+
+    @property
+    def st_mtime_ns(self) -> int: ...
+    @property
+    def st_ctime_ns(self) -> int: ...
+
+
 def clamp_ns(time_ns: int) -> int:
     """A time as databases and structures hold it: 64 bits of nanoseconds, from 1677 to 2262. Filesystems know times
     beyond (ext4 2446, xfs 2486, btrfs any); they become the last or the first one. Then ctimes tell of changes."""
     return time_ns if -_FAR <= time_ns < _FAR else _FAR - 1 if time_ns > 0 else -_FAR
+
+
+def times_ns(found: Times) -> tuple[int, int]:
+    """(mtime, ctime) of an lstat, as rows have them (`clamp_ns`)."""
+    return clamp_ns(found.st_mtime_ns), clamp_ns(found.st_ctime_ns)
 
 
 def statx(dirfd: int, name: bytes) -> Statx:

@@ -126,7 +126,11 @@ def open_file(space: Space, path: bytes, *, noted: bool = True) -> tuple[int, En
         finally:
             os.close(dir_fd)
         found = os.fstat(fd)
-        if (found.st_ino, found.st_ctime_ns, found.st_size) == (entry.ino, entry.ctime_ns, entry.size):
+        if (found.st_ino, clamp_ns(found.st_ctime_ns), found.st_size) == (
+            entry.ino,
+            entry.ctime_ns,
+            entry.size,
+        ):
             if noted and entry.writing:
                 writers.note_served(space, fd, entry.etag)
             return fd, entry

@@ -79,7 +79,7 @@ class Pair:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Both serve, and hear each other."""
     if kind_here() != "kafka":
-        pytest.skip("a broker at an address of the test's own takes Apache Kafka: Java and Maven")
+        pytest.skip("needs Apache Kafka (Java and Maven): no other broker takes an address of the test's own")
     base = tmp_path_factory.mktemp("journal")
     shared = base / "shared"
     (shared / "data").mkdir(parents=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from fsd.core import polling
 from fsd.core.hosts import within
-from fsd.core.syscalls import clamp_ns
+from fsd.core.syscalls import times_ns
 from watcher.hint import Hint, Kind
 from watcher.sources.base import SourceStatus
 
@@ -128,7 +128,7 @@ class PollSource:
                 if found is None:
                     del self._hot[path]
                     continue
-                signature = _times(found)
+                signature = times_ns(found)
                 self._hot[path] = (until, now + HOT_EVERY, signature)
                 if signature != known:
                     self._warm(path, signature, now)
@@ -155,12 +155,12 @@ class PollSource:
             if not self._is_mine(known.path):
                 continue
             found = self._stat(known.path)
-            if found is not None and _times(found) != (
+            if found is not None and times_ns(found) != (
                 known.mtime_ns,
                 known.ctime_ns,
             ):
                 self._tokens -= known.entries
-                self._warm(known.path, _times(found), time.monotonic())
+                self._warm(known.path, times_ns(found), time.monotonic())
                 self._say(known.path)
 
     def _ask_files(self, deadline: float, share: float) -> None:
@@ -230,9 +230,4 @@ class _Round(Generic[T]):
 
 
 def _differs(known: polling.File, found: os.stat_result) -> bool:
-    return (known.ino, known.mtime_ns, known.ctime_ns) != (found.st_ino, *_times(found))
-
-
-def _times(found: os.stat_result) -> tuple[int, int]:
-    """As rows have them."""
-    return clamp_ns(found.st_mtime_ns), clamp_ns(found.st_ctime_ns)
+    return (known.ino, known.mtime_ns, known.ctime_ns) != (found.st_ino, *times_ns(found))
