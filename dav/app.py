@@ -179,7 +179,7 @@ class App:
 
     def finish(self, call: Call, incoming: Body) -> Reply:
         """All bytes of an upload are here."""
-        return self.settled(call, self._requests.finish(incoming))
+        return self.settled(call, self._requests.finish(call, incoming))
 
     def settled(self, call: Call, reply: Reply) -> Reply:
         """A page for browsers, a line for the audit."""
@@ -202,6 +202,8 @@ class App:
             error = answer
         if environ["REQUEST_URI"].startswith("/graph/"):
             return graph.error_reply(environ, error)
+        if error.status == 304:
+            return Reply(304, list(error.headers))
         reply = error_reply(error)
         return pages.error_page(reply, error.sentence) if pages.wants_page(environ) else reply
 
@@ -228,7 +230,7 @@ class Receiving:
         if not isinstance(error, (HttpError, OSError)):
             raise error
         with logs.request(self._ident):
-            return self._done(self._app.settled(self._call, refused(error)))
+            return self._done(self._app.settled(self._call, refused(error, self._call)))
 
     def abort(self) -> None:
         """The client is gone, or the upload failed: nothing is left of it."""

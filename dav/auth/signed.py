@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
+from dav.auth.basic import network
 from dav.auth.throttle import Throttle
 from dav.http.errors import HttpError
 from dav.http.target import request_path
@@ -58,7 +59,7 @@ class SignedUrls:
     def user(self, environ: dict[str, Any], view: View) -> User:
         """Who signed it. 401 for anything that does not hold, 429 after too many of those."""
         address = str(environ.get("REMOTE_ADDR", ""))
-        slowed = f"address {address}"
+        slowed = f"address {network(address)}"
         seconds = self._throttle.wait(slowed)
         if seconds:
             raise HttpError(
@@ -77,8 +78,8 @@ class SignedUrls:
 
     def _fits(self, environ: dict[str, Any], query: dict[str, str], user: User) -> bool:
         key = self.key(user).encode()
-        given = query.get("OC-Signature", "")
-        return any(hmac.compare_digest(signature(url, key), given.lower()) for url in _spellings(environ))
+        given = query.get("OC-Signature", "").lower().encode("utf-8", "replace")
+        return any(hmac.compare_digest(signature(url, key).encode(), given) for url in _spellings(environ))
 
 
 def signature(url: str, key: bytes) -> str:

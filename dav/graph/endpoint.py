@@ -162,7 +162,7 @@ def _wanted(body: bytes) -> tuple[str, list[str]]:
     """The id and the tags of a request."""
     try:
         asked = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise HttpError(400, "The request body is not JSON.") from None
     ident = asked.get("resourceId") if isinstance(asked, dict) else None
     tags = asked.get("tags") if isinstance(asked, dict) else None

@@ -30,12 +30,14 @@ _SABRE = {
 
 @dataclass(slots=True)
 class HttpError(Exception):
-    """An answer that is not a success: status, one sentence, DAV precondition element, further headers."""
+    """An answer that is not a success: status, one sentence, DAV precondition element (and the resource it is about),
+    further headers."""
 
     status: int
     sentence: str
     condition: str = ""
     headers: tuple[tuple[str, str], ...] = ()
+    about: str = ""
 
     def __str__(self) -> str:
         return f"{self.status} {self.sentence}"
@@ -139,7 +141,10 @@ def error_body(error: HttpError) -> bytes:
         '<?xml version="1.0" encoding="utf-8"?>\n<d:error xmlns:d="DAV:" xmlns:s="http://sabredav.org/ns">'
     ]
     if error.condition:
-        parts.append(f"<d:{error.condition}/>")
+        about = f"<d:href>{escape(error.about)}</d:href>" if error.about else ""
+        parts.append(
+            f"<d:{error.condition}>{about}</d:{error.condition}>" if about else f"<d:{error.condition}/>"
+        )
     exception = "Sabre\\DAV\\Exception" + ("" if name == "Exception" else f"\\{name}")
     parts.append(f"<s:exception>{exception}</s:exception>")
     parts.append(f"<s:message>{escape(error.sentence)}</s:message></d:error>\n")

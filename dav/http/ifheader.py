@@ -4,7 +4,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-_TOKEN = re.compile(r'\s*(?:(\()|(\))|<([^<>]{1,4096})>|\[\s*((?:W/)?"[^"]*"|[^\]"]*)\s*\]|(Not\b))', re.I)
+# What may repeat here never gives back (possessive): a header of spaces alone would cost their number cubed.
+_TOKEN = re.compile(
+    r'\s*+(?:(\()|(\))|<([^<>]{1,4096})>|\[\s*+((?:W/)?"[^"]*+"|[^\]"\s]*+)\s*+\]|(Not\b))', re.I
+)
 _MAX_CONDITIONS = 128
 NO_LOCK = "DAV:no-lock"
 
@@ -38,6 +41,10 @@ class IfHeader:
             if condition.state is not None and condition.state != NO_LOCK
         )
 
+    def names_etags(self) -> bool:
+        """Whether any condition is about an entity tag."""
+        return any(condition.etag is not None for _, conditions in self.lists for condition in conditions)
+
 
 def parse(header: str) -> IfHeader:
     """Parse it.  IfSyntax unless it is tagged or untagged lists, each with at least one condition."""
@@ -48,7 +55,8 @@ def parse(header: str) -> IfHeader:
     lists_of_tag = 1
     count = 0
     position = 0
-    while header[position:].strip():
+    header = header.rstrip()
+    while position < len(header):
         match = _TOKEN.match(header, position)
         if match is None:
             raise IfSyntax("The If header is malformed.")

@@ -139,7 +139,10 @@ class Call:
     def check_conditions(self, entry: Entry | None, *, reading: bool = False) -> None:
         """HttpError 412 or 304 when the conditional headers or ``If`` end the request."""
         mtime = entry.mtime_ns // NANO if entry is not None else None
-        etag = entry.etag if entry is not None else None
+        self.check_state(entry.etag if entry is not None else None, mtime, reading=reading)
+
+    def check_state(self, etag: str | None, mtime: int | None, *, reading: bool = False) -> None:
+        """The same for what is no entry of a tree: its etag, None if it is not there, and its time in seconds."""
         status = evaluate_conditions(self.environ, etag, mtime, reading=reading)
         if status == 412:
             raise HttpError(412, "The resource is not what your request expects.")
@@ -148,6 +151,16 @@ class Call:
         header = self.if_header
         if header is not None and not ifheader.evaluate(header, lambda url: self._state_of(url, etag)):
             raise HttpError(412, "The If header does not hold.")
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the request is about content that its client has seen: it must still be there when it is changed."""
+        header = self.if_header
+        return (
+            "HTTP_IF_MATCH" in self.environ
+            or "HTTP_IF_UNMODIFIED_SINCE" in self.environ
+            or (header is not None and header.names_etags())
+        )
 
     def _state_of(self, url: str | None, etag: str | None) -> tuple[str | None, frozenset[str]] | None:
         """Etag and lock tokens of a resource named in the If header; None if it is not one of ours."""

@@ -39,7 +39,7 @@ def delete(call: Call) -> Reply:
         raise HttpError(400, "A folder is deleted with everything in it: Depth must be infinity.")
     call.check_conditions(entry)
     call.locks.check(place.path, call.tokens, call.user.id, subtree=True, binding=True)
-    if_match = frozenset({entry.etag}) if "HTTP_IF_MATCH" in call.environ else None
+    if_match = frozenset({entry.etag}) if call.is_conditional else None
     operations.delete(place.space, place.path, if_match=if_match)
     return Reply(204)
 
@@ -68,7 +68,7 @@ def _transfer(call: Call, *, moving: bool) -> Reply:
         call.locks.check(source.path, tokens, user, subtree=True, binding=True)
     target_locks = LockTable(target.space)
     target_locks.check(target.path, tokens, user, subtree=True, binding=True)
-    if_match = frozenset({entry.etag}) if moving and "HTTP_IF_MATCH" in call.environ else None
+    if_match = frozenset({entry.etag}) if moving and call.is_conditional else None
     try:
         if moving:
             created = operations.move(

@@ -9,8 +9,8 @@ from dav.webdav.call import Call, Reply, lookup_or_none
 from dav.webdav.properties import active_lock
 from dav.webdav.xml import DAV, XML_TYPE, elements, parse, read_body
 from fsd.core.content import Upload
-from fsd.core.errors import Locked, PreconditionFailed
-from fsd.core.locks import MAX_TIMEOUT_S, Lock, LockUnknown
+from fsd.core.errors import PreconditionFailed
+from fsd.core.locks import MAX_TIMEOUT_S, Lock, LockUnknown, PathLocked
 
 _SECONDS = re.compile(r"Second-(\d{1,18})\Z", re.IGNORECASE)
 _MISMATCH = "lock-token-matches-request-uri"
@@ -40,8 +40,8 @@ def lock(call: Call) -> Reply:
             owner=owner,
             timeout=_timeout(call),
         )
-    except Locked as error:
-        raise HttpError(423, str(error), "no-conflicting-lock") from None
+    except PathLocked as error:
+        raise HttpError(423, str(error), "no-conflicting-lock", about=place.href_of(error.path)) from None
     created = False
     try:
         if entry is None:
@@ -130,6 +130,8 @@ def unlock(call: Call) -> Reply:
     if not (header.startswith("<") and header.endswith(">")):
         raise HttpError(400, "The Lock-Token header is missing or malformed.")
     token = header[1:-1]
+    if call.is_conditional or call.if_header is not None:
+        call.check_conditions(lookup_or_none(place))
     known = call.locks.get(token)
     if known is not None and known.covers(place.path) and known.principal != call.user.id:
         raise HttpError(403, "The lock belongs to another user.")

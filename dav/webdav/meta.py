@@ -150,6 +150,7 @@ def _get(request: _Request) -> Reply:
             version.mtime_ns, found.st_ctime_ns, found.st_mode, found.st_uid, found.st_gid, 1, found.st_ino,
             unreadable=False,
         )  # fmt: skip
+        request.call.check_conditions(entry, reading=True)
         return get.send(request.call, request.place, fd, entry)
     except BaseException:
         os.close(fd)
@@ -184,7 +185,9 @@ def _copy(request: _Request) -> Reply:
 def _delete(request: _Request) -> Reply:
     key = request.key
     require_writable(request.place)
-    os.close(_opened(request)[0])
+    fd, version = _opened(request)
+    os.close(fd)
+    request.call.check_state(versions.etag_of(request.node_id, key), version.mtime_ns // NANO)
     versions.remove(request.place.space, request.node_id, key)
     _audit(request, "version delete")
     return Reply(204)

@@ -12,7 +12,7 @@ from wsgidav.request_server import RequestServer
 
 from dav.http.dates import NANO
 from dav.http.errors import HttpError, from_os_error
-from dav.routes import Place, Virtual
+from dav.routes import SPACES_PREFIX, Place, Virtual
 from dav.ui import pages
 from dav.uploads import numbered, tus
 from dav.webdav import archive, changes, get, locks, propfind, proppatch, put, report
@@ -20,6 +20,8 @@ from dav.webdav.call import Body, Call, Reply, error_reply
 from dav.webdav.properties import DIRECTORY_TYPE, content_type
 from fsd.core import tree
 from fsd.core.errors import NotYetKnown
+from fsd.core.locks import PathLocked
+from fsd.core.names import quote_path
 from fsd.core.tree import Entry
 
 _COLLECTION = "OPTIONS, GET, HEAD, PROPFIND, REPORT, PROPPATCH, DELETE, COPY, MOVE, LOCK, UNLOCK"
@@ -110,8 +112,10 @@ def _proven_absent(call: Call) -> bool:
     return False
 
 
-def refused(error: HttpError | OSError) -> Reply:
+def refused(error: HttpError | OSError, call: Call) -> Reply:
     """The answer for an error of the protocol or of the core; raises it again if it is none of theirs."""
+    if isinstance(error, PathLocked):
+        return error_reply(_locked(error, call))
     if isinstance(error, OSError):
         answer = from_os_error(error)
         if answer.status == 500:
@@ -120,6 +124,17 @@ def refused(error: HttpError | OSError) -> Reply:
     if error.status == 304:
         return Reply(304, list(error.headers))
     return error_reply(error)
+
+
+def _locked(error: PathLocked, call: Call) -> HttpError:
+    """423, and which resource's lock token was missing (RFC 4918 section 16), for whoever may see that resource."""
+    here = call.target
+    if isinstance(here, Place) and here.record.id == error.space_id:
+        seen = not call.router.public or error.path.startswith(here.root_path)
+        about = here.href_of(error.path) if seen else ""
+    else:
+        about = f"{SPACES_PREFIX}{error.space_id}/{quote_path(error.path)}"
+    return HttpError(423, str(error), "lock-token-submitted" if about else "", about=about)
 
 
 class Provider(DAVProvider):  # type: ignore[misc]
@@ -174,17 +189,17 @@ class Requests(RequestServer):  # type: ignore[misc]
                 )
             return _without_doubt(handler, call)
         except (HttpError, OSError) as error:
-            return refused(error)
+            return refused(error, call)
 
-    def finish(self, incoming: Body) -> Reply:
+    def finish(self, call: Call, incoming: Body) -> Reply:
         """The answer to an upload of which every byte was fed."""
         try:
             return incoming.finish()
         except FileNotFoundError:
             # What an upload misses is a parent (409), or something of the server's own.
-            return refused(NotYetKnown("The answer is not known yet; ask again."))
+            return refused(NotYetKnown("The answer is not known yet; ask again."), call)
         except (HttpError, OSError) as error:
-            return refused(error)
+            return refused(error, call)
 
     def _allow(self, call: Call) -> str:
         if isinstance(call.target, Virtual):

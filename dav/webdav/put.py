@@ -3,7 +3,7 @@
 from typing import Any
 
 from dav.http import limits, wanted
-from dav.http.conditions import strong_match, weak_match
+from dav.http.conditions import strong_match
 from dav.http.errors import HttpError
 from dav.webdav.call import Call, Reply, entry_headers, lookup_or_none
 from fsd.core import hashing
@@ -124,8 +124,9 @@ def _preconditions(call: Call) -> tuple[frozenset[str] | None, bool]:
         return frozenset(wanted.if_match(environ) or ()), False
     if none_match is not None and none_match.strip() == "*":
         return None, True
-    if entry is not None and none_match is not None and not weak_match(none_match, etag):
-        return frozenset({entry.etag}), False
+    if none_match is not None or call.is_conditional:
+        # What the conditions were checked against is what the client has seen: nothing else is replaced.
+        return (None, True) if entry is None else (frozenset({entry.etag}), False)
     return None, False
 
 

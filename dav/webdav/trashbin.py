@@ -22,7 +22,7 @@ from dav.view import View
 from dav.webdav import beside
 from dav.webdav.call import Call, Reply, entry_headers, require_writable
 from dav.webdav.xml import DAV, OC
-from fsd.core import operations, trash, tree
+from fsd.core import moving, trash, tree
 from fsd.core.accounts import User
 from fsd.core.locks import LockTable
 from fsd.core.names import to_text
@@ -191,15 +191,23 @@ def _move(bin_: _Bin) -> Reply:
     target = _destination(bin_)
     call = bin_.call
     overwrite = call.overwrite()
+    _check_conditions(bin_, item)
     LockTable(target.space).check(target.path, call.tokens, call.user.id, subtree=True, binding=True)
-    replaced = overwrite and _make_way(target)
     try:
-        trash.restore(bin_.space, item.key, target.path)
+        if overwrite:
+            created = moving.out_of_trash(bin_.space, item.key, target.path)
+        else:
+            trash.restore(bin_.space, item.key, target.path)
+            created = True
     except FileExistsError:
         raise HttpError(412, "Something is at the Destination.") from None
     _audit(bin_, "trash restore", item.path)
     headers = entry_headers(target, tree.lookup(target.space, target.path))
-    return Reply(204 if replaced else 201, headers)
+    return Reply(201 if created else 204, headers)
+
+
+def _check_conditions(bin_: _Bin, item: TrashItem) -> None:
+    bin_.call.check_state(_digest(item.key, item.size, item.mtime_ns), item.mtime_ns // NANO)
 
 
 def _destination(bin_: _Bin) -> Place:
@@ -210,14 +218,6 @@ def _destination(bin_: _Bin) -> Place:
     return target
 
 
-def _make_way(target: Place) -> bool:
-    try:
-        operations.delete(target.space, target.path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def _delete(bin_: _Bin) -> Reply:
     """For good: one entry, or all of them."""
     if bin_.key is None:
@@ -225,6 +225,7 @@ def _delete(bin_: _Bin) -> Reply:
         _audit(bin_, "trash empty", b"")
     else:
         item = _item(bin_)
+        _check_conditions(bin_, item)
         trash.remove(bin_.space, item.key)
         _audit(bin_, "trash delete", item.path)
     return Reply(204)

@@ -41,6 +41,14 @@ class LockUnknown(FsdError):
     code = errno.ENOENT
 
 
+class PathLocked(Locked):
+    """A lock on `path` of the space `space_id` is in the way."""
+
+    def __init__(self, space_id: str, path: bytes) -> None:
+        super().__init__(f"'{to_text(path)}' is locked." if path else "The space is locked.")
+        self.space_id, self.path = space_id, path
+
+
 class Lock(NamedTuple):
     """One granted lock. `owner` is the client's XML as sent; `timeout` in seconds, `expires` since the epoch."""
 
@@ -76,6 +84,7 @@ class LockTable:
 
     def __init__(self, space: Space, clock: Callable[[], float] = time.time) -> None:
         self._state = space.state
+        self._space_id = space.record.id
         self._clock = clock
 
     def any(self) -> bool:
@@ -104,7 +113,7 @@ class LockTable:
         owner: bytes = b"",
         timeout: int | None = None,
     ) -> Lock:
-        """Grant a lock, or raise Locked naming the path of the one in the way; all or nothing."""
+        """Grant a lock, or raise PathLocked; all or nothing."""
         seconds = _bounded(timeout)
         token = f"urn:uuid:{uuid.UUID(bytes=secrets.token_bytes(16), version=4)}"
         now = self._clock()
@@ -116,7 +125,7 @@ class LockTable:
                 others += self._inside(db, path, now)
             for other in others:
                 if exclusive or other.exclusive:
-                    raise Locked(f"'{to_text(other.path)}' is locked.")
+                    raise PathLocked(self._space_id, other.path)
             db.execute(f"INSERT INTO lock ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", lock)
             note_change(db)
         return lock
@@ -165,7 +174,7 @@ class LockTable:
         subtree: bool = False,
         binding: bool = False,
     ) -> None:
-        """Raise Locked unless `principal` holds, and submitted, a token for every lock in the way of a change.
+        """Raise PathLocked unless `principal` holds, and submitted, a token for every lock in the way of a change.
 
         `subtree`: the change touches all below (DELETE, MOVE, COPY over). `binding`: it adds or removes the name,
         which a lock of any depth on the parent protects (RFC 4918, 7.4). One of several shared locks is enough.
@@ -184,7 +193,7 @@ class LockTable:
                 groups.extend(by_path.values())
         for group in groups:
             if group and not any(k.token in tokens and k.principal == principal for k in group):
-                raise Locked(f"'{to_text(group[0].path)}' is locked.")
+                raise PathLocked(self._space_id, group[0].path)
 
     def drop(self, path: bytes) -> int:
         """Remove all locks on `path` and below, because it was moved or deleted (RFC 4918, 7.5, 9.6)."""

@@ -188,6 +188,49 @@ def _standing(space: Space, path: bytes) -> bytes | None:
         return None
 
 
+def out_of_trash(space: Space, key: str, path: bytes) -> bool:
+    """Move an entry of the trash to `path`; what stands there goes into the trash in its turn. True if nothing did.
+
+    One exchange where the filesystem has it; after a crash either the one or the other stands there, and the other is
+    in the trash. FileNotFoundError without the entry, ParentMissing, QuotaExceeded, Forbidden: nothing was changed.
+    """
+    require_writable(space)
+    item = trash.get(space, key)
+    name = os.fsencode(key)
+    with (
+        intents.of(space).alone(path),
+        destination(space, path, known_name=item.name) as there,
+        internal(space, "trash/files") as files,
+        internal(space, "staging") as staging,
+        intents.of(space).begin() as ticket,
+    ):
+        taken = there.seen()
+        if taken is not None and stat.S_ISDIR(taken.mode):
+            refuse_mounts_below(there)
+        quota.check_limit(space, item.size - (lookup(space, path).size if taken is not None else 0))
+        binding = binding_at(files, name)
+        if binding is None:
+            raise FileNotFoundError(errno.ENOENT, f"There is no '{key}' in the trash")
+        body: intents.Body = {"path": path.hex(), "new": binding.hex(), "only": True, "overwrite": True}
+        ticket.record("place", body)
+        rename_new(files, name, staging, ticket.name)
+        try:
+            created = put_staged(ticket, there, staging, overwrite=True, only=True)
+            make_known(space, there, new=True)
+        except BaseException:
+            take_out(ticket, there, staging, binding)
+            rename_new(staging, ticket.name, files, name)
+            settle_quietly(space, path)
+            raise
+        finally:
+            if binding_at(staging, ticket.name) is None:
+                ticket.finish()
+    trash.settle_restored(space, name, path)
+    if not created:
+        drop_locks(space, path)
+    return created
+
+
 def across(
     src_space: Space, src: bytes, dst_space: Space, dst: bytes, *, overwrite: bool, entry: Entry
 ) -> bool:

@@ -7,6 +7,7 @@ its entry in `files` it means that nothing was deleted. The bytes here don't cou
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 import time
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from fsd.core.intents import Ticket
     from fsd.core.space import Space
 
+_log = logging.getLogger(__name__)
 SUFFIX: Final = b".trashinfo"
 _HEAD: Final = "[Trash Info]"
 
@@ -212,7 +214,7 @@ def restore(
             _put_at(space, name, wanted, known_name=item.name)
         except FileExistsError:
             continue
-        drop_info(space, name)
+        settle_restored(space, name, wanted)
         return wanted
     raise FileExistsError(errno.EEXIST, f"'{to_text(path)}' exists already")
 
@@ -347,10 +349,22 @@ def _put_at(space: Space, name: bytes, path: bytes, known_name: bytes) -> None:
     with destination(space, path, known_name=known_name) as place, internal(space, "trash/files") as files:
         with mounts_explained(place):
             rename_new(files, name, place.fd, place.name)
-        sync_directory(place.fd)
 
         def undo() -> None:
             rename_new(place.fd, place.name, files, name)
 
+        try:
+            sync_directory(place.fd)
+        except OSError:
+            undo()
+            raise
         make_known(space, place, undo, new=True)
-    settle_whole(space, path)
+
+
+def settle_restored(space: Space, name: bytes, path: bytes) -> None:
+    """What came back to `path` stands there, and is known: the rest can wait, so a failure here is no failure of it."""
+    try:
+        drop_info(space, name)
+        settle_whole(space, path)
+    except OSError as error:
+        _log.info("space %s: left to the next look: %s", space.record.id, error)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fsd.core import commit, operations, populate, properties, tree
+from fsd.core import commit, moving, operations, populate, properties, trash, tree
 from fsd.core.content import Upload
 from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
@@ -118,6 +118,16 @@ def leave_rubbish(root: bytes) -> None:
             file.write(b"left over")
 
 
+def put_into_trash(root: bytes) -> None:
+    """A deleted file."""
+    for path, content in (
+        (b"files/00000000000000ad", b"came back"),
+        (b"info/00000000000000ad.trashinfo", b"[Trash Info]\nPath=gone\n"),
+    ):
+        with open(os.path.join(root, b".fsd/trash", path), "wb") as file:
+            file.write(content)
+
+
 ONE = (
     Case("put new", put(b"new"), (changed(add={b"new": NEW}),)),
     Case("put over", put(b"file"), (changed(add={b"file": NEW}),), preserved=(b"the old content",)),
@@ -163,6 +173,21 @@ ONE = (
         lambda s: operations.delete(s[0], b"dir"),
         (changed(gone=(b"dir",)),),
         preserved=(BIG, b"22"),
+    ),
+    Case(
+        "restore",
+        lambda s: trash.restore(s[0], "00000000000000ad", b"back"),
+        (changed(add={b"back": b"came back"}),),
+        preserved=(b"came back",),
+        before=put_into_trash,
+        long=True,
+    ),
+    Case(
+        "restore over file",
+        lambda s: moving.out_of_trash(s[0], "00000000000000ad", b"file"),
+        (changed(add={b"file": b"came back"}),),
+        preserved=(b"the old content", b"came back"),
+        before=put_into_trash,
     ),
     Case("copy file", copy(b"dir/sub/big", b"new"), (changed(add={b"new": BIG}),), long=True),
     Case("copy dir", copy(b"dir", b"new"), (changed(add=below(b"dir", b"new")),), long=True),

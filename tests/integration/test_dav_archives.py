@@ -148,6 +148,8 @@ def test_signed_addresses(served, dav):
         sign(served, "/dav/files/alice/signed", key="guess")[0],
         sign(served, "/dav/files/alice/signed", host="example.org")[0],
         "/dav/files/alice/signed?OC-Signature=00",
+        url[:-64] + "%C3%A9" * 64,
+        url[:-1] + "%ED%A0%80",
     ):
         assert nobody.raw("GET", wrong).status in (401, 429), wrong
     assert dav.raw("GET", "/dav/files/alice/signed?OC-Signature=00").body == b"secret", (

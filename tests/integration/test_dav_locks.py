@@ -167,6 +167,37 @@ def test_refresh_and_unlock(served, dav):
     assert status(dav, "UNLOCK", b"f", Lock_Token=f"<{token}>") == 204
 
 
+def locked_by(answer, condition):
+    """What a 423 says is locked."""
+    assert answer.status == 423
+    return etree.fromstring(answer.body).findtext(f"{D}{condition}/{D}href")
+
+
+def test_a_refusal_names_what_is_locked(served, dav):
+    dav.mkcol(b"d")
+    dav.put(b"d/f & g", b"1")
+    lock(dav, b"d/f & g")
+    url = dav.url(b"d/f & g").replace("%26", "&")
+    assert locked_by(lock(dav, b"d"), "no-conflicting-lock") == url
+    assert locked_by(dav.request("DELETE", b"d"), "lock-token-submitted") == url
+    assert locked_by(dav.request("PUT", b"d/f & g", b"2"), "lock-token-submitted") == url
+    assert locked_by(dav.request("PUT", b"d/f & g", b"2" * 100_000), "lock-token-submitted") == url
+    move = {"Destination": dav.url(b"elsewhere")}
+    assert locked_by(dav.request("MOVE", b"d", None, move), "lock-token-submitted") == url
+    shared = served.dav(f"/dav/spaces/{served.shared.id}")
+    lock(shared, b"held")
+    copy = {"Destination": shared.url(b"held")}
+    assert locked_by(dav.request("COPY", b"d", None, copy), "lock-token-submitted") == shared.url(b"held")
+
+
+def test_unlock_heeds_conditions(dav):
+    etag = dav.put(b"f", b"1").headers["etag"]
+    token = f"<{tokens(lock(dav, b'f'))}>"
+    for refused in ({"If": '(["x"])'}, {"If": "(<urn:uuid:none>)"}, {"If_Match": '"x"'}):
+        assert status(dav, "UNLOCK", b"f", Lock_Token=token, **refused) == 412
+    assert status(dav, "UNLOCK", b"f", Lock_Token=token, If=f"({token} [{etag}])") == 204
+
+
 def test_locks_belong_to_their_user(served):
     carol = served.registry.accounts.get("eve")
     from fsd.core.grants import Role

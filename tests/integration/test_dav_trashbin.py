@@ -91,6 +91,36 @@ def test_restore_where_something_is(dav, bin_):
     assert dav.get(b"f") == b"old" and list(keys(bin_)) == ["f"], "what was in the way is in the trash now"
 
 
+def test_a_restore_that_fails_leaves_what_is_there(served, dav, bin_):
+    dav.put(b"f", b"a long old content")
+    dav.delete(b"f")
+    dav.put(b"f", b"new")
+    before = dav.stat(b"f")
+    key = keys(bin_)["f"]
+    served.registry.grants.set_quota(served.personal(), 10)
+    assert restore(bin_, dav, key, b"f").status == 507
+    assert dav.stat(b"f") == before and list(keys(bin_).values()) == [key], "nothing moved"
+    served.registry.grants.set_quota(served.personal(), 20)
+    assert restore(bin_, dav, key, b"f").status == 204, "what is replaced makes room"
+
+
+def test_the_trash_heeds_conditions(dav, bin_):
+    dav.put(b"f", b"1")
+    dav.delete(b"f")
+    key = keys(bin_)["f"]
+    etag = listed(bin_)[1].etag
+    for refused in ({"If-Match": '"x"'}, {"If": '(["x"])'}, {"If": "(<urn:uuid:none>)"}):
+        assert restore(bin_, dav, key, b"f", **refused).status == 412
+        assert bin_.request("DELETE", key, None, refused).status == 412
+    dav.put(b"g", b"2")
+    there = f'<{dav.url(b"g")}> (["{dav.stat(b"g").etag}"])'
+    assert restore(bin_, dav, key, b"g", **{"If-Match": f'"{etag}"', "If": there}).status == 204
+    assert dav.get(b"g") == b"1"
+    key = keys(bin_)["g"]
+    etag = listed(bin_)[1].etag
+    assert bin_.request("DELETE", key, None, {"If-Match": f'"{etag}"'}).status == 204
+
+
 def test_restore_needs_a_parent_and_a_place_of_its_own_space(served, dav, bin_):
     dav.mkcol(b"d")
     dav.put(b"d/f", b"1")

@@ -171,6 +171,31 @@ def test_a_put_over_what_expect_continue_promised_stays_whole(served, dav):
     assert dav.get(b"big") == data
 
 
+@pytest.mark.parametrize(
+    ("there", "condition"),
+    [
+        (True, 'If: (["{etag}"])'),
+        (True, 'If: (Not ["x"])'),
+        (True, "If-Unmodified-Since: {date}"),
+        (True, 'If-None-Match: "x"'),
+        (True, 'If-Match: "{etag}"'),
+        (False, 'If: (Not ["x"])'),
+        (False, 'If-None-Match: "x"'),
+    ],
+)
+def test_what_changes_while_a_body_arrives_is_not_overwritten(served, dav, there, condition):
+    if there:
+        seen = dav.put(b"f", b"seen").etag
+        date = dav.request("GET", b"f").headers["last-modified"]
+        condition = condition.format(etag=seen, date=date)
+    with served.wire() as wire:
+        wire.send(served.head("PUT", dav.url(b"f"), condition, "Content-Length: 4", "Expect: 100-continue"))
+        assert wire.answer().status == 100
+        dav.put(b"f", b"somebody else's")
+        assert wire.send(b"mine").answer().status == 412
+    assert dav.get(b"f") == b"somebody else's"
+
+
 # -- MKCOL and DELETE
 
 

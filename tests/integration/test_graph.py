@@ -148,6 +148,11 @@ def test_tags_that_are_not_understood(ask, body):
     assert ask(TAGS, method="PUT", body=body)[0] == 400
 
 
+def test_tags_in_a_body_that_is_deep(served):
+    answer = served.ask("PUT", TAGS, body=b"[" * 200_000)
+    assert answer.status == 400, answer.body
+
+
 def test_tags_that_can_not_be(served, ask):
     (entry,) = served.dav(f"/dav/spaces/{served.shared.id}").propfind(b"d/empty", depth=0)
     for tags in (["a,b"], [" "], ["x" * 101], [1]):
