@@ -13,9 +13,12 @@ from functools import lru_cache
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
+from lxml import etree
+
 from dav.http.dates import NANO, http_date, iso_date
+from dav.http.errors import HttpError
 from dav.routes import Place
-from dav.webdav.xml import DAV, OC
+from dav.webdav.xml import DAV, OC, parse
 from fsd.core import hashing, marks, quota, synced, tree
 from fsd.core import properties as dead
 from fsd.core.copying import list_attributes
@@ -117,9 +120,12 @@ class Scope:
         return entry.kind != "f" or not entry.size or entry.etag in self._sums
 
     def dead(self, entry: Entry) -> dict[str, bytes]:
-        """Dead properties; {} for what cannot have any or cannot be read."""
-        values = self._properties(entry)
-        return {name: value for name, value in values.items() if not name.startswith(marks.PRIVATE)}
+        """Dead properties, each as one element; {} for what cannot have any or cannot be read."""
+        found = {}
+        for name, value in self._properties(entry).items():
+            if not name.startswith(marks.PRIVATE) and (shown := _as_element(name, value)) is not None:
+                found[name] = shown
+        return found
 
     def favorite(self, entry: Entry) -> str:
         """Whether it is a favourite of the user, "1" or "0"."""
@@ -161,6 +167,26 @@ class Scope:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+@lru_cache(maxsize=4096)
+def _as_element(name: str, value: bytes) -> bytes | None:
+    """The element of a dead property; None if its name is none for XML.
+
+    Whoever may write a file may write its attributes: what isn't the element that it is named is shown as text.
+    """
+    try:
+        root = parse(value)
+        if root.tag == name:
+            return etree.tostring(root, encoding="utf-8", xml_declaration=False)
+    except HttpError:
+        pass
+    try:
+        made = etree.Element(name)
+        made.text = to_text(value)
+        return etree.tostring(made, encoding="utf-8", xml_declaration=False)
+    except ValueError:
+        return None
 
 
 Getter = Callable[[Scope, Entry], str | None]

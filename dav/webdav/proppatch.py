@@ -91,7 +91,18 @@ def _add(changes: _Changes, item: "etree._Element", *, removing: bool) -> None:
         changes.dead[name] = None
     else:
         item.tail = None
+        _keep_language(item)
         changes.dead[name] = etree.tostring(item, encoding="utf-8", xml_declaration=False)
+
+
+def _keep_language(item: "etree._Element") -> None:
+    """The language in scope belongs to the value (RFC 4918 section 4.3)."""
+    name = "{http://www.w3.org/XML/1998/namespace}lang"
+    for each in (item, *item.iterancestors()):
+        language = each.get(name)
+        if language is not None:
+            item.set(name, language)
+            return
 
 
 def _apply(call: Call, changes: _Changes, entry: Entry) -> None:

@@ -50,7 +50,8 @@ class _State(NamedTuple):
     def spilled(self) -> _State:
         """The same with everything in the overflow file."""
         inside = {
-            unquote(name.removeprefix(PROPERTY_PREFIX)): value for name, value in self.attributes.items()
+            unquote(name.removeprefix(PROPERTY_PREFIX), errors="surrogateescape"): value
+            for name, value in self.attributes.items()
         }
         return _State({}, self.overflow | inside)
 
@@ -67,7 +68,7 @@ class _State(NamedTuple):
 
 def attribute_name(clark: str) -> str | None:
     """The attribute for a property; None if the name is too long for one."""
-    name = PROPERTY_PREFIX + quote(clark, safe=_SAFE)
+    name = PROPERTY_PREFIX + quote(clark, safe=_SAFE, errors="surrogateescape")
     return name if len(name) <= _NAME_CAP else None
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+from urllib.parse import unquote
+
 import pytest
 from lxml import etree
 
@@ -9,6 +13,7 @@ from dav.webdav import locks as lock_module
 from tests.unit.dav.served import Served, serving, tokens
 
 D = "{DAV:}"
+WITH_A = b'<d:propfind xmlns:d="DAV:"><d:prop><a xmlns="u:"/></d:prop></d:propfind>'
 INFO = (
     b'<d:lockinfo xmlns:d="DAV:"><d:lockscope><d:%s/></d:lockscope><d:locktype><d:write/></d:locktype>'
     b"<d:owner><d:href>mailto:a&amp;b</d:href></d:owner></d:lockinfo>"
@@ -283,6 +288,50 @@ def test_dead_properties(dav):
     assert patch(dav, b"f", removes=["<u:a/>"])[1] == {"{u:}a": "200"}
     assert b"404" in get_property(dav, b"f", "<u:a/>") and b"404" not in get_property(dav, b"f", "<u:c/>")
     assert patch(dav, b"", "<u:onfolder>x</u:onfolder>")[1] == {"{u:}onfolder": "200"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        (b"{u:}a", b"just text", "just text"),
+        (b"{u:}a", b"<", "<"),
+        (b"{u:}a", b'</d:prop></d:propstat></d:response><d:response xmlns:d="DAV:"/>', "</d:prop>"),
+        (b"{u:}a", b'<x xmlns="u:">another</x>', "<x"),
+        (b"{u:}a", b'<?xml version="1.0"?><!-- --><a xmlns="u:">&lt;</a>', "<"),
+        (b"{u:}a", b'<!DOCTYPE a [<!ENTITY e "x">]><a xmlns="u:">&e;</a>', "<!DOCTYPE"),
+        (b"{u:}a", b"\xff\x00\x1b[2J", "\ufffd"),
+        (b"{u:}a", b"<x:a/>", "<x:a/>"),
+        (b"{u:}a><evil", b"x", None),
+        (b"\xff", b"x", None),
+        (b"{%01}%02", b"x", None),
+        (b"", b"x", None),
+    ],
+    ids=itertools.count(),
+)
+def test_properties_that_were_written_beside_the_server(served, dav, name, value, shown):
+    dav.put(b"f", b"1")
+    dav.put(b"g", b"1")
+    file = served.root().joinpath(unquote(dav.prefix.rpartition("/")[2]), "f")
+    os.setxattr(os.fsencode(file), b"user.fsd.p." + name, value)
+    for body in (b"", b'<d:propfind xmlns:d="DAV:"><d:propname/></d:propfind>', WITH_A):
+        answer = dav.request("PROPFIND", b"", body, {"Depth": "1"})
+        assert answer.status == 207, answer
+        responses = etree.fromstring(answer.body).findall(f"{D}response")
+        assert [each.findtext(f"{D}href").rpartition("/")[2] for each in responses] == ["", "f", "g"]
+        found = responses[1].find(".//{u:}a")
+        if body == WITH_A and shown is not None:
+            assert shown in found.text
+    assert patch(dav, b"f", "<u:b>1</u:b>")[1] == {"{u:}b": "200"}
+
+
+def test_the_language_of_a_property_stays(dav):
+    dav.put(b"f", b"1")
+    body = b"""<d:propertyupdate xmlns:d="DAV:" xmlns:u="u:" xml:lang="fr"><d:set><d:prop><u:c>oui</u:c></d:prop>
+    <d:prop xml:lang="de"><u:a>ja</u:a><u:b xml:lang="en">yes</u:b></d:prop></d:set></d:propertyupdate>"""
+    assert dav.request("PROPPATCH", b"f", body).status == 207
+    found = etree.fromstring(get_property(dav, b"f", "<u:a/><u:b/><u:c/>"))
+    languages = {e.tag[4:]: e.get("{http://www.w3.org/XML/1998/namespace}lang") for e in found.iter("{u:}*")}
+    assert languages == {"a": "de", "b": "en", "c": "fr"}
 
 
 def test_all_or_nothing(dav):
