@@ -28,7 +28,7 @@ from watcher.coalesce import Coalescer, Waiting, below
 from watcher.echoes import Echoes, News
 from watcher.hint import Hint, Kind
 from watcher.pace import Pacer
-from watcher.passes import TOGETHER, Passes, Work
+from watcher.passes import HINTED, TOGETHER, Passes, Work
 from watcher.rows import root_is_there, subdirectories
 from watcher.schedule import Schedule
 
@@ -217,7 +217,8 @@ class Drain:
             if now >= deadline:
                 return True
             path, item = self._schedule.take()
-            if item.names is not None or not self._take_in(path, item, now):
+            together = self._take_in if item.names is None else self._serve_together
+            if not together(path, item, now):
                 self._alone.discard(path)
                 self._handle(path, item)
 
@@ -243,6 +244,33 @@ class Drain:
             self.counts["changed"] += 1
             self._more = True  # what is new in them was marked
         return path in done
+
+    def _serve_together(self, path: bytes, item: Waiting, now: float) -> bool:
+        """Serve a directory with hinted names, and what comes next of that kind, together; False if this one has to be
+        handled."""
+        if not self._may_join(path, item):
+            return False
+        taken = {path: item, **self._schedule.take_more(HINTED - 1, self._may_join)}
+        if len(taken) == 1:
+            return False
+        served = self._passes.hinted(list(taken))
+        ended = self._clock()
+        cost = (ended - now) / len(taken)
+        for each, waiting in taken.items():
+            if each not in served:
+                if each != path:
+                    self._alone.add(each)
+                    self._schedule.put(each, waiting)
+                    self._schedule.enter(each, now)
+                continue
+            outcome = served[each]
+            if outcome is not None:
+                self._note(outcome)
+                self._done(each, waiting, ended, cost, whole=False)
+        return path in served
+
+    def _may_join(self, path: bytes, item: Waiting) -> bool:
+        return item.names is not None and path not in self._alone and not self._pacer.fails(path)
 
     def refill(self, now: float, *, force: bool = False) -> None:
         """Schedule what the dirty set holds and nobody here has heard of: marked by other processes, by
@@ -375,12 +403,15 @@ class Drain:
             if item.deep and path not in self._schedule.items:
                 self._descend(path, now)  # another process served it: what is below is still ours
             return
-        self._pacer.done(path, now, max(now - begin, self._passes.spent(path)), whole=whole)
+        self._done(path, item, now, max(now - begin, self._passes.spent(path)), whole=whole)
+        if item.deep:
+            self._descend(path, now)
+
+    def _done(self, path: bytes, item: Waiting, now: float, cost: float, *, whole: bool) -> None:
+        self._pacer.done(path, now, cost, whole=whole)
         self.counts["whole" if whole else "names"] += 1
         if item.first:
             self.latencies.append(now - item.first)
-        if item.deep:
-            self._descend(path, now)
 
     def _serve(self, path: bytes, item: Waiting) -> bool | None:
         """One pass; True if it was a whole one, None if another process was quicker."""

@@ -1,5 +1,5 @@
 """How a waiting directory is served: in one pass; in parts, where it has very many entries; together with others, where
-many are new.
+many are new, or many wait.
 
 A comparison in parts holds a descriptor and a bit for each row, and gives way to other directories between its parts.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fsd.core import bulk, dirty, large
 from fsd.core.reconcile import Outcome, reconcile
 from fsd.core.scan import TooLarge
+from fsd.core.together import is_usual, reconcile_together
 
 if TYPE_CHECKING:
     from fsd.core.dirty import Item
@@ -28,6 +29,10 @@ AT_ONCE = 20_000
 TOGETHER = 64
 """New directories that are taken in together."""
 TOGETHER_S = 0.1
+HINTED = 64
+"""Directories with hinted names that are served together, at most."""
+HINTED_S = 0.01
+"""Seconds in which they are looked at: who writes elsewhere meanwhile waits for so long, and for the commit."""
 _DONE = Outcome(True, False, [], None, {})
 
 
@@ -82,6 +87,24 @@ class Passes:
             return []
         missed = {row.n for row in left + waiting}
         return [row.path for row in rows if row.n not in missed]
+
+    def hinted(self, paths: list[bytes]) -> dict[bytes, Outcome | None]:
+        """Serve those of these directories of which names wait, in few transactions: by path the outcomes, None where
+        nothing waits any more. The others are to be served one by one, where they also say what is wrong with them."""
+        if self._work is not _some:
+            return {}
+        served: dict[bytes, Outcome | None] = {}
+        wanted: list[Item] = []
+        with self._space.index.read():
+            for path in paths:
+                n, row = dirty.waiting_at(self._space, path)
+                if n is not None and row is None:
+                    served[path] = None
+                elif row is not None and is_usual(row) and path not in self._going:
+                    wanted.append(row)
+        if wanted:
+            served |= reconcile_together(self._space, wanted, time.monotonic() + HINTED_S)
+        return served
 
     def close(self) -> None:
         """What is under way begins again the next time."""

@@ -92,6 +92,17 @@ class Schedule:
             self._ripe[lane] = paths
         return path, self._taken(path)
 
+    def take_more(self, most: int, wanted: Callable[[bytes, Waiting], bool]) -> dict[bytes, Waiting]:
+        """Those that come next, up to the first that is not wanted."""
+        taken: dict[bytes, Waiting] = {}
+        while self._ripe and len(taken) < most:
+            path = next(iter(self._ripe.values()))[0]
+            if not wanted(path, self.items[path]):
+                break
+            path, item = self.take()
+            taken[path] = item
+        return taken
+
     def take_beside(self, path: bytes, most: int, wanted: Callable[[bytes], bool]) -> dict[bytes, Waiting]:
         """Those that are due as a whole beside `path`, up to the first that is not, or is not wanted."""
         lane = lane_of(path)

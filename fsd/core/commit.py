@@ -364,15 +364,23 @@ class Commit:
 
     def finish(self) -> Result:
         """Apply sums and counters, write the journal."""
-        self.memory.write()
-        if self.deltas.touched():
-            self.result.changed = True
-            self.result.visible = self.deltas.visible()
-            first = self.head.numbers(max(1, len(self.changes)))
-            journal.append(self.db, first, self.changes, self.now)
-            self.deltas.apply(self.db, first + max(0, len(self.changes) - 1))
+        last = self.tell()
+        if last is not None:
+            self.deltas.apply(self.db, last)
         self.head.save()
         return self.result
+
+    def tell(self) -> int | None:
+        """Write the journal, and what the state database has to remember; the number of the last change, None without
+        any. Whoever calls this applies `deltas` with it, or with a later one, and saves `head`."""
+        self.memory.write()
+        if not self.deltas.touched():
+            return None
+        self.result.changed = True
+        self.result.visible = self.deltas.visible()
+        first = self.head.numbers(max(1, len(self.changes)))
+        journal.append(self.db, first, self.changes, self.now)
+        return first + max(0, len(self.changes) - 1)
 
     # -- small things -----------------------------------------------------------------------------------------
 

@@ -393,6 +393,8 @@ class Head:
         found: tuple[int, int, int, str, int, int, int] = db.execute(query).fetchone()
         self._next_n, self._number, self._limit, self._boot, self.epoch, self.born_ns, self._moves = found
         self.moves = self._moves
+        self.remembers: bool | None = None
+        """Whether the state database remembers any node's id; None: nobody asked yet."""
         self._before = self._state()
 
     def _state(self) -> tuple[int, int, int, str, int]:
@@ -415,6 +417,10 @@ class Head:
     def moved(self) -> None:
         """A directory changed its place: remembered paths don't hold any more."""
         self._moves += 1
+
+    def has_moved(self, since: int) -> bool:
+        """Whether a directory changed its place after `moves` was `since`, this transaction included."""
+        return self._moves != since
 
     def save(self) -> None:
         """Write what changed."""

@@ -7,7 +7,6 @@ process and the index are lost. What is remembered of a node counts more than it
 
 from __future__ import annotations
 
-from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,11 +49,14 @@ class Memory:
         self._renamed: dict[bytes, NodeRow] = {}
         """Hard-linked files of which a name was moved and nothing else: what its row said."""
 
-    @cached_property
+    @property
     def _any(self) -> bool:
-        """Whether the state database remembers any node's id."""
-        with self._work.space.state.read() as db:
-            return db.execute("SELECT 1 FROM binding LIMIT 1").fetchone() is not None
+        """Whether the state database remembers any node's id: asked once in a transaction."""
+        head = self._work.head
+        if head.remembers is None:
+            with self._work.space.state.read() as db:
+                head.remembers = db.execute("SELECT 1 FROM binding LIMIT 1").fetchone() is not None
+        return head.remembers
 
     def recall(self, seen: Seen) -> Recalled:
         """What is remembered of a node that has no row at its place."""
@@ -107,6 +109,7 @@ class Memory:
             self._settle_names(binding, ctime_ns)
         if self._rows:
             self._work.space.state.bind(self._rows)
+            self._work.head.remembers = True
 
     def _settle_names(self, binding: bytes, ctime_ns: int) -> None:
         """Remember which name of a hard-linked node has which id: the one label on the inode can't tell."""

@@ -37,7 +37,7 @@ _TURNS = 12
 _TURNS_UNLOCKED = 3
 _CHUNK = 250
 """Rows per transaction: others wait for the writers' lock meanwhile."""
-_BULK = 4
+BULK = 4
 """From so many entries on, the plain new ones among them are inserted together."""
 
 
@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
     rows: dict[bytes, NodeRow]
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """An open directory and its row, proven to be the same node."""
 
     fd: int
@@ -64,6 +64,7 @@ class _Place(NamedTuple):
 
     @property
     def ident(self) -> tuple[int, int]:
+        """(device, inode)."""
         return self.found.dev, self.found.ino
 
 
@@ -122,7 +123,7 @@ def _attempt(
     except OSError as error:
         return _not_opened(space, path, error, item)
     try:
-        place = _locate(space, path, fd)
+        place = locate(space, path, fd)
         if place is None:
             with suppress(FileNotFoundError, NotADirectoryError):
                 _make_known(space, path)  # else it is gone again: the next turn says so
@@ -141,7 +142,7 @@ def _attempt(
             if names is not None
             else scan_all(space, fd, place.row.n, most)
         )
-        if _nothing(place, scan, names) and not scan.to_label and not scan.stale_dirs:
+        if nothing(place, scan, names) and not scan.to_label and not scan.stale_dirs:
             if item is not None:
                 dirty.done(space, [item])
             return Outcome(False, False, [], place.ident, scan.rows)
@@ -177,7 +178,7 @@ def _not_opened(space: Space, path: bytes, error: OSError, item: Item | None) ->
     return Outcome(changed, True, [], None, {})
 
 
-def _locate(space: Space, path: bytes, fd: int) -> _Place | None:
+def locate(space: Space, path: bytes, fd: int) -> Place | None:
     """The row of the open directory, if the index knows the way to it as it is on disk."""
     found = statx(fd, b"")
     binding = ids.node_binding(fd, b"", found)
@@ -185,7 +186,7 @@ def _locate(space: Space, path: bytes, fd: int) -> _Place | None:
         known = index.directory_at(space.index, db, path)
     if known is None or known[0].binding != binding:
         return None
-    return _Place(fd, found, *known)
+    return Place(fd, found, *known)
 
 
 def _make_known(space: Space, path: bytes) -> None:
@@ -212,7 +213,8 @@ def _make_known(space: Space, path: bytes) -> None:
         n, here = row.n, join(here, name)
 
 
-def _nothing(place: _Place, scan: Scan, names: frozenset[bytes] | None) -> bool:
+def nothing(place: Place, scan: Scan, names: frozenset[bytes] | None) -> bool:
+    """Whether a look found what the rows say."""
     if scan.candidates or scan.vanished or not scan.steady:
         return False
     if names is not None:
@@ -245,7 +247,7 @@ def look_closer(space: Space, fd: int, names: Iterable[bytes]) -> list[Seen] | N
 def _commit(
     space: Space,
     path: bytes,
-    place: _Place,
+    place: Place,
     scan: Scan,
     seen: list[Seen],
     explicit: bool,
@@ -280,7 +282,7 @@ def _commit(
             batch = seen[start : start + _CHUNK]
             if overtaken:
                 batch = _untouched(db, place, batch, now)
-            if len(batch) >= _BULK:
+            if len(batch) >= BULK:
                 batch = populate(work, place.fd, batch, label=item is not None)
             for entry in batch:
                 work.put(entry)
@@ -303,7 +305,7 @@ def _commit(
     return whole
 
 
-def _untouched(db: sqlite3.Connection, place: _Place, batch: list[Seen], now: float) -> list[Seen]:
+def _untouched(db: sqlite3.Connection, place: Place, batch: list[Seen], now: float) -> list[Seen]:
     """Of entries that were looked at before another writer's commit, those that are new still and as they were seen;
     the others are marked, to be looked at again."""
     kept, again = [], []
@@ -347,7 +349,7 @@ def close_full(space: Space, db: sqlite3.Connection, n: int, scan: Scan, result:
     )
 
 
-def _miss_label(space: Space, db: sqlite3.Connection, place: _Place, scan: Scan) -> None:
+def _miss_label(space: Space, db: sqlite3.Connection, place: Place, scan: Scan) -> None:
     """A directory whose label somebody took away gets it back: the one above it sees nothing new after this look."""
     row = place.row
     if not scan.steady or scan.found is None or scan.found.ctime_ns == place.dir.ctime_ns:

@@ -7,7 +7,8 @@ import errno
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from fsd.core import dirty, index, labels, lease, writers
@@ -27,18 +28,23 @@ _Update = tuple[int, int, int, int]
 def write_labels(space: Space, fd: int, due: Iterable[ToLabel]) -> None:
     """Label nodes of the open directory `fd` as their rows say; what changed meanwhile is left to the next
     look."""
+    write_labels_in(space, [(fd, due)])
+
+
+def write_labels_in(space: Space, directories: Iterable[tuple[int, Iterable[ToLabel]]]) -> None:
+    """`write_labels` in several open directories, noted in one transaction."""
     if space.record.label == "none" or space.record.read_only or not lease.may_write(space):
         return
-    due = list(due)
-    if not due:
+    found = [(fd, label) for fd, due in directories for label in due]
+    if not found:
         return
+    with space.index.read() as db:
+        rows = [(fd, index.node(db, label.n), label) for fd, label in found]
+    _remember_first(space, [row for _, row, _ in rows if row is not None])
     updates: list[_Update] = []
     unkept: list[NodeRow] = []
     done: list[int] = []
-    with space.index.read() as db:
-        rows = [(index.node(db, label.n), label) for label in due]
-    _remember_first(space, [row for row, _ in rows if row is not None])
-    for row, label in rows:
+    for fd, row, label in rows:
         if (
             row is None
             or row.kind not in (FILE, DIRECTORY)
@@ -182,14 +188,14 @@ def label_due(space: Space, limit: int = 500) -> int:
                 paths[row.parent] = index.path_of(db, row.parent)
             placed.setdefault(paths[row.parent], []).append((row, bool(found[17])))
     lost = placed.pop(None, [])
-    for path, members in placed.items():
-        assert path is not None
-        _label_in(space, path, members, now)
-        again = [
-            row.name for row, _ in members if (row.nlink > 1 and row.kind == FILE) or row.flags & CLAIMING
-        ]
-        if again:
-            dirty.mark(space, [(path, again)])
+    _label_in(space, {path: members for path, members in placed.items() if path is not None}, now)
+    again = {
+        path: [row.name for row, _ in members if (row.nlink > 1 and row.kind == FILE) or row.flags & CLAIMING]
+        for path, members in placed.items()
+        if path is not None
+    }
+    if any(again.values()):
+        dirty.mark(space, [(path, names) for path, names in again.items() if names])
     if lost:
         with space.index.write() as db:
             # In limbo: gone, or labelled when it reappears.
@@ -197,39 +203,42 @@ def label_due(space: Space, limit: int = 500) -> int:
     return len(due)
 
 
-def _label_in(space: Space, path: bytes, members: list[tuple[NodeRow, bool]], now: float) -> None:
+def _label_in(space: Space, placed: Mapping[bytes, list[tuple[NodeRow, bool]]], now: float) -> None:
+    """Label what is ready in several directories: what comes to rest at the same time shares its transactions."""
     later: list[tuple[float, int]] = []
-    due: list[ToLabel] = []
+    urgent: list[tuple[float, int]] = []
     ready: list[int] = []
-    try:
-        fd = space.open_dir(path)
-    except OSError:
-        later = [(now + SETTLE_S, row.n) for row, _ in members]
-    else:
-        try:
+    with ExitStack() as opened:
+        directories: list[tuple[int, list[ToLabel]]] = []
+        for path, members in placed.items():
+            try:
+                fd = space.open_dir(path)
+            except OSError:
+                later += [(now + SETTLE_S, row.n) for row, _ in members]
+                continue
+            opened.callback(os.close, fd)
+            due: list[ToLabel] = []
             for row, force in members:
                 quiet = _is_ready(fd, row, now)
-                if row.flags & CLAIMING:
+                if row.flags & CLAIMING or not quiet:
                     later.append((now + SETTLE_S, row.n))
+                if row.flags & CLAIMING:
                     continue
                 if quiet:
                     ready.append(row.n)
-                else:
-                    later.append((now + SETTLE_S, row.n))
                 if force or quiet:
                     due.append(ToLabel(row.n, row.name, force))
-            write_labels(space, fd, due)
-        finally:
-            os.close(fd)
-    linked = {row.n for row, _ in members if row.nlink > 1 and row.kind == FILE}
-    urgent = {label.n for label in due if label.urgent and label.n not in linked}
+                if force and not (row.nlink > 1 and row.kind == FILE):
+                    urgent.append((now + SETTLE_S, row.n))
+            directories.append((fd, due))
+        write_labels_in(space, directories)
+    unlabelled = {n for _, n in urgent}
     with space.index.write() as db:
         db.executemany("UPDATE node SET flags=flags|? WHERE n=?", ((READY, n) for n in ready))
         # What could not be labelled now is found READY and unlabelled by the next sweep, unless it can't
         # wait.
-        db.executemany("DELETE FROM pending WHERE n=?", ((n,) for n in ready if n not in urgent))
-        later += [(now + SETTLE_S, n) for n in urgent]
-        db.executemany("UPDATE pending SET due=? WHERE n=?", later)
+        db.executemany("DELETE FROM pending WHERE n=?", ((n,) for n in ready if n not in unlabelled))
+        db.executemany("UPDATE pending SET due=? WHERE n=?", later + urgent)
 
 
 def _is_ready(fd: int, row: NodeRow, now: float) -> bool:

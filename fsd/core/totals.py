@@ -25,8 +25,23 @@ class Deltas:
         """Whether any etag has to change."""
         return any(change[2] for change in self._by_dir.values())
 
+    def has(self, n: int) -> bool:
+        """Whether anything was added for a directory."""
+        return n in self._by_dir
+
+    def merge(self, later: Deltas) -> None:
+        """Add what another commit of the same transaction collected."""
+        for n, (own, total, visible) in later._by_dir.items():
+            self.add(n, own, total, visible=visible)
+
     def apply(self, db: sqlite3.Connection, counter: int) -> None:
-        """Add the sums along each chain; visible ones get `counter`. Each touched directory's seq rises."""
+        """Add the sums along each chain; visible ones get `counter`. Each touched directory's seq rises.
+
+        What several chains share is written once.
+        """
+        if len(self._by_dir) > 1:
+            self._apply_together(db, counter)
+            return
         for n, (own, total, visible) in self._by_dir.items():
             if visible:
                 count(db, above(db, n), own, total, counter)
@@ -34,18 +49,49 @@ class Deltas:
                 db.execute("UPDATE dir SET own=own+?, seq=seq+1 WHERE n=?", (own, n))
                 climb(db, n, total, None)
 
+    def _apply_together(self, db: sqlite3.Connection, counter: int) -> None:
+        totals: dict[int, int] = {}
+        raised: set[int] = set()
+        parents: dict[int, int | None] = {}
+        for n, (_, total, visible) in self._by_dir.items():
+            if not (visible or total):
+                continue
+            chain = above(db, n, parents)
+            for each in chain:
+                totals[each] = totals.get(each, 0) + total
+            if visible:
+                raised.update(chain)
+        db.executemany(
+            "UPDATE dir SET own=own+?, seq=seq+1 WHERE n=?",
+            [(own, n) for n, (own, _, _) in self._by_dir.items()],
+        )
+        rows = [(totals[n], counter, n) for n in raised]
+        db.executemany("UPDATE dir SET total=total+?, counter=? WHERE n=?", rows)
+        others = [(total, n) for n, total in totals.items() if total and n not in raised]
+        db.executemany("UPDATE dir SET total=total+? WHERE n=?", others)
+        db.executemany(_UNTOLD, [(n,) for n in raised])
 
-def above(db: sqlite3.Connection, n: int) -> list[int]:
+
+_UNTOLD = "UPDATE dir SET published=0 WHERE n=? AND published"
+"""By itself, and rarely true: the key on what is not published is not written each time."""
+
+
+def above(db: sqlite3.Connection, n: int, parents: dict[int, int | None] | None = None) -> list[int]:
     """A directory's row number and those of all above it, nearest first. Of rows that hang on themselves (`fsd check`
-    tells of them) each once."""
+    tells of them) each once. `parents`: what earlier calls found, as long as nothing moves."""
     found = [n]
     met = {n}
-    while (row := db.execute("SELECT parent FROM node WHERE n=?", (found[-1],)).fetchone()) is not None:
-        if row[0] is None or row[0] in met:
-            break
-        met.add(row[0])
-        found.append(row[0])
-    return found
+    parents = {} if parents is None else parents
+    while True:
+        here = found[-1]
+        if here not in parents:
+            row = db.execute("SELECT parent FROM node WHERE n=?", (here,)).fetchone()
+            parents[here] = row[0] if row is not None else None
+        parent = parents[here]
+        if parent is None or parent in met:
+            return found
+        met.add(parent)
+        found.append(parent)
 
 
 def count(db: sqlite3.Connection, chain: Sequence[int], own: int, total: int, counter: int) -> None:
@@ -73,8 +119,7 @@ def _raise(
     if raised:
         rows = [(delta, counter, each) for each in raised]
         db.executemany("UPDATE dir SET total=total+?, counter=? WHERE n=?", rows)
-    # By itself, and rarely true: the key on what is not published is not written each time.
-    db.executemany("UPDATE dir SET published=0 WHERE n=? AND published", [(each,) for each in chain])
+    db.executemany(_UNTOLD, [(each,) for each in chain])
 
 
 def recount(db: sqlite3.Connection, n: int) -> tuple[int, int]:

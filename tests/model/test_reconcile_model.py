@@ -63,7 +63,7 @@ class Telephone:
             else:
                 reconcile(self.space, directory, names)
         if self.random.random() < 0.3:
-            drain(self.space)
+            drain(self.space, together=self.random.random() < 0.5)
 
     def overflow(self) -> None:
         """The queue was full: what waits is lost, and that is known."""
@@ -115,7 +115,7 @@ class World:
     def housekeeping(self) -> None:
         """What the watcher does once a second, at some moment."""
         self.random.choice([relabel.label_due, relabel.publish_trees, limbo.settle, grow_quiet])(self.space)
-        drain(self.space)
+        drain(self.space, together=self.random.random() < 0.5)
 
     def close(self) -> None:
         self.space.close()

@@ -3,6 +3,7 @@ say."""
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import time
@@ -12,6 +13,7 @@ from fsd.core import dirty, index, relabel
 from fsd.core.reconcile import reconcile_item
 from fsd.core.space import Space, SpaceRecord, initialise_root
 from fsd.core.sweep import Sweep
+from fsd.core.together import is_usual, reconcile_together
 from tests.support.oracle import OnDisk, walk
 
 Hint = tuple[bytes, bytes | None]
@@ -47,9 +49,9 @@ def make_space(base: Path, *, label: str = "now", root: Path | None = None) -> S
     return Space(record, state)
 
 
-def drain(space: Space, *, sweep: bool = False, most: int = 3_000) -> int:
-    """Serve the dirty set until it is empty (with `sweep`, its lower rank too); how many items were
-    served."""
+def drain(space: Space, *, sweep: bool = False, together: bool = False, most: int = 3_000) -> int:
+    """Serve the dirty set until it is empty (with `sweep`, its lower rank too; `together`: several directories at once,
+    as the watcher does when many wait); how many items were served."""
     served = 0
     while True:
         items = dirty.pending(space, 50, sweep=False) or (
@@ -57,10 +59,10 @@ def drain(space: Space, *, sweep: bool = False, most: int = 3_000) -> int:
         )
         if not items:
             return served
+        usual = [item for item in items if is_usual(item)] if together else []
+        done = reconcile_together(space, usual, math.inf) if usual else {}
         for item in items:
-            if item.path is None:
-                dirty.done(space, [item])
-            else:
+            if item.path not in done:
                 reconcile_item(space, item)
             served += 1
         assert served < most, "the dirty set never becomes empty"

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from fsd.core import dirty, index, large
+from fsd.core.commit import Commit
+from fsd.core.observe import Seen
 from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
 from tests.support.waiting import wait_for
@@ -14,7 +16,7 @@ from tests.support.worlds import differences
 from tests.unit.watcher.test_drain import Clock, hear, space, usage, verify
 from watcher import passes
 from watcher.drain import Drain
-from watcher.hint import Kind
+from watcher.hint import Hint, Kind
 
 __all__ = ["space"]
 
@@ -75,3 +77,66 @@ def test_a_directory_of_very_many_entries_is_compared_in_parts(space: Space, mon
     wait_for(step, what="all of it is compared")
     assert usage(space) == 100 + 4 + 5
     assert differences(space) == []
+
+
+@pytest.fixture
+def hinted(space: Space) -> Space:
+    """Thirty known directories, each with a new file of a byte."""
+    for number in range(30):
+        (Path(space.root.decode()) / f"t{number % 3}/d{number}").mkdir(parents=True)
+    verify(space)
+    for number in range(30):
+        (Path(space.root.decode()) / f"t{number % 3}/d{number}/f").write_bytes(b"1")
+    return space
+
+
+def _hear_all(drain: Drain) -> None:
+    for number in range(30):
+        drain.hear(
+            Hint(
+                "s", Kind.ENTRIES, b"t%d/d%d" % (number % 3, number), frozenset([b"f"]), heard=drain._clock()
+            )
+        )
+    drain.flush()
+
+
+def test_many_hinted_directories_are_served_together(hinted: Space, monkeypatch: pytest.MonkeyPatch):
+    """In a fraction of the transactions, and each is counted."""
+    drain = Drain(hinted)
+    _hear_all(drain)
+    made = []
+    commit = hinted.index.commit
+    monkeypatch.setattr(hinted.index, "commit", lambda db: (made.append(1), commit(db)))
+    while drain.run(1.0):
+        pass
+    assert len(made) <= 10
+    assert drain.counts["names"] == drain.counts["changed"] == 30
+    assert len(drain.latencies) == 30
+    assert dirty.counts(hinted).hinted == 0
+    assert differences(hinted) == []
+
+
+def test_one_that_fails_among_many_is_tried_alone_and_later(
+    hinted: Space, monkeypatch: pytest.MonkeyPatch, allow_log
+):
+    allow_log("reconciling b't1/d10' failed")
+    put, broken = Commit.put, True
+
+    def failing(work: Commit, seen: Seen) -> None:
+        if broken and work.path == b"t1/d10":
+            raise OSError(5, "refused")
+        put(work, seen)
+
+    monkeypatch.setattr(Commit, "put", failing)
+    drain = Drain(hinted, clock=(clock := Clock()))
+    _hear_all(drain)
+    while drain.run(1.0):
+        pass
+    assert [item.path for item in dirty.pending(hinted, 100, sweep=False)] == [b"t1/d10"]
+    assert drain.errors == {"EIO": 1}
+    assert usage(hinted) == 29
+    broken = False
+    clock.now += 60
+    assert not drain.run(1.0)
+    assert usage(hinted) == 30
+    assert differences(hinted) == []
