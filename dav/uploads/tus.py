@@ -24,10 +24,10 @@ from dav.uploads import finishing
 from dav.view import View
 from dav.webdav import beside
 from dav.webdav.call import Body, Call, Headers, Reply, lookup_or_none
-from fsd.core import partials, tree, uploads
+from fsd.core import partials, uploads
 from fsd.core.accounts import User
-from fsd.core.errors import NameRefused, PreconditionFailed
-from fsd.core.names import check_new_name, join
+from fsd.core.errors import NameRefused, ParentMissing, PreconditionFailed
+from fsd.core.names import check_new_name, join, split
 from fsd.core.partials import Partial, Terms
 from fsd.core.space import Space
 from fsd.core.uploads import Tail, WrongOffset
@@ -127,8 +127,7 @@ def _terms(call: Call) -> tuple[Place, Terms]:
     """The place of the file and its terms, from Upload-Metadata and the conditional headers."""
     fields = _metadata(call.environ.get("HTTP_UPLOAD_METADATA", ""))
     folder = call.writable_place
-    if tree.lookup(folder.space, folder.path).kind != "d":
-        raise HttpError(405, "Uploads are created in a folder.")
+    _check_folder(folder)
     path, href = folder.path, folder.href
     names = [name for name in fields.get("filename", b"").split(b"/") if name not in (b"", b".")]
     if not names:
@@ -138,6 +137,8 @@ def _terms(call: Call) -> tuple[Place, Terms]:
             raise HttpError(400, "The filename must not lead out of the folder.")
         check_new_name(name)
         path = join(path, name)
+    if len(names) > 1:
+        _check_folder(dataclasses.replace(folder, path=split(path)[0]))
     environ = call.environ
     terms = Terms(
         mtime_ns=wanted.mtime(environ, _told(fields, "mtime") or None),
@@ -147,6 +148,14 @@ def _terms(call: Call) -> tuple[Place, Terms]:
         said=environ.get("HTTP_UPLOAD_METADATA", ""),
     )
     return dataclasses.replace(folder, path=path, href=href, slash=False), terms
+
+
+def _check_folder(place: Place) -> None:
+    entry = lookup_or_none(place)
+    if entry is None:
+        raise ParentMissing("The folder of this file does not exist.")
+    if entry.kind != "d":
+        raise HttpError(405, "Uploads are created in a folder.")
 
 
 def _metadata(header: str) -> dict[str, bytes]:

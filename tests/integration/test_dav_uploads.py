@@ -320,6 +320,9 @@ def test_tus_is_found_by_probing_and_refuses_other_versions(dav):
         probe.headers["tus-version"] == "1.0.0" and "creation-with-upload" in probe.headers["tus-extension"]
     )
     assert dav.request("POST", b"", None, {"Upload-Length": "1"}).status == 405
+    for folder, name in ((b"", "no/f"), (b"no", "f")):
+        headers = {**TUS, "Upload-Length": "1", **meta(filename=name)}
+        assert dav.request("POST", folder, None, headers).status == 409
     old = dav.request("POST", b"", None, {"Tus-Resumable": "0.2.2", "Upload-Length": "1"})
     assert old.status == 412 and old.headers["tus-version"] == "1.0.0"
     assert dav.request("POST", b"", None, {**TUS, **meta(filename="f")}).status == 400
@@ -344,6 +347,7 @@ def test_tus_says_on_every_answer_what_it_speaks_and_again_what_it_was_told(dav)
         dav.raw("HEAD", where + "0", None, TUS),
         dav.request("POST", b"", None, {**TUS, "Upload-Length": "-1"}),
         dav.request("POST", b"", None, {**TUS, "Upload-Length": "1", **meta(filename="no/f")}),
+        dav.request("POST", b"no", None, {**TUS, "Upload-Length": "1", **meta(filename="f")}),
     ):
         assert answer.headers["tus-resumable"] == "1.0.0", answer
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,14 +103,32 @@ def test_curl(shell):
     assert shell.run(*curl, shell.url + "/f", status=22) and (shell.root / "g").read_bytes() == data
 
 
-@pytest.mark.parametrize("vendor", ["owncloud", "nextcloud", "other"])
-def test_rclone(served, shell, vendor):
+_NEW_RCLONE = os.path.join(os.path.dirname(sys.executable), "rclone")
+"""Debian's is from 2022; this one, from PyPI, sends Nextcloud's chunks and, to Infinite Scale, TUS."""
+
+
+@pytest.mark.parametrize(
+    ("program", "vendor"),
+    [
+        ("rclone", "owncloud"),
+        ("rclone", "nextcloud"),
+        ("rclone", "other"),
+        (_NEW_RCLONE, "owncloud"),
+        (_NEW_RCLONE, "nextcloud"),
+        (_NEW_RCLONE, "infinitescale"),
+        (_NEW_RCLONE, "other"),
+    ],
+    ids=lambda value: value.replace(_NEW_RCLONE, "new"),
+)
+def test_rclone(served, shell, program, vendor):
     """Both ways: equal trees, a second run that moves nothing, renames that move nothing, wrong bytes found by sums."""
     url = f"http://127.0.0.1:{served.port}/remote.php/dav/files/alice/{shell.root.name}"
-    secret = shell.run("rclone", "obscure", PASSWORD).strip()
+    secret = shell.run(program, "obscure", PASSWORD).strip()
     options = ["--webdav-url", url, "--webdav-vendor", vendor, "--webdav-user", USER, "--webdav-pass", secret]
+    if (program, vendor) == (_NEW_RCLONE, "nextcloud"):
+        options += ["--webdav-nextcloud-chunk-size", "100k"]
     sums = vendor != "other"
-    rclone = ["rclone", "-v", "--config", shell.home / "none", *options]
+    rclone = [program, "-vv", "--config", shell.home / "none", *options]
     local = shell.home / "local"
     (local / "a/b").mkdir(parents=True)
     (local / "empty").mkdir()
@@ -120,7 +139,11 @@ def test_rclone(served, shell, vendor):
     def sync(source: str | Path, target: str | Path, *more: str) -> str:
         return shell.run(*rclone, "sync", "--create-empty-src-dirs", *more, source, target)
 
-    assert sync(local, ":webdav:").count("Copied (new)") == 4
+    said = sync(local, ":webdav:")
+    assert said.count("Copied (new)") == 4
+    if program == _NEW_RCLONE:
+        assert ("the chunked upload strategy" in said) == (vendor == "nextcloud")
+        assert ("the tus protocol" in said) == (vendor == "infinitescale")
     times = {path.relative_to(local): path.stat().st_mtime for path in local.rglob("*") if path.is_file()}
     assert sorted(path.relative_to(shell.root) for path in shell.root.rglob("*")) == sorted(
         path.relative_to(local) for path in local.rglob("*")
