@@ -20,7 +20,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
-from fsd.core import links
+from fsd.core import links, ownfiles
 from fsd.core.accounts import User
 from fsd.core.errors import FsdError, NameRefused, StorageUnavailable
 from fsd.core.installation import Installation, write_file
@@ -113,13 +113,13 @@ def encode(acl: Acl, key: bytes) -> str:
 def decode(text: str | bytes, key: bytes | None) -> Acl:
     """Read acl.json. FsdError when it is damaged, or not signed with `key` (None: the signature is not looked at)."""
     try:
-        body = json.loads(text)
+        body = ownfiles.parse(text)
         mac = body.pop("mac")
         acl = _from_body(body)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FsdError(f"acl.json is damaged ({type(error).__name__}: {error}).") from None
     if key is not None and not (
-        isinstance(mac, str) and hmac.compare_digest(mac.encode(), _mac(body, key).encode())
+        isinstance(mac, str) and hmac.compare_digest(mac.encode("utf-8", "replace"), _mac(body, key).encode())
     ):
         raise FsdError("acl.json is not signed by this server.")
     return acl
@@ -251,13 +251,13 @@ class Grants:
             stored = _stored(
                 db, record.id
             )  # before the file, which is changed first: else a change looks like an alarm
-        raw = self._read(record)
-        if raw is None:
-            return (
-                f"The grants of '{record.name}' are missing in the space; the last good ones stay in force."
-            )
         try:
+            raw = self._read(record)
+            if raw is None:
+                return f"The grants of '{record.name}' are missing in the space; the last good ones stay in force."
             found = decode(raw, self._installation.key)
+        except StorageUnavailable:
+            raise
         except FsdError as error:
             return f"The grants of '{record.name}' are not to be trusted: {error} The last good ones stay in force."
         if found.space != record.id:
@@ -300,15 +300,11 @@ class Grants:
 
 
 def read_acl(internals_fd: int) -> bytes | None:
-    """The bytes of acl.json in an internal directory, None when there is none."""
+    """The bytes of acl.json in an internal directory, None when there is none. Unusable."""
     try:
-        fd = os.open(
-            ACL_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=internals_fd
-        )
+        return ownfiles.read(internals_fd, ACL_NAME, _ACL_LIMIT)
     except FileNotFoundError:
         return None
-    with open(fd, "rb") as file:
-        return file.read(_ACL_LIMIT)
 
 
 def record_of(space: Space | SpaceRecord) -> SpaceRecord:

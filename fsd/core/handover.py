@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
-from fsd.core import locks
+from fsd.core import locks, ownfiles
 
 if TYPE_CHECKING:
     from fsd.core.space import Space
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 TABLES = ("lock", "upload")
 _MOST = 64 << 20
+_TYPES: dict[str, tuple[type, ...]] = {
+    "TEXT": (str, type(None)),
+    "BLOB": (bytes, type(None)),
+    "INTEGER": (int, type(None)),
+    "REAL": (float, int, type(None)),
+}
+"""What may stand in a column; SQLite itself takes anything anywhere, NULL apart (datatype3.html)."""
 
 
 def collected(space: Space) -> bytes:
@@ -43,31 +51,39 @@ def write(directory: int, token: int, data: bytes) -> None:
 def take_in(space: Space, directory: int, token: int) -> None:
     """Make what the holder of `token` had this host's. What can't be read is as if there had been nothing: logged."""
     try:
-        with open(
-            os.open(_name(token), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "rb"
-        ) as file:
-            tables = json.loads(file.read(_MOST))
+        tables = ownfiles.parse(ownfiles.read(directory, _name(token), _MOST))
         rows = {table: [[_value(each) for each in row] for row in tables[table]] for table in TABLES}
+        with space.state.write() as db:
+            for table, found in rows.items():
+                _replace(db, table, found)
+            locks.note_change(db)
     except FileNotFoundError:
         return
-    except (ValueError, KeyError, TypeError) as error:
+    except (ownfiles.Unusable, ValueError, KeyError, TypeError, sqlite3.IntegrityError) as error:
         _log.error(
             "space %s: the locks and uploads of its last host are not usable: %s", space.record.id, error
         )
-        return
-    with space.state.write() as db:
-        for table, found in rows.items():
-            db.execute(f"DELETE FROM {table}")
-            for row in found:
-                db.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(row))})", row)
-        locks.note_change(db)
+
+
+def _replace(db: sqlite3.Connection, table: str, rows: list[list[Any]]) -> None:
+    """Make these the rows of a table. ValueError, sqlite3.IntegrityError if they are none of it."""
+    kinds = [row[2] for row in db.execute(f"PRAGMA table_info({table})")]
+    for row in rows:
+        if len(row) != len(kinds) or not all(
+            isinstance(v, _TYPES[k]) for k, v in zip(kinds, row, strict=True)
+        ):
+            raise ValueError(f"a row of '{table}' is none")
+    db.execute(f"DELETE FROM {table}")
+    db.executemany(f"INSERT INTO {table} VALUES ({','.join('?' * len(kinds))})", rows)
 
 
 def clear(directory: int, below: int) -> None:
     """Remove what earlier tokens left."""
     for text in os.listdir(b"/proc/self/fd/%d" % directory):
         number = text.removeprefix(b"state-").removesuffix(b".new")
-        if text.startswith(b"state-") and len(number) == 16 and int(number, 16) < below:
+        if not text.startswith(b"state-") or len(number) != 16 or set(number) - set(b"0123456789abcdef"):
+            continue
+        if int(number, 16) < below:
             os.unlink(text, dir_fd=directory)
 
 

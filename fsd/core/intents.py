@@ -58,12 +58,10 @@ def staged_name(number: int) -> bytes:
 
 def number_of(name: bytes) -> int | None:
     """The ticket's number in such a name; None if fsd did not make it."""
-    if len(name) < 16 or name[16:17] not in (b"", b"."):
+    if len(name) < 16 or name[16:17] not in (b"", b".") or set(name[:16]) - set(b"0123456789abcdef"):
         return None
-    try:
-        return int(name[:16], 16)
-    except ValueError:
-        return None
+    number = int(name[:16], 16)
+    return number if number < 1 << _NUMBER_BITS else None
 
 
 class Ticket:

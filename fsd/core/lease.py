@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import handover
+from fsd.core import handover, ownfiles
 from fsd.core.errors import Elsewhere
 from fsd.core.index import boot_id
 from fsd.core.installation import write_file
@@ -440,10 +440,9 @@ class _Directory:
     def read(self, number: int) -> Record:
         """A token's record. A file that says nothing yet is somebody's who has just taken it."""
         try:
-            fd = os.open(_name(number), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.fd)
-            with open(fd, "rb") as file:
-                return replace_token(Record(*json.loads(file.read(_MOST))), number)
-        except (FileNotFoundError, ValueError, TypeError):
+            raw = ownfiles.read(self.fd, _name(number), _MOST)
+            return replace_token(Record(*json.loads(raw)), number)
+        except (FileNotFoundError, ownfiles.Unusable, ValueError, TypeError, RecursionError):
             return Record(number, "", "unknown", "", 0, False)
 
     def tokens(self) -> list[int]:

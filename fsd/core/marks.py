@@ -6,6 +6,7 @@ index, so looking for marks costs what is marked, not the tree.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 from xml.sax.saxutils import escape, unescape
@@ -22,6 +23,7 @@ PRIVATE: Final = "{urn:fsd:"
 """Properties of this namespace are the service's own; clients neither see nor set them."""
 TAGS: Final = "{http://owncloud.org/ns}tags"
 _MOST_TAGS: Final = 100
+_OVERFLOW: Final = re.compile(rb"[0-9a-f]{32}\.json")
 
 
 def favorite_name(user_id: str) -> str:
@@ -74,7 +76,7 @@ def marked(space: Space, below: bytes, wanted: Callable[[Mapping[str, bytes]], b
         with internal(space, "meta") as meta:
             names = os.listdir(b"/proc/self/fd/%d" % meta)
         for name in names:
-            if name.endswith(b".json") and len(name) == 37:
+            if _OVERFLOW.fullmatch(name):
                 ids.add(bytes.fromhex(name[:32].decode()))
         paths = []
         for node_id in ids:

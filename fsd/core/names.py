@@ -60,8 +60,9 @@ def quote_path(path: bytes) -> str:
 
 
 def unquote_path(text: str) -> bytes:
-    """The bytes behind a percent-encoded URL path; the text must be ASCII or is taken as UTF-8."""
-    return unquote_to_bytes(text)
+    """The bytes behind a percent-encoded URL path; the text must be ASCII or is taken as UTF-8, with surrogates for
+    what was none."""
+    return unquote_to_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def split(path: bytes) -> tuple[bytes, bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
@@ -17,7 +18,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, unquote
 
-from fsd.core import copying, ids, intents, labels
+from fsd.core import copying, ids, intents, labels, ownfiles
 from fsd.core.errors import Forbidden, NameRefused, QuotaExceeded
 from fsd.core.groupsync import sync_directory
 from fsd.core.labels import PROPERTY_PREFIX
@@ -30,11 +31,15 @@ if TYPE_CHECKING:
     from fsd.core.intents import Intent
     from fsd.core.space import Space
 
+_log = logging.getLogger(__name__)
+
 VALUE_CAP: Final = 1024
 """Bytes of a value kept in an attribute; ext4 has 4 KiB for all attributes of a file together."""
 TOTAL_CAP: Final = 256 * 1024
 """Bytes of names and values of one node; more is refused (507)."""
 _NAME_CAP: Final = 255
+_FILE_CAP: Final = 8 * TOTAL_CAP
+"""Bytes of an overflow file: JSON may take six for one, and names count besides."""
 MORE: Final = PROPERTY_PREFIX + "#"
 """Announces that there is an overflow file."""
 _SAFE: Final = "{}:/-_.~?&=+,;@!$'()*"
@@ -77,6 +82,10 @@ def get_all(space: Space, path: bytes, node_id: str | None = None) -> dict[str, 
     place = _open(space, path)
     try:
         return _read(place, node_id).values()
+    except ownfiles.Unusable as error:
+        # Shown are those that can be read; to change them the file has to be mended (`check`).
+        _log.info("space %s: %s", space.record.id, error)
+        return _State(_attributes(place), {}).values()
     finally:
         place.close()
 
@@ -170,16 +179,22 @@ def _open(space: Space, path: bytes) -> Place:
 
 def _read(place: Place, node_id: str | None) -> _State:
     names = copying.list_attributes(place.link)
-    attributes = {}
-    for name in names:
-        if name.startswith(PROPERTY_PREFIX) and name != MORE:
-            value = copying.get_attribute(place.link, name)
-            if value is not None:
-                attributes[name] = value
+    attributes = _attributes(place)
     # An unlabelled node may be on a filesystem without attributes, where nothing could announce the overflow.
     if MORE not in names and labels.ID_ATTRIBUTE in names:
         return _State(attributes, {})
     return _State(attributes, _load(place.space, node_id or lookup(place.space, place.path).id))
+
+
+def _attributes(place: Place) -> dict[str, bytes]:
+    """The properties that are attributes of the node itself."""
+    attributes = {}
+    for name in copying.list_attributes(place.link):
+        if name.startswith(PROPERTY_PREFIX) and name != MORE:
+            value = copying.get_attribute(place.link, name)
+            if value is not None:
+                attributes[name] = value
+    return attributes
 
 
 def _placed(place: Place, values: Mapping[str, bytes], keep_out: Collection[str]) -> _State:
@@ -271,14 +286,17 @@ def _id_of(space: Space, fd: int) -> str:
 
 
 def _load(space: Space, node_id: str) -> dict[str, bytes]:
+    """What the overflow file holds. Unusable if it is damaged."""
     with internal(space, "meta") as meta:
         try:
-            fd = os.open(_file_name(node_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=meta)
+            raw = ownfiles.read(meta, _file_name(node_id), _FILE_CAP)
         except FileNotFoundError:
             return {}
-    with open(fd, encoding="utf-8") as file:
-        data = json.load(file)
-    return {clark: value.encode("utf-8", "surrogateescape") for clark, value in data["properties"].items()}
+    try:
+        found = ownfiles.parse(raw)["properties"]
+        return {str(clark): value.encode("utf-8", "surrogateescape") for clark, value in found.items()}
+    except (ValueError, KeyError, AttributeError):
+        raise ownfiles.Unusable(f"The properties in '.fsd/meta/{node_id}.json' are damaged.") from None
 
 
 def store_overflow(space: Space, node_id: str, overflow: Mapping[str, bytes]) -> None:

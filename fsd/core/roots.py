@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsd.core import hosts
+from fsd.core import hosts, ownfiles
 from fsd.core.errors import FsdError, NameRefused
 from fsd.core.grants import ACL_NAME, Acl, decode, read_acl
 from fsd.core.installation import write_file
@@ -122,29 +122,26 @@ def read_identity(root: bytes, key: bytes) -> Identity | None:
 
 def _identity(fd: int, key: bytes) -> Identity | None:
     try:
-        file = os.open("space.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
-    except FileNotFoundError:
-        return None
-    try:
-        with open(file, "rb") as stream:
-            data = json.loads(stream.read(65536))
+        data = ownfiles.parse(ownfiles.read(fd, "space.json", 65536))
         space_id, secret = str(data["id"]), bytes.fromhex(data["secret"])
         storage, _, rest = space_id.partition("$")
         if len(bytes.fromhex(storage)) != 4 or len(bytes.fromhex(rest)) != 16 or len(secret) != 32:
             raise ValueError("ill-formed id")
-    except (ValueError, KeyError, TypeError) as error:
+    except FileNotFoundError:
+        return None
+    except (ownfiles.Unusable, ValueError, KeyError, TypeError) as error:
         raise FsdError(
             f"The directory's '.fsd/space.json' is damaged ({error}); --as-copy makes it a new space."
         ) from None
-    raw = read_acl(fd)
     acl, ours = None, False
-    if raw is not None:
-        try:
+    try:
+        raw = read_acl(fd)
+        if raw is not None:
             acl = decode(raw, None)
             decode(raw, key)
             ours = acl.space == space_id
-        except FsdError:
-            pass
+    except FsdError:
+        pass
     return Identity(space_id, secret, acl, ours)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fsd.core import ids, lease
+from fsd.core import ids, lease, ownfiles
 from fsd.core.announced import Board
 from fsd.core.errors import FsdError, ReadOnlySpace, StorageUnavailable
 from fsd.core.index import Index
@@ -290,9 +290,7 @@ class Space:
 
 def _read_space_json(fsd_fd: int, space_id: str) -> bytes:
     try:
-        fd = os.open(b"space.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fsd_fd)
-        with open(fd, "rb") as file:
-            data = json.load(file)
+        data = ownfiles.parse(ownfiles.read(fsd_fd, b"space.json", 65536))
         secret = bytes.fromhex(data["secret"])
         if data["id"] != space_id or len(secret) != 32:
             raise ValueError("it belongs to another space")
@@ -350,13 +348,14 @@ def initialise_root(
 
 def _write_space_json(fsd_fd: int, space_id: str, secret: bytes) -> None:
     try:
-        old = os.open(b"space.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fsd_fd)
+        old = ownfiles.parse(ownfiles.read(fsd_fd, b"space.json", 65536)).get("id")
     except FileNotFoundError:
         pass
+    except ValueError as error:
+        raise ownfiles.Unusable(f"The directory's '.fsd/space.json' is damaged ({error}).") from None
     else:
-        with open(old, "rb") as file:
-            if json.load(file).get("id") != space_id:
-                raise FileExistsError(errno.EEXIST, "The directory already belongs to another space")
+        if old != space_id:
+            raise FileExistsError(errno.EEXIST, "The directory already belongs to another space")
         return
     fd = os.open(
         b"space.json.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=fsd_fd

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, cast
 
-from fsd.core import intents, quota
+from fsd.core import intents, ownfiles, quota
 from fsd.core.errors import ParentMissing
 from fsd.core.groupsync import sync_directory
 from fsd.core.index import DIRECTORY, KIND_LETTERS
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 SUFFIX: Final = b".trashinfo"
 _HEAD: Final = "[Trash Info]"
+_NODE: Final = re.compile(r"[0-9a-f]{32}")
+_INFO_CAP: Final = 64 << 10
+"""Bytes of an info file: a path of PATH_MAX, percent-encoded, needs 12 KiB."""
+_PATH_CAP: Final = 4096
 
 
 def mount_setting(space_id: str) -> str:
@@ -298,28 +303,60 @@ def _item(files: int, info: int, name: bytes) -> TrashItem | None:
     elif stat.S_ISLNK(found.mode):
         kind = "l"
     size = found.size if kind == "f" else _number(fields.get("X-Fsd-Size"), 0) if kind == "d" else 0
-    path = unquote_path(fields.get("Path", "")).strip(b"/") or name
-    deleted = _number(fields.get("X-Fsd-Deleted"), found.ctime_ns / 1e9)
+    deleted = _number(fields.get("X-Fsd-Deleted"), _date(fields.get("DeletionDate"), found.ctime_ns / 1e9))
+    node_id = fields.get("X-Fsd-Id", "")
     return TrashItem(
-        os.fsdecode(name), path, deleted, kind, int(size), found.mtime_ns, fields.get("X-Fsd-Id")
+        os.fsdecode(name),
+        _path(fields.get("Path", "")) or name,
+        deleted,
+        kind,
+        int(size),
+        found.mtime_ns,
+        node_id if _NODE.fullmatch(node_id) else None,
     )
 
 
 def _read_info(info: int, name: bytes) -> dict[str, str]:
+    """The lines of an info file, whoever wrote it; nothing where it can't be used."""
     try:
-        fd = os.open(name + SUFFIX, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=info)
+        raw = ownfiles.read(info, name + SUFFIX, _INFO_CAP)
+    except (FileNotFoundError, PermissionError, ownfiles.Unusable):
+        return {}
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG):
+        if error.errno != errno.ENAMETOOLONG:
             raise
         return {}
-    with open(fd, encoding="ascii", errors="replace") as file:
-        return dict(line.rstrip("\n").split("=", 1) for line in file if "=" in line)
+    found: dict[str, str] = {}
+    for line in raw.decode("utf-8", "surrogateescape").splitlines():
+        key, equals, value = line.partition("=")
+        if equals:
+            found.setdefault(key.strip(), value.strip())  # of several, the specification takes the first
+    return found
+
+
+def _path(text: str) -> bytes:
+    """Where it was, from the space's root; nothing for what can't be a path there."""
+    path = unquote_path(text).strip(b"/")
+    names = path.split(b"/")
+    if b"\0" in path or len(path) > _PATH_CAP or any(name in (b"", b".", b"..") for name in names):
+        return b""
+    return path
 
 
 def _number(text: str | None, otherwise: float) -> float:
+    """A number that a clock or a disk may have come to."""
     try:
-        return float(text) if text is not None else otherwise
+        found = float(text) if text is not None else otherwise
     except ValueError:
+        return otherwise
+    return found if 0 <= found < 1 << 62 else otherwise
+
+
+def _date(text: str | None, otherwise: float) -> float:
+    """DeletionDate, which is in local time, in seconds since the epoch."""
+    try:
+        return datetime.fromisoformat(text or "").timestamp()
+    except (ValueError, OverflowError, OSError):
         return otherwise
 
 

@@ -46,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A status file's content; empty if there is none or it is damaged."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fsd.core import index, intents, partials, replay, trash, versions
+from fsd.core import index, intents, ownfiles, partials, replay, trash, versions
 from fsd.core.checks.finding import JOBS_S, Suspect
 from fsd.core.places import internal
 from fsd.core.space import INTERNAL_PARTS
@@ -252,12 +251,12 @@ def _info_left(space: Space, entry: bytes, name: bytes) -> Suspect:
 def _is_readable(space: Space, entry: bytes) -> bool:
     with _inside(space, "trash/info") as info:
         try:
-            fd = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=info)
+            lines = ownfiles.read(info, entry, 65536).splitlines()
         except FileNotFoundError:
             return True
-    with open(fd, "rb") as file:
-        lines = file.read(65536).split(b"\n")
-    return lines[0] == b"[Trash Info]" and any(line.startswith(b"Path=") for line in lines)
+        except ownfiles.Unusable:
+            return False
+    return bool(lines) and lines[0] == b"[Trash Info]" and any(line.startswith(b"Path=") for line in lines)
 
 
 def _meta(space: Space) -> Iterator[Suspect]:
@@ -300,11 +299,8 @@ def _is_damaged(sound: Callable[[Space, bytes], bool], space: Space, name: bytes
 def _is_json(space: Space, name: bytes) -> bool:
     with _inside(space, "meta") as meta:
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=meta)
+            return isinstance(ownfiles.parse(ownfiles.read(meta, name, 16 << 20))["properties"], dict)
         except FileNotFoundError:
             return True
-    with open(fd, "rb") as file:
-        try:
-            return isinstance(json.load(file)["properties"], dict)
-        except (ValueError, KeyError, TypeError):
+        except (ownfiles.Unusable, ValueError, KeyError):
             return False

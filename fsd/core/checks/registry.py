@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Container, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fsd.core import restoring
+from fsd.core import ownfiles, restoring
 from fsd.core.checks.finding import Suspect
 from fsd.core.hosts import within
 from fsd.core.names import INTERNAL
@@ -186,7 +185,10 @@ def _still(one: object, of: Callable[[], Container[object]]) -> object | None:
 
 def _claimed(path: bytes) -> str | None:
     try:
-        with open(path + b"/" + INTERNAL + b"/space.json", "rb") as file:
-            return str(json.load(file)["id"])
-    except (OSError, ValueError, KeyError, TypeError):
+        fd = os.open(path + b"/" + INTERNAL, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return str(ownfiles.parse(ownfiles.read(fd, b"space.json", 65536))["id"])
+        finally:
+            os.close(fd)
+    except (OSError, ValueError, KeyError):
         return None
