@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         for record in records:
             ask = partial(_space, registry, record, reserve, polled)
             found += _in_time(args.timeout, f"space '{record.name}'", record.path, ask)
-        if settings.gpfs_audit_logs or settings.kafka_brokers:
+        if settings.gpfs_audit_logs or settings.kafka_brokers or settings.cluster_journal:
             from watcher.streams import probe
 
             found += list(probe.probe(settings, records))

@@ -5,19 +5,32 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
 
 from tests.support.kafka.broker import Broker, kind_here
 from tests.support.kafka.feed import Feed
 from tests.support.kafka.follow import Followed
 from tests.support.kafka.says import Ceph
+from tests.support.serving import Server
+from tests.support.waiting import wait_for
 
 MECHANISMS = ("SCRAM-SHA-256", "SCRAM-SHA-512")
 SECURE = """
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+allow.everyone.if.no.acl.found=true
 ssl.keystore.type=PEM
 ssl.keystore.location={base}/broker/both.pem
 ssl.truststore.type=PEM
@@ -136,3 +149,64 @@ def test_client_certificates(secured: Secured, tmp_path: Path) -> None:
         follows(followed)
     finally:
         followed.close()
+
+
+def test_doctor_says_which_right_to_the_journal_topic_is_missing(secured: Secured, tmp_path: Path) -> None:
+    """To write it, to read it, to read as the group, to see what it keeps."""
+    password = tmp_path / "password"
+    password.write_text("secret\n")
+    server = Server(tmp_path / "fsd")
+    server.settings |= {
+        "FSD_KAFKA_BROKERS": f"127.0.0.1:{secured.broker.secure_port}",
+        "FSD_KAFKA_SECURITY": "sasl_ssl",
+        "FSD_KAFKA_MECHANISM": "SCRAM-SHA-512",
+        "FSD_KAFKA_USERNAME": "fsd",
+        "FSD_KAFKA_PASSWORD_FILE": str(password),
+        "FSD_KAFKA_CA": str(secured.ca),
+        "FSD_CLUSTER_SHARED": "true",
+        "FSD_CLUSTER_NAME": "one",
+        "FSD_CLUSTER_JOURNAL": "changes",
+    }
+    server.fsd("init")
+    secured.feed.create("changes", retention_ms="86400000")
+    admin = AdminClient({"bootstrap.servers": secured.broker.address})
+
+    def allow(
+        operation: AclOperation,
+        kind: ResourceType = ResourceType.TOPIC,
+        name: str = "changes",
+        who: str = "User:fsd",
+    ) -> None:
+        acl = AclBinding(
+            kind, name, ResourcePatternType.LITERAL, who, "*", operation, AclPermissionType.ALLOW
+        )
+        for done in admin.create_acls([acl]).values():
+            done.result(30)
+
+    def doctor() -> str:
+        found = json.loads(server.run("doctor", "--json").stdout)
+        return " | ".join(
+            f"{each['level']}: {each['found']} {each['todo']}" for each in found if each["probe"] == "journal"
+        )
+
+    def says(*parts: str) -> Callable[[], bool]:
+        # A broker takes a right up some time after it was given.
+        def asked() -> bool:
+            told = doctor()
+            assert all(part in told for part in parts), told
+            return True
+
+        return asked
+
+    wait_for(says("ok: a message was written to changes"), timeout=60, what="all may do all")
+    group = f"fsd-{server.state.joinpath('host.id').read_text().strip()}-journal"
+    allow(AclOperation.WRITE)
+    wait_for(says("may not be read", "--operation Read"), timeout=60, what="it may not read")
+    assert "warning: what changes keeps cannot be asked" in doctor()
+    allow(AclOperation.READ)
+    allow(AclOperation.DESCRIBE_CONFIGS)
+    wait_for(says("ok: a message was written", "for 24.0 h"), timeout=60, what="all rights are there")
+    allow(AclOperation.READ, ResourceType.GROUP, group, who="User:other")
+    wait_for(
+        says(f"problem: this user may not read as the group {group}"), timeout=60, what="the group is closed"
+    )

@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from watcher.streams.publisher import Publisher
 
 
-def broker(settings: Settings) -> Broker:
-    """How the brokers are reached. Of several hosts each is a group of its own: the ones that only follow a space need
-    to hear of it as well, and who takes it over has heard everything."""
+def broker(settings: Settings, kind: str = "") -> Broker:
+    """How the brokers are reached; by a source of a `kind`, under a name of its own.
+
+    Of several hosts each is a group of its own: the ones that only follow a space need to hear of it as well, and who
+    takes it over has heard everything.
+    """
     group = settings.kafka_group
     if settings.cluster_shared:
         group += f"-{lease.host_id(settings.state)}"
@@ -42,14 +45,15 @@ def broker(settings: Settings) -> Broker:
         settings.kafka_ca,
         settings.kafka_cert,
         settings.kafka_key,
-        member(settings),
+        member(settings, kind),
     )
 
 
-def member(settings: Settings) -> str:
-    """A name in the group for the watcher of this host and state directory."""
+def member(settings: Settings, kind: str) -> str:
+    """A name in the group for one source of this host and state directory. Members of one group under one name would
+    take each other's place."""
     mark = hashlib.blake2b(f"{socket.gethostname()} {settings.state}".encode(), digest_size=6)
-    return f"fsd-{socket.gethostname()}-{mark.hexdigest()}"
+    return "-".join(filter(None, ("fsd", socket.gethostname(), mark.hexdigest(), kind)))
 
 
 def mapping(key: str, words: Sequence[str]) -> list[Prefix]:
@@ -120,18 +124,21 @@ def _kafka(
     from watcher.streams.kafka import KafkaSource  # only who reads Kafka loads it
 
     return KafkaSource(
-        kind, decoder(), prefixes, letters(settings, kind), broker(settings), topics, bell=bell
+        kind, decoder(), prefixes, letters(settings, kind), broker(settings, kind), topics, bell=bell
     )
 
 
 def _journal(settings: Settings, bell: threading.Event) -> LogReader:
     from watcher.streams.peers import JournalSource
 
-    whose = broker(settings)
-    # Members of one group under one name would take each other's place.
-    apart = replace(whose, group=f"{whose.group}-journal")
-    host = lease.host_id(settings.state)
-    return JournalSource(host, letters(settings, "journal"), apart, settings.cluster_journal, bell=bell)
+    host, kept = lease.host_id(settings.state), letters(settings, "journal")
+    return JournalSource(host, kept, journal_broker(settings), settings.cluster_journal, bell=bell)
+
+
+def journal_broker(settings: Settings) -> Broker:
+    """How the journal topic is read: by a group of its own."""
+    whose = broker(settings, "journal")
+    return replace(whose, group=f"{whose.group}-journal")
 
 
 def publish(settings: Settings) -> Callable[[Callable[[], Mapping[str, Space]]], Publisher] | None:

@@ -41,6 +41,11 @@ def gap(host: str, space: str, number: int) -> bytes:
     return _message(host, space, number, gap=True)
 
 
+def nothing(host: str, space: str) -> bytes:
+    """What no host has to do anything about: to see whether messages get through."""
+    return _message(host, space, 0, paths=[])
+
+
 def _message(host: str, space: str, number: int, **more: object) -> bytes:
     return json.dumps({"fsd": FORMAT, "host": host, "space": space, "number": number, **more}).encode()
 

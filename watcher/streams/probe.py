@@ -7,31 +7,28 @@ compared with where it is.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka import TopicPartition
 
 from fsd.core import hosts
 from fsd.service.advice import Advice, ok, problem, warning
 from watcher.ears import Kind, log_kinds
 from watcher.sources import cephfs, gpfs_audit, gpfs_watch
 from watcher.streams.heard import Decoder, Malformed, Unfamiliar, parse, to_bytes
-from watcher.streams.make import broker, mapping
+from watcher.streams.make import mapping
 from watcher.streams.places import Foreign, Places
+from watcher.streams.probe_journal import journal
+from watcher.streams.probing import Unfit, connected, partitions, where
 
 if TYPE_CHECKING:
     from fsd.core.space import SpaceRecord
     from fsd.service.config import Settings
 
-logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 HEAR = 10.0
 """Seconds that a storage may take to report the probe."""
 
@@ -62,6 +59,8 @@ def probe(settings: Settings, records: Sequence[SpaceRecord], *, hear: float = H
             yield from asyncio.run(_topics(settings, kind, topics, key, places, decode, mine, hear))
     if settings.gpfs_audit_logs is not None:
         yield _directory(settings)
+    if settings.cluster_journal:
+        yield from asyncio.run(journal(settings, hear))
 
 
 def _directory(settings: Settings) -> Advice:
@@ -99,36 +98,17 @@ async def _topics(
     records: Iterable[SpaceRecord],
     hear: float,
 ) -> list[Advice]:
-    where = ",".join(settings.kafka_brokers)
     try:
-        arguments = replace(broker(settings), group="").arguments()
-        kafka = AIOKafkaConsumer(
-            group_id=None, auto_offset_reset="latest", request_timeout_ms=5000, **arguments
-        )
-    except (OSError, ValueError) as error:
-        return [problem(kind, f"the connection cannot be made: {error}", "see the settings under kafka.")]
-    try:
-        await asyncio.wait_for(kafka.start(), 10)
-    except (KafkaError, OSError, TimeoutError) as error:
-        with contextlib.suppress(KafkaError, OSError, TimeoutError):
-            await kafka.stop()
-        todo = "is it up, is kafka.brokers right, and do kafka.security, user and certificates fit?"
-        return [problem(kind, f"Kafka at {where} does not answer: {error or type(error).__name__}", todo)]
-    try:
-        cluster = await kafka._client.fetch_all_metadata()
-        missing = [topic for topic in topics if topic not in cluster.topics()]
-        if missing:
-            todo = "make it, give this user the right to read it, or correct the name of the topic"
-            return [problem(kind, f"Kafka at {where} shows no topic {', '.join(missing)}", todo)]
-        numbers = {topic: cluster.partitions_for_topic(topic) or set() for topic in topics}
-        text = ", ".join(f"{topic} (partitions: {len(parts)})" for topic, parts in numbers.items())
-        advice = [ok(kind, f"Kafka at {where} has {text}")]
-        kafka.assign([TopicPartition(topic, number) for topic in topics for number in numbers[topic]])
-        for record in records:
-            advice.append(await _file(kafka, kind, key, places, decode, record, hear))
-        return advice
-    finally:
-        await kafka.stop()
+        async with connected(settings, kind) as kafka:
+            numbers = await partitions(settings, kind, kafka, topics)
+            text = ", ".join(f"{topic} (partitions: {len(parts)})" for topic, parts in numbers.items())
+            advice = [ok(kind, f"Kafka at {where(settings)} has {text}")]
+            kafka.assign([TopicPartition(topic, number) for topic in topics for number in numbers[topic]])
+            for record in records:
+                advice.append(await _file(kafka, kind, key, places, decode, record, hear))
+            return advice
+    except Unfit as unfit:
+        return [unfit.advice]
 
 
 async def _file(
