@@ -209,8 +209,33 @@ def progress(items: Iterable[T], total: int | None, what: str, unit: str) -> Ite
     yield from tqdm(items, total=total, desc=what, unit=unit, leave=False)
 
 
+def positive(text: str) -> float:
+    """argparse type: a number above 0 that a clock can go by (no `inf`, no `nan`)."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 1e6:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return found
+
+
+def days(text: str) -> float:
+    """argparse type: a number of days, 0 included."""
+    return 0.0 if text.strip() == "0" else positive(text)
+
+
+def owner_id(text: str) -> int:
+    """argparse type: a user's or group's number; the last one of 32 bits means "leave it" in chown(2)."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < (1 << 32) - 1):
+        raise argparse.ArgumentTypeError(f"'{text}' is not the number of a user or group")
+    return int(text)
+
+
 def directory(text: str) -> Path:
-    """argparse type: a path made absolute."""
+    """argparse type: a path made absolute. Nothing is no path: a script's empty variable must not mean "here"."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
     return Path(os.path.abspath(os.path.expanduser(text)))
 
 

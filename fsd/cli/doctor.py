@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fsd.cli.common import add_json, note, print_json, printable, say, settings_of
+from fsd.cli.common import add_json, note, positive, print_json, printable, say, settings_of
 from fsd.core.errors import FINDINGS, UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=positive,
         default=ANSWER_S,
         metavar="SECONDS",
         help="how long a storage may take to answer",

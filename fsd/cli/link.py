@@ -9,6 +9,7 @@ import time
 from fsd.cli.common import (
     add_json,
     audit,
+    positive,
     print_json,
     print_table,
     read_password,
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--password", action="store_true", help="protect it by a password, which is asked for"
     )
     asking.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
-    create.add_argument("--expires", type=float, metavar="DAYS", help="it ends after so many days")
+    create.add_argument("--expires", type=positive, metavar="DAYS", help="it ends after so many days")
     create.add_argument("--name", default="", metavar="TEXT", help="what it is for")
     create.add_argument(
         "--as", dest="creator", metavar="USER",

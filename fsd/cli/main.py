@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 from fsd import __version__
-from fsd.cli.common import add_globals
+from fsd.cli.common import add_globals, printable
 from fsd.core.errors import INTERRUPTED, USAGE, UserError
 
 
@@ -150,7 +150,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"fsd: {message}", file=sys.stderr)
+    print(f"fsd: {printable(message)}", file=sys.stderr)
     return code
 
 

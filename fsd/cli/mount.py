@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     if args.all == (args.space is not None) or args.mountpoint is None:
         raise UserError("Give a mountpoint, and either a space or --all.", USAGE)
     _check_parts()
+    if not args.mountpoint:
+        raise UserError("The mountpoint is empty.", USAGE)
     args.mountpoint = os.path.abspath(args.mountpoint)
     if mount_remote.is_url(args.space):
         return _run_remote(args)

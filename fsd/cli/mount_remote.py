@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fsd.cli.common import human, note, print_json, say
+from fsd.cli.common import human, note, positive, print_json, say
 from fsd.core.errors import USAGE, UserError
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=float,
+        type=positive,
         default=30.0,
         help="after how long without an answer the server counts as away (30)",
     )

@@ -17,6 +17,7 @@ from fsd.cli.common import (
     directory,
     human,
     note,
+    owner_id,
     print_json,
     print_table,
     printable,
@@ -76,9 +77,9 @@ def _making(parser: argparse.ArgumentParser) -> None:
 
 def _owning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quota", metavar="SIZE", help="such as 10G; none for no limit")
-    parser.add_argument("--uid", type=int, help="owner of what the service creates in it")
+    parser.add_argument("--uid", type=owner_id, help="owner of what the service creates in it")
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--gid", type=int, help="group of what the service creates in it")
+    group.add_argument("--gid", type=owner_id, help="group of what the service creates in it")
     group.add_argument(
         "--group",
         metavar="GROUP",

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from fsd.cli.common import add_json, human, print_json, print_table, registry_of, say, settings_of
+from fsd.cli.common import add_json, human, positive, print_json, print_table, registry_of, say, settings_of
 from fsd.core import dirty
 from fsd.core.errors import FINDINGS
 from fsd.core.registry import Registry
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--watch", action="store_true", help="again every second, until ctrl-C")
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=positive,
         default=ANSWER_S,
         metavar="SECONDS",
         help="how long a storage may take to answer",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from fsd.cli.common import add_json, audit, print_json, print_table, registry_of, say
+from fsd.cli.common import add_json, audit, positive, print_json, print_table, registry_of, say
 from fsd.core.registry import Registry
 from fsd.core.tokens import Token, Tokens
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create = verbs.add_parser("create", help="make a token and show it, this once")
     create.add_argument("user")
     create.add_argument("--name", required=True, metavar="TEXT", help="what it is for, such as 'laptop'")
-    create.add_argument("--expires", type=float, metavar="DAYS", help="it ends after so many days")
+    create.add_argument("--expires", type=positive, metavar="DAYS", help="it ends after so many days")
     add_json(create)
     create.set_defaults(do=_create)
     listing = verbs.add_parser("list", help="the tokens of a user, or of all")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from fsd.cli.common import add_json, audit, confirm, human, print_json, print_table, registry_of, say
+from fsd.cli.common import add_json, audit, confirm, days, human, print_json, print_table, registry_of, say
 from fsd.core.names import to_text
 from fsd.core.space import Space
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     restore.set_defaults(do=_restore)
     empty = verbs.add_parser("empty", help="delete for good what is in a space's trash")
     empty.add_argument("space")
-    empty.add_argument("--older-than", type=float, metavar="DAYS", help="only what was deleted before")
+    empty.add_argument("--older-than", type=days, metavar="DAYS", help="only what was deleted before")
     empty.add_argument("--yes", action="store_true", help="don't ask")
     empty.set_defaults(do=_empty)
 

@@ -200,6 +200,8 @@ class Accounts:
         """
         name = check_account_name(name)
         check_role(role)
+        check_text(display_name, "A display name")
+        check_text(email, "An e-mail address")
         encoded = "" if password is None else passwords.encode(password)
         with self.installation.write() as db:
             if db.execute("SELECT 1 FROM users WHERE folded = ?", (fold(name),)).fetchone():
@@ -243,6 +245,8 @@ class Accounts:
         """Change what is given; returns the user as it is then."""
         if role is not None:
             check_role(role)
+        check_text(display_name or "", "A display name")
+        check_text(email or "", "An e-mail address")
         for column, value in (("display_name", display_name), ("email", email), ("role", role)):
             if value is not None:
                 self._update(name, f"{column} = ?", value, new_epoch=column == "role")
@@ -302,6 +306,13 @@ class Accounts:
         with self.installation.write() as db:
             parameters = (_group_id(db, group), ident)
             db.execute("DELETE FROM membership WHERE group_id = ? AND user_id = ?", parameters)
+
+
+def check_text(text: str, what: str) -> str:
+    """The text about a person as it is, or NameRefused: one line of at most 200 characters, without controls."""
+    if len(text) > 200 or not all(c.isprintable() or unicodedata.category(c) == "Zs" for c in text):
+        raise NameRefused(f"{what} is one line of at most 200 printable characters.")
+    return text
 
 
 def check_role(role: str) -> None:

@@ -431,7 +431,11 @@ def _config_path(
         places.insert(0, _absolute(given["state"][0]) / CONFIG_NAME)
     elif "data" in given:
         places.insert(0, default_state(_absolute(given["data"][0]), environ) / CONFIG_NAME)
-    return next((place for place in places if place.is_file()), None)
+    found = next((place for place in places if os.path.lexists(place)), None)
+    if found is not None and not found.is_file():
+        # Served with the defaults instead, it would be another server than the one that was set up.
+        raise UserError(f"{found} is not a file that can be read.", USAGE)
+    return found
 
 
 def _from_file(path: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[Any, str]]]:
@@ -439,6 +443,8 @@ def _from_file(path: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, tu
         tree = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: {error}.", USAGE) from None
+    except RecursionError:
+        raise UserError(f"{path}: it is nested too deeply.", USAGE) from None
     known = _by_key()
     for key, raw in _flatten(tree, known):
         value = _expand(raw, environ, path)

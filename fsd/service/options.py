@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 _SIZES = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+_LARGEST = 1 << 62
+"""Bytes: what databases and statfs(2) can still count with."""
+_LONGEST = 36_500 * 86_400
 _SPANS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -131,7 +134,10 @@ def _mounts(value: str | list[Any]) -> tuple[MountLine, ...]:
 
 
 def _mount(line: str) -> MountLine:
-    words = shlex.split(line)
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        raise ValueError("has a quotation mark without its other one") from None
     if not 2 <= len(words) <= 3 or not words[1].startswith("/"):
         raise ValueError("is a list of 'SPACE /MOUNTPOINT [OPTION,…]'")
     options = tuple(each for each in (words[2].split(",") if len(words) > 2 else ()) if each)
@@ -144,11 +150,15 @@ def _mount(line: str) -> MountLine:
 
 def parse_size(value: str | int) -> int:
     """Bytes from `4096`, `10M`, `1.5 GiB` (powers of 1024). ValueError otherwise."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([BKMGTP]?)(?:i?B)?\s*", str(value), re.IGNORECASE)
+    form = r"\s*([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([BKMGTP]?)(?:i?B)?\s*"
+    found = re.fullmatch(form, str(value), re.IGNORECASE)
     if found is None or isinstance(value, bool):
         raise ValueError("is a size such as 4096, 10M or 1.5G")
     unit = _SIZES[found[2].upper()]
-    return int(float(found[1]) * unit) if "." in found[1] else int(found[1]) * unit
+    size = int(float(found[1]) * unit) if "." in found[1] else int(found[1]) * unit
+    if size > _LARGEST:
+        raise ValueError("is a size of at most 4096P")
+    return size
 
 
 def show_size(value: int | None) -> str:
@@ -162,10 +172,13 @@ def show_size(value: int | None) -> str:
 
 
 def _span(value: str | int) -> int:
-    found = re.fullmatch(r"\s*(\d+)\s*([smhdw]?)\s*", str(value))
+    found = re.fullmatch(r"\s*([0-9]{1,12})\s*([smhdw]?)\s*", str(value))
     if found is None or isinstance(value, bool):
         raise ValueError("is a time such as 90, 15m, 12h or 30d")
-    return int(found[1]) * _SPANS[found[2]]
+    seconds = int(found[1]) * _SPANS[found[2]]
+    if seconds > _LONGEST:
+        raise ValueError("is a time of at most 36500d")
+    return seconds
 
 
 def _show_span(value: int) -> str:

@@ -74,6 +74,11 @@ def test_precedence(tmp_path: Path) -> None:
         "data = ''",
         "[data]\nx = 1",
         "admin = 'x'",
+        "x = " + "[" * 5000,
+        "[disk]\nreserve = '" + "9" * 5000 + "'",
+        "[disk]\nreserve = '" + "9" * 19 + "P'",
+        "[http]\ntimeout = '" + "9" * 12 + "w'",
+        "mounts = ['ann \"/m']",
         '[http]\npublic_url = "a\\nb"',
     ],
 )
@@ -136,6 +141,21 @@ def test_paths_are_relative_to_where_they_are_written(
 def test_the_file_in_the_state_directory_is_found(tmp_path: Path) -> None:
     (tmp_path / "fsd.toml").write_text("workers = 7\n")
     assert config.load({"data": "/d", "state": str(tmp_path)}, {}).workers == 7
+
+
+@pytest.mark.parametrize("what", ["directory", "dangling", "fifo"])
+def test_a_file_that_is_none_is_not_passed_over(tmp_path: Path, what: str) -> None:
+    """Where somebody put settings, the defaults are not what is meant."""
+    file = tmp_path / "state" / "fsd.toml"
+    file.parent.mkdir()
+    if what == "directory":
+        file.mkdir()
+    elif what == "fifo":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/nowhere/at/all")
+    with pytest.raises(UserError, match="fsd.toml is not a file that can be read"):
+        config.load({"data": str(tmp_path), "state": str(tmp_path / "state")}, {})
 
 
 def test_no_data_root() -> None:
