@@ -167,6 +167,19 @@ static int register_handle(PyObject *node, PyObject *export, int fd, const struc
     return failed ? -1 : 0;
 }
 
+/* files.open_regular, with the attributes; -1: the handler has to do it. */
+static int open_regular(long where, const char *name, int flags, mode_t mode, struct stat *found)
+{
+    int fd = openat(where, name, flags | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC, mode);
+    if (fd >= 0 && (fstat(fd, found) < 0 || !S_ISREG(found->st_mode))) {
+        close(fd);
+        return -1;
+    }
+    if (fd >= 0)
+        fcntl(fd, F_SETFL, flags);
+    return fd;
+}
+
 /* Whether this file can do it: the disk's own rights, no quota. */
 static int may_open(PyObject *export, const struct view *view, int writes)
 {
@@ -192,10 +205,10 @@ static int answer_open(const struct request *request)
         return 0;
     long where = number(SLOT(SLOT(node, parent), fd));
     int passed = in->flags & PASSED & ~(shim_passthrough ? 0 : O_DIRECT);
-    int fd = where < 0 ? -1 : openat(where, PyBytes_AS_STRING(SLOT(node, name)), passed | O_NOFOLLOW | O_CLOEXEC);
+    int fd = where < 0 ? -1 : open_regular(where, PyBytes_AS_STRING(SLOT(node, name)), passed, 0, &found);
     if (fd < 0)
         return 0;
-    if (fstat(fd, &found) < 0 || found.st_ino != PyLong_AsUnsignedLongLong(SLOT(node, ino)) ||
+    if (found.st_ino != PyLong_AsUnsignedLongLong(SLOT(node, ino)) ||
         found.st_dev != PyLong_AsUnsignedLongLong(SLOT(node, dev)) ||
         register_handle(node, SLOT(node, export), fd, &found, writes, &out) < 0) {
         close(fd);
@@ -225,12 +238,12 @@ static int answer_create(const struct request *request)
     if (where < 0)
         return 0;
     umask(in->umask); /* the disk's kernel knows whether a default ACL stands for it */
-    int fd = openat(where, text, passed | O_CREAT | O_NOFOLLOW | O_CLOEXEC, in->mode & 07777);
+    int fd = open_regular(where, text, passed | O_CREAT, in->mode & 07777, &found);
     umask(0);
     if (fd < 0)
         return 0;
     PyObject *name = PyBytes_FromString(text), *node = NULL, *key = NULL;
-    if (name && fstat(fd, &found) == 0 && (key = key_of(&found))) {
+    if (name && (key = key_of(&found))) {
         PyObject *old = PyDict_GetItemWithError(by_key, key);
         if (old && PyList_GET_SIZE(SLOT(old, handles)) == 0 && found.st_nlink == 1 && found.st_size == 0)
             set(&SLOT(old, dead), Py_NewRef(Py_True));

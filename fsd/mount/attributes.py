@@ -112,10 +112,10 @@ class Attributes(Base):
             os.ftruncate(fh & FD, size)
             self.strip(fh & FD, found, ctx)
             return
-        if not stat.S_ISREG(found.st_mode):
-            raise FUSEError(errno.EINVAL)
         with self.nodes.reach(node) as here:
-            fd = os.open(_PROC % here, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            if not stat.S_ISREG(os.fstat(here).st_mode):
+                raise FUSEError(errno.EINVAL)
+            fd = os.open(_PROC % here, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.ftruncate(fd, size)
             self.strip(fd, found, ctx)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from pyfuse3 import FileInfo, FUSEError
 
+from fsd.core.hosts import NETWORK, mounts
 from fsd.mount.base import Base, guarded, guarded_wait
 from fsd.mount.exports import Export
 from fsd.mount.loop import in_thread
@@ -37,6 +39,35 @@ ACCOUNTED = 1 << 32
 """Set in the number of a handle whose writes are counted against a quota: nothing may go past us there."""
 
 
+def open_regular(name: bytes, flags: int, mode: int, where: int) -> int:
+    """open(2) of a regular file, or one that is to be made. ESTALE if something else stands there by now: opening a
+    pipe may wait for ever (fifo(7)), and opening a device may do something."""
+    try:
+        fd = os.open(name, flags | os.O_NONBLOCK, mode, dir_fd=where)
+    except BlockingIOError:
+        return _open_leased(name, flags, where)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise stale() from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise stale()
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+    return fd
+
+
+def _open_leased(name: bytes, flags: int, where: int) -> int:
+    """The same, where somebody has to give a lease back first (fcntl(2)); the kernel takes it after a time."""
+    found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=where)
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise stale()
+        return os.open(b"/proc/self/fd/%d" % found, flags & ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW))
+    finally:
+        os.close(found)
+
+
 class Handle:
     """An open file."""
 
@@ -54,6 +85,7 @@ class Files(Base):
 
     handles: dict[int, Handle]
     shim: Shim | None = None
+    _late: dict[int, bool]
 
     def _open(self, ident: int, flags: int, ctx: RequestContext) -> FileInfo:
         node, export = self.inside(ident)
@@ -71,7 +103,7 @@ class Files(Base):
         else:
             where = self.nodes.fd(node.parent)
             try:
-                fd = os.open(node.name, passed | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=where)
+                fd = open_regular(node.name, passed | os.O_NOFOLLOW | os.O_CLOEXEC, 0, where)
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ELOOP):
                     raise
@@ -102,7 +134,7 @@ class Files(Base):
         if name == UNNAMED:
             fd = os.open(".", passed | os.O_TMPFILE, mode, dir_fd=where)
         else:
-            fd = os.open(name, passed | os.O_CREAT, mode, dir_fd=where)
+            fd = open_regular(name, passed | os.O_CREAT, mode, where)
         try:
             self.dress(export, where, fd, ctx, directory=False)
             found = os.fstat(fd)
@@ -201,9 +233,25 @@ class Files(Base):
             done += os.pwrite(fd, data[done:], offset + done)
         return done
 
-    def _flush(self, fh: int) -> None:
-        # Nothing is kept back here; the kernel does not ask again, which saves a request at each close.
-        raise FUSEError(errno.ENOSYS)
+    async def _flush(self, fh: int) -> None:
+        """Each close(2): says what the file's own filesystem says there. Where none of the mount's says anything the
+        kernel does not ask again, which saves a request at each close."""
+        handle = self.handles[fh]
+        if self._speaks_late(handle.node.dev):
+            if handle.writes:
+                await in_thread(os.close, os.dup(fh & FD))
+        elif not any(map(self._speaks_late, self.nodes.devices)):
+            raise FUSEError(errno.ENOSYS)
+
+    def _speaks_late(self, device: int) -> bool:
+        """Whether writes to a filesystem may fail as late as at close(2): those of other machines, and other FUSE."""
+        known = self._late.get(device)
+        if known is None:
+            number = f"{os.major(device)}:{os.minor(device)}"
+            kinds = {mount.fstype for mount in mounts() if mount.dev == number}
+            known = any(kind in NETWORK or kind == "9p" or kind.startswith("fuse") for kind in kinds)
+            self._late[device] = known
+        return known
 
     async def _fsync(self, fh: int, datasync: bool) -> None:
         await in_thread(os.fdatasync if datasync else os.fsync, fh & FD)
@@ -242,7 +290,7 @@ class Files(Base):
     create = guarded(_create)
     read = guarded_wait(_read)
     write = guarded(_write)
-    flush = guarded(_flush)
+    flush = guarded_wait(_flush)
     fsync = guarded_wait(_fsync)
     fsyncdir = guarded_wait(_fsyncdir)
     release = guarded(_release)

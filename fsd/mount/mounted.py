@@ -61,8 +61,8 @@ class Plan:
     ready: Callable[[], object] = lambda: None
 
 
-class Operations(Names, Files, Attributes):
-    """All handlers, as pyfuse3 wants them."""
+class Operations(Names, Files, Attributes, pyfuse3.Operations):
+    """All handlers, as pyfuse3 wants them; its own class has the rest (poll), as one that is missing ends the mount."""
 
     supports_dot_lookup = False
     enable_writeback_cache = False
@@ -74,6 +74,7 @@ class Operations(Names, Files, Attributes):
         self.shim = shim
         self.handles = {}
         self._listings = {}
+        self._late = {}
 
     def init(self) -> None:
         """The kernel has asked for the first time; this call's end answers it."""

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyfuse3 import FUSEError, readdir_reply
@@ -402,7 +403,7 @@ class Names(Base):
         if back:
             announcer.moved(now + _ASIDE, was)
 
-    async def forget(self, inodes: list[tuple[int, int]]) -> None:
+    async def forget(self, inodes: Sequence[tuple[int, int]]) -> None:
         """The kernel gives lookups back. Nobody waits for an answer, so nothing may be raised at all."""
         for ident, count in inodes:
             try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,11 @@ class Nodes:
         self._devices: dict[int, int] = {}
         self._open: dict[int, Node] = {}
         self._max = max_descriptors
+
+    @property
+    def devices(self) -> Iterable[int]:
+        """The filesystems (st_dev) that the kernel was told of."""
+        return self._devices
 
     def root(self, export: Export | None, fd: int) -> Node:
         """The node of the mountpoint; `fd` (owned by it from now on) is -1 for one that is on no disk."""

@@ -62,9 +62,14 @@ PyObject *lookup(PyObject *dictionary, uint64_t key)
     return found;
 }
 
+/* What lies beyond 64 bits becomes the last or the first one (syscalls.clamp_ns); ctimes tell of changes then. */
 int64_t nanoseconds(struct timespec time)
 {
-    return time.tv_sec * 1000000000LL + time.tv_nsec;
+    int64_t result;
+    if (__builtin_mul_overflow(time.tv_sec, 1000000000LL, &result) ||
+        __builtin_add_overflow(result, time.tv_nsec, &result))
+        return time.tv_sec < 0 ? INT64_MIN : INT64_MAX;
+    return result;
 }
 
 /* ---- what a space shows, and what is told of a node ---- */

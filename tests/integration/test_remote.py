@@ -6,6 +6,7 @@ import contextlib
 import errno
 import mmap
 import os
+import select
 import shutil
 import sqlite3
 import subprocess
@@ -62,6 +63,13 @@ def test_spaces(mount: RemoteMount) -> None:
     with fails(errno.EPERM):
         (mount.path / "new").mkdir()
     assert os.statvfs(mount.path).f_bavail > 0
+
+
+def test_whoever_waits_for_a_file_is_told_at_once(here: Path) -> None:
+    (here / "f").write_bytes(b"abc")
+    with open(here / "f", "rb", buffering=0) as file:
+        assert select.select([file], [], [], 0)[0] == [file]
+        assert file.read() == b"abc"
 
 
 def test_written_renamed_deleted(mount: RemoteMount, here: Path, there: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fsd.mount import mountpoints
 from tests.support.davclient import Dav
 from tests.support.mounting import fails
 from tests.support.mounts import disk
@@ -47,6 +48,22 @@ def online(mount: RemoteMount) -> None:
 
 
 # -- the mount's process
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_while_it_begins(server: Server, team: Dav, tmp_path: Path, number: signal.Signals) -> None:
+    """No thread of it waits for its own mount, as not even SIGKILL ends that."""
+    mount = RemoteMount(server, tmp_path / "mnt")
+    for _ in range(5):
+        process = mount.begin()
+        point = os.fsencode(mount.path)
+        wait_for(
+            lambda: any(m.point == point for m in mountpoints.mounts()), every=0.0005, what="a mountpoint"
+        )
+        process.send_signal(number)
+        assert process.wait(30) in (0, -number)
+        mountpoints.clear_dead(str(mount.path))
+        assert mountpoints.at(str(mount.path)).state == "none"
 
 
 def test_killed_before_anything_was_uploaded(server: Server, team: Dav, tmp_path: Path) -> None:

@@ -38,14 +38,19 @@ class Mount:
         if mountpoints.at(str(place)).state != "dead":
             place.mkdir(parents=True, exist_ok=True)
 
-    def start(self) -> Mount:
-        """Mount, and wait until it serves."""
+    def begin(self) -> subprocess.Popen[bytes]:
+        """Start the daemon, and wait for nothing."""
         command = [self.python, "-m", "fsd.cli.main", "mount", *self.arguments, str(self.path)]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment, cwd="/",
                 **self.identity, **dying_with_us(),
             )  # fmt: skip
+        return self.process
+
+    def start(self) -> Mount:
+        """Mount, and wait until it serves."""
+        self.begin()
         wait_for(self._up, timeout=60, what=f"a mount at {self.path}")
         return self
 

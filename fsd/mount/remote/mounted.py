@@ -64,15 +64,17 @@ class Plan:
     ready: Callable[[], object] = lambda: None
 
 
-class Operations(Names, Files):
-    """All handlers, as pyfuse3 wants them."""
+class Operations(Names, Files, pyfuse3.Operations):
+    """All handlers, as pyfuse3 wants them; its own class has the rest (poll), as one that is missing ends the mount."""
 
     supports_dot_lookup = False
     enable_writeback_cache = False
     enable_acl = False
+    begun: trio.Event
 
     def init(self) -> None:
-        """The kernel has answered; nothing is left to do."""
+        """The kernel has asked for the first time; this call's end answers it."""
+        self.begun.set()
 
     def stacktrace(self) -> None:
         """Asked for by a magic attribute of pyfuse3, which nobody may set here."""
@@ -101,6 +103,7 @@ class Mounted:
             self._sync, dav, self._contents, self._fetcher, self._uploader, read_only=plan.read_only
         )
         self._operations.handles, self._operations._listings = {}, {}
+        self._operations.begun = trio.Event()
         self._status = Status(plan, self._client, self._sync, self._uploader, self._contents, self._progress)
         self._dav = dav
 
@@ -185,8 +188,9 @@ class Mounted:
         self._uploader.retry_all()
 
     async def _say_ready(self) -> None:
-        """Only now the kernel's first request is answered; before that the mountpoint hangs."""
-        await trio.to_thread.run_sync(os.statvfs, self._plan.mountpoint, abandon_on_cancel=True)
+        """Once the kernel's first request is answered; before that the mountpoint hangs. The mount itself is not
+        asked: who waits for a mount in its own daemon can't be killed, and keeps it alive if the daemon is."""
+        await self._operations.begun.wait()
         self._status.write()
         _log.info("%s is mounted at %s", self._plan.url, self._plan.mountpoint)
         self._plan.ready()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyfuse3 import FUSEError, readdir_reply
@@ -256,7 +257,7 @@ class Names(Base):
     def _symlink(self, parent_id: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
         raise FUSEError(errno.EPERM)
 
-    async def forget(self, inodes: list[tuple[int, int]]) -> None:
+    async def forget(self, inodes: Sequence[tuple[int, int]]) -> None:
         """The kernel gives lookups back. Nobody waits for an answer, so nothing is raised."""
         for ident, count in inodes:
             if ident != ROOT:
