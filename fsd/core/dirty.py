@@ -54,12 +54,15 @@ def mark_row(
 ) -> None:
     """Mark a directory's row within a transaction; merges with what is there.
 
-    Names that are hinted while only a sweep wants the directory don't have to wait for all of it: they come first, and
-    the epoch says that the rest is still owed (see `served`).
+    Names that are hinted, before or after a sweep wants the directory, don't have to wait for all of it: they come
+    first, and the epoch says that the rest is still owed (see `served`).
     """
     row = db.execute("SELECT names, stamp, sweep FROM dirty WHERE n=?", (n,)).fetchone()
     if row is None:
         db.execute("INSERT INTO dirty VALUES (?, ?, 1, ?, ?)", (n, _pack(names), now, int(sweep)))
+        return
+    if sweep and names is None and not row[2] and _only_names(row[0]) and _was_looked_at(db, n):
+        db.execute(_OWED, (n,))
         return
     if row[0] is None and row[2] and names is not None and not sweep:
         db.execute(_OWED, (n,))
@@ -328,6 +331,17 @@ def _pack(names: Collection[bytes] | None) -> bytes | None:
 def _names(packed: bytes | None) -> frozenset[bytes] | None:
     found = None if packed is None else frozenset(_unpack(packed))
     return None if found is None or _BEGUN in found else found
+
+
+def _only_names(packed: bytes | None) -> bool:
+    """Whether no look at the whole directory is hinted or under way."""
+    return packed is not None and packed[:1] not in (b"", b"/")
+
+
+def _was_looked_at(db: sqlite3.Connection, n: int) -> bool:
+    """Whether the directory was ever compared as a whole: only then can its epoch owe anything."""
+    row = db.execute("SELECT epoch FROM dir WHERE n=?", (n,)).fetchone()
+    return row is not None and row[0] != 0
 
 
 def _unpack(packed: bytes) -> set[bytes]:

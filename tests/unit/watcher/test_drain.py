@@ -323,6 +323,38 @@ def test_a_hinted_name_does_not_wait_for_the_sweep_of_its_directory(space: Space
     assert usage(space) == 6
 
 
+def test_a_sweep_that_wants_a_directory_does_not_delay_the_names_that_wait_in_it(space: Space):
+    (Path(space.root.decode()) / "d").mkdir()
+    verify(space)
+    write(space, b"d/f", b"12345")
+    (Path(space.root.decode()) / "d/unheard").write_bytes(b"1")
+    drain = Drain(space)
+    hear(drain, b"d", b"f")
+    dirty.mark(space, [(b"d", None)], sweep=True)
+    (item,) = dirty.pending(space, 10, sweep=False)
+    assert item.names == {b"f"}
+    drain.run(1.0)
+    assert usage(space) == 5
+    assert not dirty.pending(space, 10, sweep=False)
+    (item,) = dirty.pending(space, 10, sweep=True)
+    assert (item.path, item.names) == (b"d", None), "the sweep still owes it a whole look"
+    Sweep(space).step(5.0)
+    assert usage(space) == 6
+
+
+def test_what_a_sweep_finds_during_a_whole_pass_is_looked_at_again(space: Space):
+    root = Path(space.root.decode())
+    (root / "d").mkdir()
+    verify(space)
+    dirty.mark(space, [(b"d", None)])
+    (item,) = dirty.pending(space, 10, sweep=False)
+    dirty.begin(space, item)
+    dirty.mark(space, [(b"d", None)], sweep=True)
+    reconcile(space, b"d", None, item=item)
+    (left,) = dirty.pending(space, 10, sweep=False)
+    assert left.names is None
+
+
 def test_names_that_come_during_a_whole_pass_don_t_ask_for_another_one(space: Space):
     root = Path(space.root.decode())
     (root / "d").mkdir()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fsd.core import dirty, index, large
+from fsd.core import dirty, index, large, together
 from fsd.core.commit import Commit
 from fsd.core.observe import Seen
 from fsd.core.reconcile import reconcile
@@ -104,6 +104,8 @@ def test_many_hinted_directories_are_served_together(hinted: Space, monkeypatch:
     """In a fraction of the transactions, and each is counted."""
     drain = Drain(hinted)
     _hear_all(drain)
+    monkeypatch.setattr(passes, "HINTED_S", 60.0)  # on a busy machine few would fit
+    monkeypatch.setattr(together, "LOCKED_S", 60.0)
     made = []
     commit = hinted.index.commit
     monkeypatch.setattr(hinted.index, "commit", lambda db: (made.append(1), commit(db)))
