@@ -138,9 +138,10 @@ def _in_background(serve: Callable[[int], int]) -> int:
 
 
 def _serve(args: argparse.Namespace, registry: Registry, told: int) -> int:
-    from fsd.service import logs, notify
+    from fsd.service import logs, notify, pulse
 
     settings = settings_of(args)
+    beating = pulse.ours()
     logs.setup("mount", settings.log_format, args.log_level)
     # Until the mount takes signals itself: what was begun is ended, unmounted, and nothing of it left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -162,6 +163,7 @@ def _serve(args: argparse.Namespace, registry: Registry, told: int) -> int:
         allow_other=args.allow_other,
         shim=shim,
         ready=ready,
+        beat=beating.beat if beating is not None else None,
     )
     try:
         return Mounted(registry, plan).run()

@@ -198,6 +198,11 @@ def _plan(
     current = first
 
     previous = first
+    pulses = serve_mounts.Pulses()
+
+    def mains() -> Mapping[str, Callable[[], None]]:
+        pulses.follow(current)
+        return children(current, slots, pulses)
 
     def reload() -> None:
         nonlocal current, previous
@@ -225,17 +230,20 @@ def _plan(
 
     return supervisor.Plan(
         run_dir=first.state / "run",
-        children=lambda: children(current, slots),
+        children=mains,
         drain_seconds=_DRAIN,
         lasting=lambda name: serve_mounts.same(name, previous, current),
         reload=reload,
         ready=ready,
         notify=notify.notify,
+        listened=pulses,
         watchdog=notify.watchdog_interval(),
     )
 
 
-def children(settings: Settings, slots: Mapping[str, socket.socket]) -> Mapping[str, Callable[[], None]]:
+def children(
+    settings: Settings, slots: Mapping[str, socket.socket], pulses: serve_mounts.Pulses
+) -> Mapping[str, Callable[[], None]]:
     """What runs in each process. The modules are loaded here, before the fork, so that their memory is shared."""
     mains: dict[str, Callable[[], None]] = {}
     if "web" in settings.only:
@@ -253,7 +261,7 @@ def children(settings: Settings, slots: Mapping[str, socket.socket]) -> Mapping[
 
         mains["jobs"] = partial(_child, "jobs", work, settings)
     if "mounts" in settings.only:
-        mains |= serve_mounts.children(settings)
+        mains |= serve_mounts.children(settings, pulses)
     return mains
 
 

@@ -1,19 +1,21 @@
 """The mounts that `fsd serve` keeps up (setting `mounts`): each an `fsd mount` in a process of its own.
 
-A mount that dies is started again like any other process of the server; what its daemon left at the mountpoint is
-cleared away by the new one. What the server was told to end leaves nothing mounted.
+A mount that dies, or hangs (`pulse`), is started again like any other process of the server; what its daemon left at
+the mountpoint is cleared away by the new one. What the server was told to end leaves nothing mounted.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from fsd.cli.common import note
+from fsd.service.pulse import Listened
 from fsd.service.status import MOUNT
 
 if TYPE_CHECKING:
@@ -23,9 +25,27 @@ if TYPE_CHECKING:
 _OF_THE_MANAGER = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
-def children(settings: Settings) -> dict[str, Callable[[], None]]:
+class Pulses(dict[str, Listened]):
+    """What each mount that the settings name is listened to by; the same object for the same mount."""
+
+    def follow(self, settings: Settings) -> None:
+        """The settings are these now."""
+        wanted = {MOUNT + line.place: line.place for line in settings.mounts if "mounts" in settings.only}
+        for name in self.keys() - wanted.keys():
+            del self[name]
+        for name, place in wanted.items():
+            key = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
+            listened = self.setdefault(name, Listened(settings.state / "run" / f"pulse-{key}", 0))
+            listened.patience = settings.mount_patience
+
+
+def children(settings: Settings, pulses: Mapping[str, Listened]) -> dict[str, Callable[[], None]]:
     """What runs in the process of each mount, by its name."""
-    return {MOUNT + line.place: partial(_mount, settings, line) for line in settings.mounts}
+    return {
+        name: partial(_mount, settings, line, pulses[name])
+        for line in settings.mounts
+        for name in [MOUNT + line.place]
+    }
 
 
 def same(name: str, before: Settings, after: Settings) -> bool:
@@ -33,7 +53,7 @@ def same(name: str, before: Settings, after: Settings) -> bool:
     return any(MOUNT + line.place == name and line in before.mounts for line in after.mounts)
 
 
-def _mount(settings: Settings, line: MountLine) -> None:
+def _mount(settings: Settings, line: MountLine, pulse: Listened) -> None:
     """Become `fsd mount`: nothing of the server is in its memory, and `ps` shows what it is.
 
     In a process group of its own, as a terminal's ctrl-C is the server's to act on. The kernel still kills it when the
@@ -42,6 +62,7 @@ def _mount(settings: Settings, line: MountLine) -> None:
     os.setpgid(0, 0)
     for name in _OF_THE_MANAGER:  # the server is the one to tell
         os.environ.pop(name, None)
+    pulse.announce()
     os.environ["FSD_LOG_FORMAT"] = settings.log_format
     command = [sys.executable, "-m", "fsd.cli.main", "mount"]
     command += ["--data", str(settings.data), "--state", str(settings.state)]

@@ -1,7 +1,8 @@
 """A mount from its beginning to its end: the daemon's tasks in one trio loop.
 
 One serves requests (pyfuse3), one hears of changes made elsewhere, one settles what was announced when nothing else
-happens, one follows the registry (grants, quotas, spaces), one waits for signals. If one of them ends, all do.
+happens, one follows the registry (grants, quotas, spaces), one waits for signals, one gives signs of life to a server
+that keeps the mount up. If one of them ends, all do.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ SETTLE_EVERY = 0.25
 """Seconds. A watcher has usually been quicker, and then little is left to compare."""
 SETTLE_FULL = 0.5
 """How full an announcer's log gets before it is begun anew."""
+BEAT_EVERY = 1.0
 _OWN_DESCRIPTORS = 256
 _TURN = 0.0001
 """Seconds that a thread at work (settling) may hold up a request."""
@@ -59,6 +61,8 @@ class Plan:
     allow_other: bool = False
     shim: Shim | None = None
     ready: Callable[[], object] = lambda: None
+    beat: Callable[[], object] | None = None
+    """A sign of life, wanted each second."""
 
 
 class Operations(Names, Files, Attributes, pyfuse3.Operations):
@@ -158,6 +162,8 @@ class Mounted:
             for task in (self._coherence.run, self._settle, self._follow, self._signals):
                 nursery.start_soon(task)
             nursery.start_soon(self._say_ready)
+            if self._plan.beat is not None:
+                nursery.start_soon(self._live, self._plan.beat)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
 
@@ -172,6 +178,12 @@ class Mounted:
         how = "the kernel reads and writes files itself" if direct else "no kernel passthrough"
         _log.info("mounted at %s: %s", self._plan.mountpoint, how)
         self._plan.ready()
+
+    async def _live(self, beat: Callable[[], object]) -> None:
+        await self._operations.begun.wait()
+        while True:
+            beat()
+            await trio.sleep(BEAT_EVERY)
 
     async def _signals(self) -> None:
         with trio.open_signal_receiver(*_SIGNALS) as received:

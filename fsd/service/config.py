@@ -57,6 +57,12 @@ class Settings:
         (),
         "local mounts that the server keeps up: 'SPACE /MOUNTPOINT [OPTION,…]' each, as in /etc/fstab",
     )
+    mount_patience: int = _option(
+        "mount_patience",
+        options.SPAN,
+        60,
+        "a mount whose daemon gives no sign of life so long is replaced; 0: never",
+    )
     behind_proxy: bool = _option(
         "behind_proxy",
         options.BOOLEAN,

@@ -21,6 +21,7 @@ from typing import Any
 
 from fsd.core.errors import BUSY, UserError
 from fsd.service.process import MANAGED, Child, monotonic
+from fsd.service.pulse import Listened
 from fsd.service.signals import Awaited
 from fsd.service.status import replace_json
 
@@ -50,6 +51,8 @@ class Plan:
     """Called once, when requests are answered."""
     notify: Callable[[str], object] = field(default=lambda state: None)
     """sd_notify(3)."""
+    listened: Mapping[str, Listened] = field(default_factory=dict)
+    """Children that give signs of life, by name: one that stops doing so is killed, and started again."""
     watchdog: float | None = None
     """Seconds within which the service manager wants to hear from us."""
 
@@ -155,7 +158,7 @@ class Supervisor:
         self._stopping_since: float | None = None
         self._ready = False
         self._began = monotonic()
-        self._pulsed = 0.0
+        self._pulsed = self._listened = 0.0
 
     def run(self) -> int:
         """Start everything, keep it running, and return when all of it has ended."""
@@ -196,7 +199,10 @@ class Supervisor:
         if self._stopping_since is None:
             started = [child for child in self._children.values() if self._due(child, now)]
             for child in started:
+                if listened := self._plan.listened.get(child.name):
+                    listened.begin(now)
                 child.start(now)
+            self._listen(now)
             if started:
                 self._write(self._children)
             self._check_ready(now)
@@ -211,6 +217,18 @@ class Supervisor:
             self._signal(got)
         self._reap()
         return True
+
+    def _listen(self, now: float) -> None:
+        """End what does not die by itself and lives no more."""
+        if now - self._listened < PULSE:
+            return
+        self._listened = now
+        for name, listened in self._plan.listened.items():
+            child = self._children.get(name)
+            if child is not None and child.pid and listened.silent(now, child.pid):
+                log.error("%s has given no sign of life for %.0f s: killing it", name, listened.patience)
+                listened.begin(now)
+                os.kill(child.pid, signal.SIGKILL)
 
     @staticmethod
     def _due(child: Child, now: float) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -96,6 +98,26 @@ def test_one_crash_takes_nobody_along(server: Server, place: Path, moment: str) 
     os.kill(web, signal.SIGKILL)
     wait_for(lambda: web not in server.child("web") and len(server.child("web")) == 2, what="another worker")
     assert pid_of(server, place) == mount and (place / "after").read_bytes() == b"1"
+
+
+def test_a_daemon_that_hangs_is_replaced(server: Server, place: Path) -> None:
+    """Whoever waits for it gets an error; a quiet one is left alone."""
+    server.allow_log(rf"{CRASH}|no sign of life")
+    server.stop()
+    server.settings["FSD_MOUNT_PATIENCE"] = "3"
+    server.start()
+    wait_for(lambda: is_up(place), what="the mount")
+    hung, beats = pid_of(server, place), next((server.state / "run").glob("pulse-*"))
+    began = time.monotonic()
+    wait_for(lambda: time.monotonic() - began > 5, what="time without a request")
+    assert stat.S_ISFIFO(beats.stat().st_mode) and pid_of(server, place) == hung
+    os.kill(hung, signal.SIGSTOP)
+    caller = subprocess.Popen(["ls", place / "never-asked-for"], stderr=subprocess.DEVNULL)
+    wait_for(lambda: not os.path.exists(f"/proc/{hung}"), timeout=60, what="its end")
+    assert caller.wait(30) != 0
+    wait_for(lambda: is_up(place), timeout=60, what="another daemon")
+    wait_for(lambda: mounts(server)[str(place)]["restarts"] == 1, what="what the status says")
+    (place / "after").write_bytes(b"1")
 
 
 def test_a_server_that_is_killed_leaves_nothing_for_good(server: Server, place: Path) -> None:
