@@ -179,6 +179,8 @@ def _check_allowed(environ: dict[str, Any], link: Link, place: Place, depth: int
         if method == "PUT":
             environ["HTTP_IF_NONE_MATCH"] = "*"
             allowed = depth == 1
+        elif method == "OPTIONS":
+            allowed = depth == 0  # what can be done with a name tells whether it is there
         elif method == "PROPFIND":
             allowed = depth == 0
             environ["HTTP_DEPTH"] = "0"

@@ -137,6 +137,8 @@ def test_who_brings_files_sees_none(link, visit, owner):
         ("GET", b"mine", {}),
         ("GET", b"", {}),
         ("PROPFIND", b"mine", {}),
+        ("OPTIONS", b"mine", {}),
+        ("OPTIONS", b"sub/x", {}),
         ("DELETE", b"mine", {}),
         ("MKCOL", b"x", {}),
     )
