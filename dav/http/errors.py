@@ -99,10 +99,18 @@ _SENTENCES = {
 }
 
 
+_NOT_LET = "The server's own user may not do this on the disk; whoever runs the server can let it."
 _ERRNO_SENTENCES = {
-    errno.EDQUOT: "A quota of the storage is used up; delete something or ask for a larger one."
+    errno.EDQUOT: "A quota of the storage is used up; delete something or ask for a larger one.",
+    errno.EROFS: "The storage is read-only just now: what is there can be read, nothing can be changed.",
+    errno.EACCES: _NOT_LET,
+    errno.EPERM: _NOT_LET,
+    errno.EFBIG: "The file is larger than this storage can hold.",
+    errno.ENAMETOOLONG: "The name, or the whole path, is too long for this storage.",
+    errno.EINVAL: "The storage does not take such a name or value.",
 }
-"""Where the status alone would hide what to do: the storage's own quotas (CephFS, project quotas)."""
+"""Where the status alone would hide what to do: the storage's own quotas (CephFS, project quotas), its state, and the
+rights of the server."""
 
 
 def status_of(error: OSError) -> int:

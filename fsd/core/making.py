@@ -20,10 +20,10 @@ from typing import Any, Literal
 from fsd.core import posixacl, roots
 from fsd.core.accounts import NAME_BYTES, User, check_account_name, fold
 from fsd.core.catalogue import Catalogue
-from fsd.core.errors import FsdError, NameRefused, StorageUnavailable
+from fsd.core.errors import Forbidden, FsdError, NameRefused, StorageUnavailable
 from fsd.core.grants import Acl, Member, Role, encode
 from fsd.core.hosts import within
-from fsd.core.names import check_new_name
+from fsd.core.names import check_new_name, to_text
 from fsd.core.restoring import restore
 from fsd.core.returning import first_note
 from fsd.core.space import Space, SpaceRecord, initialise_root
@@ -90,8 +90,11 @@ class Maker(Catalogue):
             self._check_data_root()
             claim = self._new_claim(managers, quota)
             self._make_empty(path, owner.dir_mode, claim)
-            if shared:
-                _share(path, owner)
+            try:
+                if shared:
+                    _share(path, owner)
+            except PermissionError as error:
+                raise Forbidden(_not_allowed(path, None, owner.gid)) from error
             return self._register(
                 path, claim, name, alias, "project", label=label, owner=owner, own_root=True
             )
@@ -309,7 +312,10 @@ class Maker(Catalogue):
         ident = claim.space_id.partition("$")[2]
         internals = os.fsencode(self.state_dir / f"{ident}.fsd") if read_only else None
         uid, gid = (owner.uid, owner.gid) if own_root else (None, None)
-        binding = initialise_root(path, claim.space_id, claim.secret, uid, gid, internals=internals)
+        try:
+            binding = initialise_root(path, claim.space_id, claim.secret, uid, gid, internals=internals)
+        except PermissionError as error:
+            raise Forbidden(_not_allowed(path, uid, gid)) from error
         if claim.known is not None and (claim.known.path, claim.known.root_binding) != (path, binding):
             self._renew(replace(claim.known, path=path, root_binding=binding, read_only=read_only))
         if label != "none" and not roots.takes_xattrs(internals or path + b"/.fsd"):
@@ -375,6 +381,15 @@ class Maker(Catalogue):
         for record in self.spaces():
             if record.type == "project" and record.id != own and fold(record.name) == fold(name):
                 raise FileExistsError(errno.EEXIST, f"There is a space named '{record.name}' already.")
+
+
+def _not_allowed(path: bytes, uid: int | None, gid: int | None) -> str:
+    """What a service without capabilities could not do while it made a space."""
+    if uid is None and gid is None:
+        return f"The service may not write into {to_text(path)}: let it, or adopt it with --read-only."
+    return (
+        "The service may not give files to that user or group: it needs CAP_CHOWN, or has to be in the group."
+    )
 
 
 def _share(path: bytes, owner: Ownership) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fsd.core import relabel
-from fsd.core.errors import FsdError, NameRefused, SpaceDisabled, StorageUnavailable
+from fsd.core.errors import Forbidden, FsdError, NameRefused, SpaceDisabled, StorageUnavailable
 from fsd.core.grants import Role
 from fsd.core.installation import Installation
 from fsd.core.making import slug
@@ -86,6 +87,27 @@ def test_bad_names_change_nothing(registry: Registry, data: Path, name: str) -> 
 def test_slug(name: str, alias: str | None) -> None:
     made = slug(name)
     assert alias in (None, made) and 0 < len(made.encode()) <= 64
+
+
+def test_what_the_service_may_not_do_is_said(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service without capabilities, as the kernel answers it."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refused)
+    with pytest.raises(Forbidden, match="CAP_CHOWN"):
+        registry.create("x", owner=Ownership(uid=12345))
+    with pytest.raises(Forbidden, match="CAP_CHOWN"):
+        registry.create("x", owner=Ownership(gid=12345), shared=True)
+    monkeypatch.undo()
+    assert registry.create("x").name == "x", "what the failed tries left is no obstacle"
+    (tmp_path / "theirs").mkdir()
+    monkeypatch.setattr(os, "mkdir", refused)
+    with pytest.raises(Forbidden, match="may not write into .*theirs: .*--read-only"):
+        registry.adopt(os.fsencode(tmp_path / "theirs"), "theirs")
 
 
 def test_create_refuses_a_used_directory(registry: Registry, data: Path) -> None:

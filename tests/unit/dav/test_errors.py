@@ -56,6 +56,22 @@ def test_paths_on_disk_are_not_told():
     assert "secret" not in error.sentence
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        (errno.EROFS, 403, "read-only"),
+        (errno.EACCES, 403, "server's own user"),
+        (errno.EPERM, 403, "server's own user"),
+        (errno.EFBIG, 507, "larger"),
+        (errno.ENAMETOOLONG, 400, "too long"),
+        (errno.EDQUOT, 507, "quota"),
+    ],
+)
+def test_what_the_disk_refuses_is_said(code, status, said):
+    error = from_os_error(OSError(code, "strerror", "/secret/path"))
+    assert error.status == status and said in error.sentence and "secret" not in error.sentence
+
+
 def test_bodies_are_xml_with_the_message():
     root = etree.fromstring(error_body(HttpError(423, "a < b & c", "no-conflicting-lock")))
     assert root.find("{http://sabredav.org/ns}message").text == "a < b & c"
