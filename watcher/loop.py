@@ -44,6 +44,9 @@ T = TypeVar("T")
 COLLECT = 0.005
 COLLECT_SLOW = 0.05
 """Seconds for one call of a source that hears, and of one that asks."""
+COLLECT_SHARE, COLLECT_MOST = 0.3, 0.1
+"""Of the time since sources were heard last, and seconds: after a long pass more waits, and what comes faster
+than it is taken in keeps everything behind it waiting."""
 COLLECT_LOG = 0.05
 """Of a log, which is only so long if it is behind: a large batch writes each page of the dirty set once."""
 KEPT_EVERY, KEPT_EACH = 0.5, 0.01
@@ -103,7 +106,7 @@ class Watcher:
         self._verify_every = verify_every
         self._generation = -1
         self._next_generation = self._next_beat = self._next_tick = self._busy_until = 0.0
-        self._turned = time.monotonic()
+        self._turned = self._heard_at = time.monotonic()
         self._slices = 0
         self._started = time.time()
         self._mounts = Mounts()
@@ -253,11 +256,13 @@ class Watcher:
 
     def _hear(self) -> bool:
         more = False
+        since = time.monotonic() - self._heard_at
+        usual = min(COLLECT_MOST, max(COLLECT, COLLECT_SHARE * since))
         for held in self._ears.sources():
             if held.kind not in ASKING:
-                budget = COLLECT_LOG if held.kind in READING else COLLECT
+                budget = max(COLLECT_LOG, usual) if held.kind in READING else usual
                 more |= bool(self._front.do(held.subject, partial(self._collect, held, budget)))
-        now = time.monotonic()
+        self._heard_at = now = time.monotonic()
         for keeper in list(self.keepers.values()):
             if keeper.drain.heard() or (keeper.drain.owes() and now >= keeper.next_kept):
                 keeper.next_kept = now + max(KEPT_EVERY, KEPT_EACH * len(self.keepers))

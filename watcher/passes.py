@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fsd.core.space import Space
 
 Work = Callable[..., Outcome]
-STEP_S = 0.1
+STEP_S = 0.03
 """How long a part takes. Seconds."""
 MOST = 8
 """Comparisons in parts at the same time; further ones wait."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LARGE = 100_000
 """Entries, on disk or in the index."""
-_BATCH = 2_000
+_BATCH = 500
 _PAGE = "SELECT n, name FROM node WHERE parent=? AND name>? ORDER BY name LIMIT ?"
 
 
