@@ -33,8 +33,10 @@ def by_name(space: Space, pattern: str, below: bytes, limit: int) -> list[bytes]
 
 def matcher(pattern: str) -> Callable[[bytes], bool]:
     """Whether a name fits a pattern of `by_name`."""
-    text = re.escape(_whole(pattern).casefold()).replace(r"\*", ".*").replace(r"\?", ".")
-    wanted = re.compile(text, re.DOTALL)
+    first, *rest = (re.escape(part).replace(r"\?", ".") for part in _whole(pattern).casefold().split("*"))
+    # The leftmost place of a middle part serves as well as any other: atomic, or names could cost exponential time.
+    middle = "".join(f"(?>.*?{part})" for part in rest[:-1] if part)
+    wanted = re.compile(first + middle + (f".*{rest[-1]}" if rest else ""), re.DOTALL)
     return lambda name: wanted.fullmatch(name.decode("utf-8", "replace").casefold()) is not None
 
 
