@@ -19,6 +19,7 @@ from fsd.core import quota, replay, versions
 from fsd.core.registry import Registry
 from fsd.service import logs
 from fsd.service.config import Settings
+from fsd.service.pulse import EVERY
 from fsd.service.signals import Awaited
 
 log = logging.getLogger(__name__)
@@ -102,8 +103,12 @@ def _replay(registry: Registry) -> None:
             log.info("the changes under way in space %s wait: %s", record.id, error)
 
 
-def run_worker(settings: Settings, index: int, slot: socket.socket) -> None:
-    """Serve until SIGTERM; requests under way are finished first.  Call it in a process of its own."""
+def run_worker(settings: Settings, index: int, slot: socket.socket, beat: Callable[[], None]) -> None:
+    """Serve until SIGTERM; requests under way are finished first.  Call it in a process of its own.
+
+    ``beat`` is called each second by a thread that waits for nothing: silence means that the process is stopped, or
+    that one of its threads computes without ever letting another one on.
+    """
     logs.setup(f"web-{index}", settings.log_format, settings.log_level)
     ours = settings.http_loop != "stock"
     logs.audit_to_file(settings.state, buffered=ours, listings=True)
@@ -119,7 +124,7 @@ def run_worker(settings: Settings, index: int, slot: socket.socket) -> None:
     threading.Thread(target=_replay, args=(app.registry,), name="replay", daemon=True).start()
     thread = threading.Thread(target=server.serve, name="front", daemon=True)
     thread.start()
-    while told_to_end.wait(1.0) is None and thread.is_alive():
-        pass
+    while told_to_end.wait(EVERY) is None and thread.is_alive():
+        beat()
     server.stop()
     log.debug("stopped")

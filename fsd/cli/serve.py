@@ -22,6 +22,7 @@ from fsd.core.errors import USAGE, UserError
 from fsd.service import logs, metrics, notify, supervisor
 from fsd.service.config import Settings
 from fsd.service.options import Address
+from fsd.service.pulse import Listened
 
 _DRAIN = 30.0
 _CERTIFICATE_DAYS = 3650
@@ -251,7 +252,7 @@ def children(
 
         for index in range(settings.workers):
             name = f"web-{index}"
-            mains[name] = partial(_web, run_worker, settings, index, slots[name])
+            mains[name] = partial(_web, run_worker, settings, index, slots[name], pulses[name])
     if "watcher" in settings.only:
         from watcher.main import run as watch
 
@@ -266,13 +267,15 @@ def children(
 
 
 def _web(
-    run_worker: Callable[[Settings, int, socket.socket], None],
+    run_worker: Callable[[Settings, int, socket.socket, Callable[[], None]], None],
     settings: Settings,
     index: int,
     slot: socket.socket,
+    pulse: Listened,
 ) -> None:
     metrics.use(index)
-    _child(f"web-{index}", lambda settings: run_worker(settings, index, slot), settings)
+    beat = pulse.beating()
+    _child(f"web-{index}", lambda settings: run_worker(settings, index, slot, beat), settings)
 
 
 def _child(name: str, main: Callable[[Settings], None], settings: Settings) -> None:

@@ -110,6 +110,12 @@ class Settings:
     http_timeout: int = _option(
         "http.timeout", options.SPAN, 60, "a connection that sends nothing is closed after it"
     )
+    http_patience: int = _option(
+        "http.patience",
+        options.SPAN,
+        60,
+        "a web worker that gives no sign of life so long is replaced; 0: never",
+    )
     http_per_address: int = _option(
         "http.per_address",
         options.integer(0, 1_000_000),

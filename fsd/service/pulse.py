@@ -9,6 +9,7 @@ nobody.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,6 +61,13 @@ class Listened:
     def announce(self) -> None:
         """In the child, before it becomes another program: where it is listened to."""
         os.environ[_PATH] = str(self.path)
+
+    def beating(self) -> Callable[[], None]:
+        """In the child, if it stays the same program: what it has to call each second."""
+        try:
+            return Beating(str(self.path)).beat
+        except OSError:
+            return lambda: None
 
     def silent(self, now: float, pid: int) -> bool:
         """Whether a child that has given signs has given none for too long."""

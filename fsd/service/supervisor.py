@@ -325,6 +325,8 @@ class Supervisor:
             elif child.wanted and child.pid:
                 old, child.failures = child.pid, 0
                 if child.name.startswith("web"):
+                    if listened := self._plan.listened.get(child.name):
+                        listened.begin(now)
                     child.start(now)
                 else:
                     child.pid, child.start_at = 0, now

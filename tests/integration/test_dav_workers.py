@@ -8,8 +8,10 @@ import random
 import signal
 import socket
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -138,6 +140,30 @@ def test_a_killed_worker_leaves_the_old_content(server: Server, pair: list[Dav])
     root = server.data / "users" / ADMIN
     assert sorted(os.listdir(root)) == [".fsd", "f"]
     wait_for(lambda: os.listdir(root / ".fsd" / "staging") == [], what="an empty staging directory")
+
+
+def test_a_worker_that_hangs_is_replaced(make_server):
+    """It is stopped, or computes for ever: it still gets connections, and nobody answers them."""
+    server = make_server(started=False)
+    server.settings["FSD_HTTP_PATIENCE"] = "4"
+    server.allow_log("web-1 has given no sign of life|web-1 ended unexpectedly with signal SIGKILL")
+    server.start()
+    hung, other = server.child("web-1"), server.child("web-0")
+    beats = server.state / "run" / "pulse-web-1"
+    wait_for(beats.is_fifo, what="its signs of life")
+    began = time.monotonic()
+    wait_for(lambda: time.monotonic() - began > 2.5, what="its first sign")
+    os.kill(hung[0], signal.SIGSTOP)
+    tasks = Path(f"/proc/{hung[0]}/task")
+    # One thread takes the signal, and stops the others: until it has been on a processor these go on.
+    wait_for(
+        lambda: all(" T " in (t / "stat").read_text() for t in tasks.iterdir()), what="it to stand still"
+    )
+    waiting = [server.dav(FILES) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda client: client.request("OPTIONS", b"").status, waiting))
+    assert answers == [200] * 8, "what waited for it is answered by its successor"
+    assert hung != server.child("web-1") and other == server.child("web-0")
 
 
 def test_a_stop_lets_an_upload_finish(server: Server, pair: list[Dav]):

@@ -438,7 +438,7 @@ def pair(tmp_path_factory):
 
 def test_locks_and_if_headers(pair, request):
     seed = request.config.getoption("--seed") or random.SystemRandom().randrange(1 << 32)
-    rounds, steps = (400, 60) if request.config.getoption("--big") else (16, 40)
+    rounds, steps = (400, 60) if request.config.getoption("--big") else (10, 40)
     print(f"seed {seed}, {rounds} rounds of {steps} requests")
     rng = random.Random(seed)
     refused = done = 0

@@ -294,7 +294,7 @@ def mutated() -> st.SearchStrategy[Callable[[bytes], bytes]]:
     return st.tuples(kinds, st.floats(0, 1), text).map(mutate)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(change=mutated())
 def test_bytes_that_turned(registry, record, space, change):
     ann = registry.accounts.get("ann")
