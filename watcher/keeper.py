@@ -253,7 +253,8 @@ class Keeper:
         self.usage = tree.usage(self.space)
         if self._labels_left or self.drain.waiting():
             self._active_until = now + ACTIVE
-        if not self.sweeping and self.verified_at and time.time() - self.verified_at > self._verify_every:
+        age = time.time() - self.verified_at  # negative: the clock was set back, nobody knows how far
+        if not self.sweeping and self.verified_at and not -TICK < age <= self._verify_every:
             self.gap = True
 
     def _follow_index(self, now: float) -> None:

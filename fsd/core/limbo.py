@@ -27,9 +27,10 @@ TOMBSTONE_S = 180 * 86400.0
 
 def settle(space: Space, now: float | None = None, limit: int = 5000) -> int:
     """Turn vanished entries that are older than the memory into deletions; the number of rows, at most about
-    `limit`."""
+    `limit`. What vanished later than now, as the clock was set back since, vanished now."""
     moment = time.time() if now is None else now
     gone = 0
+    _set_back(space, moment)
     with space.index.read() as db:
         query = "SELECT n, parent, name FROM limbo WHERE since<=? ORDER BY since"
         waiting = db.execute(query, (moment - MEMORY_S,)).fetchall()
@@ -53,6 +54,18 @@ def settle(space: Space, now: float | None = None, limit: int = 5000) -> int:
             gone += _empty(space, n, moment, limit - gone)
     _delete_roots(space, batch, moment)
     return gone
+
+
+def _set_back(space: Space, moment: float) -> None:
+    with space.index.read() as db:
+        (later,) = db.execute(
+            "SELECT EXISTS (SELECT 1 FROM limbo WHERE since>?) OR EXISTS (SELECT 1 FROM recent WHERE since>?)",
+            (moment, moment),
+        ).fetchone()
+    if later:
+        with space.index.write() as db:
+            for table in ("limbo", "recent"):
+                db.execute(f"UPDATE {table} SET since=? WHERE since>?", (moment, moment))
 
 
 def _is_leaf(db: sqlite3.Connection, n: int) -> bool:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from fsd.core.space import Space
 
 _QUIET_WITHOUT_LEASE_S = 35.0
+_AHEAD_S = 60.0
+"""A ctime so far ahead is of before the clock was set back: it says nothing about when. Nothing is due later than that,
+either. Seconds."""
 _BATCH = 500
 _Update = tuple[int, int, int, int]
 """(ctime_ns, flags to set, n, ctime_ns the row had)"""
@@ -174,6 +177,7 @@ def label_due(space: Space, limit: int = 500) -> int:
     if not lease.may_write(space):
         return 0
     now = time.time()
+    _set_back(space, now)
     with space.index.read() as db:
         query = (
             "SELECT node.*, pending.force FROM pending JOIN node ON node.n=pending.n"
@@ -201,6 +205,16 @@ def label_due(space: Space, limit: int = 500) -> int:
             # In limbo: gone, or labelled when it reappears.
             db.executemany("DELETE FROM pending WHERE n=?", ((row.n,) for row, _ in lost))
     return len(due)
+
+
+def _set_back(space: Space, now: float) -> None:
+    """What is due in a time that no wait is as long as became so when the clock was set back: it waits from now on."""
+    last = now + _AHEAD_S
+    with space.index.read() as db:
+        later = db.execute("SELECT 1 FROM pending WHERE due>? LIMIT 1", (last,)).fetchone()
+    if later is not None:
+        with space.index.write() as db:
+            db.execute("UPDATE pending SET due=? WHERE due>?", (now + SETTLE_S, last))
 
 
 def _label_in(space: Space, placed: Mapping[bytes, list[tuple[NodeRow, bool]]], now: float) -> None:
@@ -247,7 +261,7 @@ def _is_ready(fd: int, row: NodeRow, now: float) -> bool:
     if row.kind != FILE:
         return True
     quiet = now - row.ctime_ns / 1e9
-    if quiet < SETTLE_S:
+    if -_AHEAD_S < quiet < SETTLE_S:
         return False
     if quiet >= _QUIET_WITHOUT_LEASE_S:
         return True

@@ -8,12 +8,14 @@ import signal
 import stat
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fsd.core.commit import MEMORY_S
 from fsd.core.installation import Installation
 from fsd.core.registry import Registry
 from fsd.service import status
@@ -427,3 +429,33 @@ def test_a_sweep_that_never_ended_is_finished_first(rig: Rig, monkeypatch: pytes
     rig.right()
     assert begun, "a new epoch follows, as anything may have changed"
     assert begun[0] >= 300, "but only after the interrupted one was finished"
+
+
+@pytest.mark.parametrize("step", [-86400.0, 86400.0])
+def test_the_clock_is_set_under_the_running_watcher(rig: Rig, monkeypatch: pytest.MonkeyPatch, step: float):
+    """Sizes are right at once as ever; what is labelled, and what counts as deleted, is so in its time."""
+    for name in ("kept", "moved", "gone", "late"):
+        write(rig.root / name, 10)
+    rig.start()
+    (rig.root / "gone").unlink()
+    (rig.root / "new").write_bytes(b"x" * 100)
+    rig.right()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + step)
+    (rig.root / "late").unlink()
+    (rig.root / "moved").rename(rig.root / "there")
+    (rig.root / "kept").write_bytes(b"y" * 1000)
+    (rig.root / "after").write_bytes(b"z" * 10000)
+    rig.right()
+
+    def settled() -> bool:
+        with rig.space.index.read() as db:
+            (limbos,) = db.execute("SELECT count(*) FROM limbo").fetchone()
+        labelled = all(
+            "user.fsd.id" in os.listxattr(rig.root / name) for name in ("new", "after", "kept", "there")
+        )
+        return bool(limbos == 0 and labelled)
+
+    wait_for(settled, timeout=MEMORY_S + 60, what="labels, and deletions that are settled")
+    assert not rig.told()["errors"]
+    rig.right()

@@ -114,3 +114,21 @@ def test_what_fails_rests_and_is_said_once(keeper: Keeper, allow_log, caplog: py
 def test_latency_of_nothing_and_of_something():
     assert latency([]) == {}
     assert latency([0.3, 0.1, 0.2]) == {"p50": 0.2, "p95": 0.3, "max": 0.3}
+
+
+@pytest.mark.parametrize("step", [-86400.0, 86400.0])
+def test_the_next_verification_does_not_wait_for_a_clock_that_was_set(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch, step: float
+):
+    gap(keeper)
+    keeper.sweep(5.0)
+    keeper.tick(time.monotonic())
+    assert not keeper.gap
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + step)
+    keeper.tick(time.monotonic() + 100.0)
+    assert keeper.gap
+    keeper.sweep(5.0)
+    keeper.tick(time.monotonic() + 200.0)
+    assert not keeper.gap
+    assert abs(keeper.verified_at - time.time()) < 60
