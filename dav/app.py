@@ -28,7 +28,10 @@ from dav.view import View, Views
 from dav.webdav import archive, meta, trashbin
 from dav.webdav.call import Body, Call, Reply, error_reply
 from dav.webdav.provider import Provider, Requests, refused
+from fsd.core import arrivals
 from fsd.core.accounts import User
+from fsd.core.arrivals import Arrival
+from fsd.core.index import NodeRow
 from fsd.core.names import to_text
 from fsd.core.registry import Registry
 from fsd.service import logs, metrics
@@ -177,9 +180,10 @@ class App:
             return self.events.reply
         return endpoints.private(environ)
 
-    def finish(self, call: Call, incoming: Body) -> Reply:
+    def steps(self, call: Call, incoming: Body) -> arrivals.Steps[Reply]:
         """All bytes of an upload are here."""
-        return self.settled(call, self._requests.finish(call, incoming))
+        reply = yield from self._requests.steps(call, incoming)
+        return self.settled(call, reply)
 
     def settled(self, call: Call, reply: Reply) -> Reply:
         """A page for browsers, a line for the audit."""
@@ -217,12 +221,33 @@ class Receiving:
         self._incoming = incoming
         self._ident = ident
         self._began = began
+        self._steps: arrivals.Steps[Reply] | None = None
         self.feed = incoming.feed
 
     def finish(self) -> Reply:
         """All bytes were fed."""
+        found = self.begin_finish()
+        while isinstance(found, Arrival):
+            found = self.go_on(arrivals.settle_or_error(found))
+        return found
+
+    def begin_finish(self) -> Reply | Arrival:
+        """`finish`, or up to where a file is to be settled: `go_on` then."""
         with logs.request(self._ident):
-            return self._done(self._app.finish(self._call, self._incoming))
+            self._steps = self._app.steps(self._call, self._incoming)
+            try:
+                return next(self._steps)
+            except StopIteration as end:
+                return self._done(end.value)
+
+    def go_on(self, outcome: NodeRow | Exception | None) -> Reply | Arrival:
+        """Go on with what settling the file gave."""
+        assert self._steps is not None
+        with logs.request(self._ident):
+            try:
+                return arrivals.resume(self._steps, outcome)
+            except StopIteration as end:
+                return self._done(end.value)
 
     def fail(self, error: Exception) -> Reply:
         """It ends here: the answer for an error of the protocol or the core; raises what is none."""

@@ -291,12 +291,16 @@ class Watcher:
                 keeper = self.keepers.get(hint.space)
                 if keeper is not None:
                     keeper.hear(hint)
-            if isinstance(held.source, LogReader):
-                for key in held.source.spaces() & self.keepers.keys():
-                    self.keepers[key].drain.reach(held.source.positions(key))
+            if held.kind in READING:
+                self._reach(held)
         except StorageUnavailable:
             return False  # the space's own thread notices, and says so
         return held.source.busy()
+
+    def _reach(self, held: Held) -> None:
+        assert isinstance(held.source, LogReader)
+        for key in held.source.spaces() & self.keepers.keys():
+            self.keepers[key].drain.reach(held.source.positions(key))
 
     def _drain(self) -> bool:
         now = time.monotonic()

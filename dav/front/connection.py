@@ -26,6 +26,7 @@ from dav.http.parser import BadRequest, Head, head_end, parse_head
 
 if TYPE_CHECKING:
     from dav.server import Server
+    from fsd.core.index import NodeRow
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class State(enum.Enum):
     """A head, and a small body that is no upload: the application is asked when both are whole."""
     RECEIVE = enum.auto()
     """More of an upload."""
+    SETTLE = enum.auto()
+    """The file of an upload waits to be settled with others'; the loop has the connection."""
     SEND = enum.auto()
     """Room for more of a reply."""
     DISCARD = enum.auto()
@@ -223,10 +226,19 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
                     self._crawls = self._moved < _LITTLE
                     self.deadline = self.pace.deadline()
                     return True
+                if request.arrival is not None:
+                    self.state = State.SETTLE
+                    return True
                 self.state = State.SEND
                 return None
         finally:
             self._patient = True
+
+    def settled(self, outcome: "NodeRow | Exception | None") -> None:
+        """The file was settled: ``advance`` goes on."""
+        assert self.request is not None
+        self.request.settled(outcome)
+        self.state = State.SEND
 
     def _send(self) -> bool | None:
         request = self.request

@@ -25,7 +25,8 @@ from cheroot.connections import ConnectionManager
 from dav.front.connection import Connection, State
 from dav.front.turns import WATCH, Turns
 from dav.front.wire import READ
-from fsd.core import waits
+from fsd.core import arrivals, waits
+from fsd.core.arrivals import Arrival
 
 if TYPE_CHECKING:
     from dav.server import Server
@@ -39,6 +40,8 @@ _BUSY = (
 )
 _EVENTS = 64
 _ACCEPTS = 64
+_TOGETHER = 32
+"""Uploads that wait for each other at most."""
 _TICK = 0.5
 _OVERLOADED = 3.0
 """Seconds without a leader, because every thread is busy, after which clients are told so."""
@@ -66,6 +69,9 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
         self._connections: dict[int, Connection] = {}
         self._addresses: Counter[str] = Counter()
         self._ready: deque[int] = deque()
+        self._unsettled: deque[tuple[Connection, Arrival]] = deque()
+        """Uploads whose files wait to be settled together, by whoever leads."""
+        self._gathered = False
         self._baton = threading.Lock()
         self._guard = threading.Lock()
         self._own = _Term()
@@ -103,13 +109,18 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
 
     def _lead(self, term: int) -> None:
         ready, poll, turns = self._ready, self._epoll.poll, self._turns
+        self._settle()  # who led before may wait for what they hold
         while self._term == term:
             if self._over:
+                self._settle()
                 self.step_down()
                 return
             try:
                 fd = ready.popleft()
             except IndexError:
+                if self._unsettled:
+                    self._gather()
+                    continue
                 self._resting = True
                 ready.extend([fd for fd, _ in poll(-1, _EVENTS)])
                 self._resting = False
@@ -121,6 +132,41 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
                 log.exception("a connection failed")
             finally:
                 turns.give()
+
+    def settles(self, new: Arrival) -> bool:
+        """Whether a file can wait for others, until the events that are here already were served."""
+        term = self._own.number
+        return not new.durable and term != 0 and term == self._term
+
+    def _gather(self) -> None:
+        """Nothing more is ready: look once what has come meanwhile, then settle the files that wait."""
+        if not self._gathered and len(self._unsettled) < _TOGETHER:
+            self._gathered = True
+            self._ready.extend([fd for fd, _ in self._epoll.poll(0, _EVENTS)])
+        else:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Settle the files that wait, in one transaction, and answer their uploads."""
+        if not self._unsettled:
+            return
+        self._turns.take()
+        try:
+            self._gathered = False
+            waiting = []
+            with suppress(IndexError):
+                while True:  # one by one: who lost its turn may be adding to them
+                    waiting.append(self._unsettled.popleft())
+            outcomes = arrivals.settle_all([new for _, new in waiting])
+            for (conn, _), outcome in zip(waiting, outcomes, strict=True):
+                try:
+                    conn.settled(outcome)
+                    self._serve(conn)
+                except Exception:
+                    log.exception("a connection failed")
+                    conn.close()
+        finally:
+            self._turns.give()
 
     def step_down(self) -> None:
         """The calling thread may be busy for a while: if it leads, another one does from now on.  It does not wait for
@@ -183,10 +229,15 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
         try:
             alive = conn.advance()
         finally:
-            if alive:
-                self.release(conn)
-            else:
+            if not alive:
                 conn.close()
+            elif conn.state is State.SETTLE:
+                assert conn.request is not None and conn.request.arrival is not None
+                self._unsettled.append((conn, conn.request.arrival))
+                if self._own.number != self._term:
+                    self._wake()  # the lead was taken away just now
+            else:
+                self.release(conn)
 
     def release(self, conn: Connection) -> None:
         """The caller does not own the connection any more; it waits for what its wire wants."""
@@ -347,9 +398,13 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
             self._front.wait(0.02)
         self._over = True
         self._front.set()
+        self._wake()
+        self._idle.wait(5)
+
+    def _wake(self) -> None:
+        """Whoever waits in epoll comes back."""
         with suppress(OSError):
             os.write(self._wake_write, b"x")
-        self._idle.wait(5)
 
     def _drained(self) -> bool:
         now = time.monotonic()

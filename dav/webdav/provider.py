@@ -18,7 +18,7 @@ from dav.uploads import numbered, tus
 from dav.webdav import archive, changes, get, locks, propfind, proppatch, put, report
 from dav.webdav.call import Body, Call, Reply, error_reply
 from dav.webdav.properties import DIRECTORY_TYPE, content_type
-from fsd.core import tree
+from fsd.core import arrivals, tree
 from fsd.core.errors import NotYetKnown
 from fsd.core.locks import PathLocked
 from fsd.core.names import quote_path
@@ -191,9 +191,11 @@ class Requests(RequestServer):  # type: ignore[misc]
         except (HttpError, OSError) as error:
             return refused(error, call)
 
-    def finish(self, call: Call, incoming: Body) -> Reply:
+    def steps(self, call: Call, incoming: Body) -> arrivals.Steps[Reply]:
         """The answer to an upload of which every byte was fed."""
         try:
+            if isinstance(incoming, put.Incoming):
+                return (yield from incoming.steps())
             return incoming.finish()
         except FileNotFoundError:
             # What an upload misses is a parent (409), or something of the server's own.

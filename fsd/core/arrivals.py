@@ -14,8 +14,8 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from fsd.core import ids, index, journal, labels, totals, waits
 from fsd.core.index import FILE, LABELLED, READY, Head, NodeRow
@@ -29,23 +29,72 @@ if TYPE_CHECKING:
 _INSERT = f"INSERT OR IGNORE INTO node VALUES ({'?,' * 16}?)"
 _DIRECTORY = "SELECT node.id, node.binding FROM node JOIN dir ON dir.n=node.n WHERE node.n=?"
 _ONLY_LABEL = [labels.ID_ATTRIBUTE]
+_T = TypeVar("_T")
 
 
 class Arrival(NamedTuple):
-    """A file at its place. `fd` is open, `row` is what its row will say but for `n`, `parent` and the ctime."""
+    """A file at its place. `fd` is open, `row` is what its row will say but for `n`, `parent` and the ctime; `durable`:
+    whether its name must be."""
 
     place: Place
     fd: int
     row: NodeRow
+    durable: bool
 
 
-def settle(space: Space, new: Arrival, *, durable: bool) -> NodeRow | None:
-    """Make a file known that was just linked, and its name `durable`; its row, or None if reconcile has to look.
+Steps = Generator[Arrival, NodeRow | None, _T]
+"""A change that stops where its new file is to be settled, and goes on with the row, or the error, that this gave."""
+
+
+def settled(steps: Steps[_T]) -> _T:
+    """Go through all steps of one change, in the calling thread."""
+    try:
+        new = next(steps)
+        while True:
+            new = resume(steps, settle_or_error(new))
+    except StopIteration as end:
+        value: _T = end.value
+        return value
+
+
+def resume(steps: Steps[_T], outcome: NodeRow | Exception | None) -> Arrival:
+    """Go on with what settling gave; the next file to be settled, or StopIteration with the value."""
+    return steps.throw(outcome) if isinstance(outcome, Exception) else steps.send(outcome)
+
+
+def settle_or_error(new: Arrival) -> NodeRow | Exception | None:
+    """`settle`, with its error as an answer."""
+    try:
+        return settle(new)
+    except Exception as error:
+        return error
+
+
+def settle_all(arrivals: Sequence[Arrival]) -> list[NodeRow | Exception | None]:
+    """`settle_or_error` for files of any spaces that need not be durable, those of a space in one transaction."""
+    found: list[NodeRow | Exception | None] = [None] * len(arrivals)
+    by_space: dict[Space, list[int]] = {}
+    for number, new in enumerate(arrivals):
+        by_space.setdefault(new.place.space, []).append(number)
+    for space, numbers in by_space.items():
+        try:
+            rows = take_in(space, [arrivals[number] for number in numbers])
+        except Exception as error:
+            found = [error if at in numbers else each for at, each in enumerate(found)]
+            continue
+        for number, row in zip(numbers, rows, strict=True):
+            found[number] = row
+    return found
+
+
+def settle(new: Arrival) -> NodeRow | None:
+    """Make a file known that was just linked, and its name durable; its row, or None if reconcile has to look.
 
     Threads that come at the same time share one transaction, and one fsync for each directory. OSError of either: then
     the file is not known.
     """
-    if not durable:
+    space = new.place.space
+    if not new.durable:
         return take_in(space, [new])[0]
     return _group_of(space).settle(new)
 

@@ -131,11 +131,16 @@ class Upload:
         bytes which were written here, also if somebody has changed, moved or removed the file right after: an etag of
         theirs in our answer would tell a client that its own content is there.
         """
+        return arrivals.settled(self.steps())
+
+    def steps(self) -> arrivals.Steps[tuple[Entry, bool]]:
+        """`commit` for whoever settles files of several uploads together. Closed in between, what has its name by then
+        is left to the watcher, as after a kill."""
         self._check_whole()
         try:
             with intents.of(self._space).alone(self._place.path):
                 self._reopen()
-                entry, created = self._publish()
+                entry, created = yield from self._publish()
         finally:
             self.abort()
         self._space.sums.note(entry.etag, entry.id, sums.of_hashes(self._hashes) or self._sum)
@@ -226,19 +231,21 @@ class Upload:
         old.close()
         self._old = self._look()
 
-    def _publish(self) -> tuple[Entry, bool]:
+    def _publish(self) -> arrivals.Steps[tuple[Entry, bool]]:
         # What was seen first serves: both ways of publishing notice when it is no longer so.
         old = self._old
         for _ in range(_TRIES):
             grows = self._written - self._reserved - (old.entry.size if old else 0)
             try:
                 with quota.alone(self._space, grows):
-                    return (self._publish_new(), True) if old is None else (self._publish_over(old), False)
+                    if old is not None:
+                        return self._publish_over(old), False
+                    return (yield from self._publish_new()), True
             except Changed:
                 old = self._look()
         raise PreconditionFailed(f"'{self._place.text}' is being changed by somebody else.")
 
-    def _publish_new(self) -> Entry:
+    def _publish_new(self) -> arrivals.Steps[Entry]:
         space, place, fd = self._space, self._place, self._fd
         record = space.record
         if record.uid is not None or record.gid is not None:
@@ -253,7 +260,7 @@ class Upload:
         except FileNotFoundError as error:
             raise ParentMissing(f"The directory of '{place.text}' was deleted.") from error
         try:
-            row = arrivals.settle(space, Arrival(place, fd, finished), durable=self._durability)
+            row = yield Arrival(place, fd, finished, self._durability)
             if row is None:
                 row = make_known(space, place, new=True)
         except Exception:

@@ -33,6 +33,8 @@ LARGE: Final = 16 << 20
 REST_S: Final = 60.0
 """A file of more than LARGE bytes is hashed in the background when its content is so old, in seconds."""
 _MOST_WAITING = 10_000
+YOUNG_S: Final = 0.5
+"""Whoever has just written a file through fsd is about to note its sums (sums.py)."""
 Rest = Callable[[int], bool]
 """Told how many bytes were read (or what a small file costs beside); waits as it likes; True: stop."""
 _COST = 64 << 10
@@ -236,6 +238,8 @@ class Background:
         self._space = space
         self._rest = rest
         self._later: dict[bytes, float] = {}
+        self._waited = 0
+        """The row before which a page ended because it was young: not twice before the same."""
 
     def step(self) -> bool:
         """A page of files; True if there may be more. StorageUnavailable, OSError of the state disk; Stopped."""
@@ -248,6 +252,7 @@ class Background:
         with space.index.read() as db:
             query = "SELECT * FROM node WHERE n>? ORDER BY n LIMIT ?"
             rows = [NodeRow._make(row) for row in db.execute(query, (at.row, _PAGE))]
+        rows = self._settled(rows)
         if rows:
             self._hash(rows)
             space.sums.move_cursor(at._replace(row=rows[-1].n))
@@ -262,6 +267,16 @@ class Background:
         if at != known:
             space.sums.move_cursor(at)
         return not news.whole or len(news.ready) == _PAGE
+
+    def _settled(self, rows: list[NodeRow]) -> list[NodeRow]:
+        """The rows before the first that is young, but for one that was so before: it goes behind, with the others."""
+        for number, row in enumerate(rows):
+            if row.kind == FILE and row.size and _is_young(row):
+                if row.n == self._waited:
+                    break
+                self._waited = row.n
+                return rows[:number]
+        return rows
 
     def _rows(self, node_ids: list[bytes]) -> list[NodeRow]:
         with self._space.index.read() as db:
@@ -278,6 +293,9 @@ class Background:
                     continue
                 if row.size > LARGE and time.time() - row.mtime_ns / 1e9 < REST_S:
                     self._later[row.id] = time.monotonic() + REST_S
+                    continue
+                if _is_young(row):
+                    self._later[row.id] = time.monotonic() + YOUNG_S
                     continue
                 value = None if row.parent is None else beside.sum_of(row, row.parent, self._rest)
                 if value is not None:
@@ -299,6 +317,10 @@ class Background:
             pass  # it comes again when it is ready
         except OSError as error:
             _log.debug("space %s: not hashed: %s", self._space.record.id, error)
+
+
+def _is_young(row: NodeRow) -> bool:
+    return row.ctime_ns > (time.time() - YOUNG_S) * 1e9
 
 
 def forget_gone(space: Space, after: bytes, kept: Callable[[str], bool], count: int = 500) -> bytes:

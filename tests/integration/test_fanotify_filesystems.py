@@ -12,8 +12,9 @@ import pytest
 from fsd.core.syscalls import link_fd
 from tests.support.ears import Listener
 from tests.support.mounts import disk
+from tests.support.waiting import wait_for
 from watcher.hint import Hint, Kind
-from watcher.sources import fanotify, handles
+from watcher.sources import fanotify, handles, queue
 from watcher.sources.base import check_source, covers
 from watcher.sources.fanotify import FanotifySource
 
@@ -254,6 +255,21 @@ def test_our_own_processes_are_told_apart(root: Path):
         assert not all(hint.meta for hint in hints)
     finally:
         ear.source.close()
+
+
+def test_only_what_others_do_is_urgent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(queue, "PATIENCE", 3600.0)
+    with disk(tmp_path, "disk", kind="tmpfs", megabytes=16) as storage:
+        source = FanotifySource(own=lambda: {os.getpid()})
+        try:
+            fanotify.abi.mark_filesystem(source.group, os.fsencode(storage.place))
+            (storage.place / "ours").write_bytes(b"x")
+            wait_for(source.queue.held)
+            assert not source.queue.bell.is_set()
+            run("touch", storage.place / "theirs")
+            wait_for(source.queue.bell.is_set)
+        finally:
+            source.close()
 
 
 def test_what_we_write_without_a_name_is_heard_of_when_it_has_one(root: Path):

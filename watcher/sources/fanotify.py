@@ -49,11 +49,11 @@ class FanotifySource:
         """`own` answers the processes of this server. OSError as `fanotify_abi.open_group`."""
         raise_queue_limit(self.name)
         self.group = abi.open_group()
-        self.queue = Queue(self.group, self.name, bell=bell, max_bytes=max_bytes)
+        self._own = own
+        self.queue = Queue(self.group, self.name, bell=bell, max_bytes=max_bytes, urgent=self._urgent)
         self.handles = Handles()
         self.events = 0
         """Events looked at."""
-        self._own = own
         self._spots: dict[str, list[Spot]] = {}
         self._overflows: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
@@ -139,6 +139,17 @@ class FanotifySource:
         return hints
 
     # -- events
+
+    def _urgent(self, chunk: bytes) -> bool:
+        """Whether anybody else than the server's own processes, which tell the index themselves, did any of this. In
+        the reading thread."""
+        own, unpack, pos = self._own(), abi.URGENCY.unpack_from, 0
+        while pos < len(chunk):
+            length, mask, pid = unpack(chunk, pos)
+            if pid not in own or mask & abi.OVERFLOW:
+                return True
+            pos += length
+        return False
 
     def _apply(self, chunk: bytes, own: frozenset[int]) -> None:
         """Sort the events of one read. The loop is the cost of a busy filesystem: two microseconds an

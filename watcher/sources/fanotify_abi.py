@@ -47,6 +47,8 @@ MASK: Final = CREATE | DELETE | RENAME | CLOSE_WRITE | ATTRIB | MODIFY | ONDIR
 HEAD: Final = Struct("=IBBHQiiBBHQI")
 """event_len, version, -, metadata_len, mask, fd, pid; then of the first information record: type, -, len,
 fsid and the length of the handle. The handle's own 8 bytes of head begin with that length, at `HANDLE_AT`."""
+URGENCY: Final = Struct("=I4xQ4xi")
+"""event_len, mask and pid of the same."""
 METADATA: Final = 24
 HANDLE_AT: Final = METADATA + 12
 INFO: Final = Struct("=BBHQI")

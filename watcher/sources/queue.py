@@ -16,6 +16,7 @@ import termios
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ REST, REST_BUSY = 0.001, 0.005
 """Seconds between two reads, and after one of BUSY bytes: equal neighbours merge meanwhile, and less is woken
 up."""
 BUSY = 1 << 12
+REST_PATIENT, PATIENCE = 0.01, 0.03
+"""Seconds between two reads, and until the bell is rung, where nothing was read that is urgent."""
 
 
 def raise_queue_limit(kind: str, wanted: int = WANTED_QUEUE) -> int:
@@ -50,10 +53,16 @@ class Queue:
     """Events of one descriptor as raw chunks, in order. `take`, `idle` and `close` belong to one thread."""
 
     def __init__(
-        self, fd: int, name: str, *, bell: threading.Event | None = None, max_bytes: int = MAX_BYTES
+        self,
+        fd: int,
+        name: str,
+        *,
+        bell: threading.Event | None = None,
+        max_bytes: int = MAX_BYTES,
+        urgent: Callable[[bytes], bool] = lambda chunk: True,
     ) -> None:
         """`fd` stays the caller's, to be closed after `close`. `bell` is set when there is something to
-        take."""
+        take; a moment later if it is not `urgent`, which the reading thread asks of each chunk."""
         self.fd = fd
         self.lost = False
         """Set when chunks were dropped; the owner clears it."""
@@ -62,6 +71,7 @@ class Queue:
         self.gate.set()
         self.bell = bell if bell is not None else threading.Event()
         self._max_bytes = max_bytes
+        self._urgent = urgent
         self._chunks: deque[bytes] = deque()
         self._held = 0
         self._lock = threading.Lock()
@@ -115,24 +125,38 @@ class Queue:
         poller = select.poll()
         poller.register(self.fd, select.POLLIN)
         poller.register(self._stop_r, select.POLLIN)
+        due: float | None = None
         while True:
-            ready = poller.poll()
+            left = None if due is None else max(0.0, due - time.monotonic()) * 1000
+            ready = poller.poll(left)
             if any(number == self._stop_r for number, _ in ready):
                 return
+            if due is not None and time.monotonic() >= due:
+                due = None
+                self.bell.set()
+            if not ready:
+                continue
             self.gate.wait()
-            time.sleep(REST_BUSY if self._read() >= BUSY else REST)
+            chunk = self._read()
+            if chunk and not self._urgent(chunk):
+                due = time.monotonic() + PATIENCE if due is None else due
+                time.sleep(REST_PATIENT)
+                continue
+            if chunk:
+                due = None
+                self.bell.set()
+            time.sleep(REST_BUSY if len(chunk) >= BUSY else REST)
 
-    def _read(self) -> int:
-        """How many bytes there were."""
+    def _read(self) -> bytes:
+        """What was there."""
         with self._lock:
             try:
                 chunk = os.read(self.fd, READ_SIZE)
             except (BlockingIOError, InterruptedError):
-                return 0
+                return b""
             if self._held + len(chunk) > self._max_bytes:
                 self.lost = True
             else:
                 self._held += len(chunk)
                 self._chunks.append(chunk)
-        self.bell.set()
-        return len(chunk)
+        return chunk
