@@ -28,12 +28,12 @@ from dav.view import View, Views
 from dav.webdav import archive, meta, trashbin
 from dav.webdav.call import Body, Call, Reply, error_reply
 from dav.webdav.provider import Provider, Requests, refused
-from fsd.core import arrivals
+from fsd.core import steps
 from fsd.core.accounts import User
-from fsd.core.arrivals import Arrival
-from fsd.core.index import NodeRow
+from fsd.core.arrivals import Outcome
 from fsd.core.names import to_text
 from fsd.core.registry import Registry
+from fsd.core.steps import Need, Steps
 from fsd.service import logs, metrics
 
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ class App:
             return self.events.reply
         return endpoints.private(environ)
 
-    def steps(self, call: Call, incoming: Body) -> arrivals.Steps[Reply]:
+    def steps(self, call: Call, incoming: Body) -> Steps[Reply]:
         """All bytes of an upload are here."""
         reply = yield from self._requests.steps(call, incoming)
         return self.settled(call, reply)
@@ -221,18 +221,18 @@ class Receiving:
         self._incoming = incoming
         self._ident = ident
         self._began = began
-        self._steps: arrivals.Steps[Reply] | None = None
+        self._steps: Steps[Reply] | None = None
         self.feed = incoming.feed
 
     def finish(self) -> Reply:
         """All bytes were fed."""
         found = self.begin_finish()
-        while isinstance(found, Arrival):
-            found = self.go_on(arrivals.settle_or_error(found))
+        while isinstance(found, Need):
+            found = self.go_on(steps.serve([found])[0])
         return found
 
-    def begin_finish(self) -> Reply | Arrival:
-        """`finish`, or up to where a file is to be settled: `go_on` then."""
+    def begin_finish(self) -> Reply | Need:
+        """`finish`, or up to where it needs something (`steps.serve`): `go_on` then."""
         with logs.request(self._ident):
             self._steps = self._app.steps(self._call, self._incoming)
             try:
@@ -240,12 +240,12 @@ class Receiving:
             except StopIteration as end:
                 return self._done(end.value)
 
-    def go_on(self, outcome: NodeRow | Exception | None) -> Reply | Arrival:
-        """Go on with what settling the file gave."""
+    def go_on(self, outcome: Outcome) -> Reply | Need:
+        """Go on with what came of it."""
         assert self._steps is not None
         with logs.request(self._ident):
             try:
-                return arrivals.resume(self._steps, outcome)
+                return steps.resume(self._steps, outcome)
             except StopIteration as end:
                 return self._done(end.value)
 

@@ -26,7 +26,8 @@ from dav.http.parser import BadRequest, Head, head_end, parse_head
 
 if TYPE_CHECKING:
     from dav.server import Server
-    from fsd.core.index import NodeRow
+    from fsd.core.arrivals import Outcome
+    from fsd.core.steps import Need
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ class State(enum.Enum):
     """A head, and a small body that is no upload: the application is asked when both are whole."""
     RECEIVE = enum.auto()
     """More of an upload."""
-    SETTLE = enum.auto()
-    """The file of an upload waits to be settled with others'; the loop has the connection."""
+    GATHER = enum.auto()
+    """An upload waits for others, to go to the disk or the index with them; the loop has the connection."""
     SEND = enum.auto()
     """Room for more of a reply."""
     DISCARD = enum.auto()
@@ -226,19 +227,26 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
                     self._crawls = self._moved < _LITTLE
                     self.deadline = self.pace.deadline()
                     return True
-                if request.arrival is not None:
-                    self.state = State.SETTLE
+                if request.need is not None:
+                    self.state = State.GATHER
                     return True
                 self.state = State.SEND
                 return None
         finally:
             self._patient = True
 
-    def settled(self, outcome: "NodeRow | Exception | None") -> None:
-        """The file was settled: ``advance`` goes on."""
+    @property
+    def need(self) -> "Need":
+        """What the upload waits for, in ``State.GATHER``."""
+        assert self.request is not None and self.request.need is not None
+        return self.request.need
+
+    def served(self, outcome: "Outcome") -> None:
+        """What the upload waited for has come: it may need more, else ``advance`` goes on."""
         assert self.request is not None
-        self.request.settled(outcome)
-        self.state = State.SEND
+        self.request.served(outcome)
+        if self.request.need is None:
+            self.state = State.SEND
 
     def _send(self) -> bool | None:
         request = self.request

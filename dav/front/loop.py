@@ -25,11 +25,11 @@ from cheroot.connections import ConnectionManager
 from dav.front.connection import Connection, State
 from dav.front.turns import WATCH, Turns
 from dav.front.wire import READ
-from fsd.core import arrivals, waits
-from fsd.core.arrivals import Arrival
+from fsd.core import steps, waits
 
 if TYPE_CHECKING:
     from dav.server import Server
+    from fsd.core.arrivals import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
         self._connections: dict[int, Connection] = {}
         self._addresses: Counter[str] = Counter()
         self._ready: deque[int] = deque()
-        self._unsettled: deque[tuple[Connection, Arrival]] = deque()
-        """Uploads whose files wait to be settled together, by whoever leads."""
+        self._gathering: deque[Connection] = deque()
+        """Those with uploads that wait for each other (``State.GATHER``), for whoever leads."""
         self._gathered = False
         self._baton = threading.Lock()
         self._guard = threading.Lock()
@@ -109,16 +109,16 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
 
     def _lead(self, term: int) -> None:
         ready, poll, turns = self._ready, self._epoll.poll, self._turns
-        self._settle()  # who led before may wait for what they hold
+        self._go_on()  # who led before may wait for what they hold
         while self._term == term:
             if self._over:
-                self._settle()
+                self._go_on()
                 self.step_down()
                 return
             try:
                 fd = ready.popleft()
             except IndexError:
-                if self._unsettled:
+                if self._gathering:
                     self._gather()
                     continue
                 self._resting = True
@@ -133,22 +133,22 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
             finally:
                 turns.give()
 
-    def settles(self, new: Arrival) -> bool:
-        """Whether a file can wait for others, until the events that are here already were served."""
+    def gathers(self) -> bool:
+        """Whether an upload of the calling thread can wait for others, until the events that are here were served."""
         term = self._own.number
-        return not new.durable and term != 0 and term == self._term
+        return term != 0 and term == self._term
 
     def _gather(self) -> None:
-        """Nothing more is ready: look once what has come meanwhile, then settle the files that wait."""
-        if not self._gathered and len(self._unsettled) < _TOGETHER:
+        """Nothing more is ready: look once what has come meanwhile, then let those that wait go on."""
+        if not self._gathered and len(self._gathering) < _TOGETHER:
             self._gathered = True
             self._ready.extend([fd for fd, _ in self._epoll.poll(0, _EVENTS)])
         else:
-            self._settle()
+            self._go_on()
 
-    def _settle(self) -> None:
-        """Settle the files that wait, in one transaction, and answer their uploads."""
-        if not self._unsettled:
+    def _go_on(self) -> None:
+        """What the uploads that wait need, for all of them at once, until each has its answer."""
+        if not self._gathering:
             return
         self._turns.take()
         try:
@@ -156,17 +156,28 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
             waiting = []
             with suppress(IndexError):
                 while True:  # one by one: who lost its turn may be adding to them
-                    waiting.append(self._unsettled.popleft())
-            outcomes = arrivals.settle_all([new for _, new in waiting])
-            for (conn, _), outcome in zip(waiting, outcomes, strict=True):
-                try:
-                    conn.settled(outcome)
-                    self._serve(conn)
-                except Exception:
-                    log.exception("a connection failed")
-                    conn.close()
+                    waiting.append(self._gathering.popleft())
+            while waiting:
+                outcomes = steps.serve([conn.need for conn in waiting])
+                waiting = [
+                    conn
+                    for conn, outcome in zip(waiting, outcomes, strict=True)
+                    if self._needs_more(conn, outcome)
+                ]
         finally:
             self._turns.give()
+
+    def _needs_more(self, conn: Connection, outcome: "Outcome") -> bool:
+        """Go on with one; False if it was answered."""
+        try:
+            conn.served(outcome)
+            if conn.state is State.GATHER:
+                return True
+            self._serve(conn)
+        except Exception:
+            log.exception("a connection failed")
+            conn.close()
+        return False
 
     def step_down(self) -> None:
         """The calling thread may be busy for a while: if it leads, another one does from now on.  It does not wait for
@@ -231,9 +242,8 @@ class Loop(ConnectionManager):  # type: ignore[misc,unused-ignore]
         finally:
             if not alive:
                 conn.close()
-            elif conn.state is State.SETTLE:
-                assert conn.request is not None and conn.request.arrival is not None
-                self._unsettled.append((conn, conn.request.arrival))
+            elif conn.state is State.GATHER:
+                self._gathering.append(conn)
                 if self._own.number != self._term:
                     self._wake()  # the lead was taken away just now
             else:

@@ -16,13 +16,13 @@ from dav.http.errors import status_line
 from dav.http.failures import WouldBlock
 from dav.http.headers import header_lines
 from dav.http.parser import BadRequest, Head
-from fsd.core import arrivals
-from fsd.core.arrivals import Arrival
+from fsd.core import steps
+from fsd.core.arrivals import Outcome
+from fsd.core.steps import Need
 
 if TYPE_CHECKING:
     from dav.front.connection import Connection
     from dav.server import Server
-    from fsd.core.index import NodeRow
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +43,11 @@ class Receiving(Protocol):
     def feed(self, view: memoryview) -> None:
         """The next bytes.  An exception ends the upload: pass it to ``fail``."""
 
-    def begin_finish(self) -> Answer | Arrival:
-        """All bytes were fed.  A file that is to be settled is for `go_on`."""
+    def begin_finish(self) -> Answer | Need:
+        """All bytes were fed.  With what it needs (`steps.serve`) it is to `go_on`."""
 
-    def go_on(self, outcome: "NodeRow | Exception | None") -> Answer | Arrival:
-        """The same, with what settling the file gave."""
+    def go_on(self, outcome: Outcome) -> Answer | Need:
+        """The same, with what came of it."""
 
     def fail(self, error: Exception) -> Answer:
         """It can't go on: what the client is told."""
@@ -85,7 +85,7 @@ class Plain:
 class Request:
     """A parsed head on its way through the application.  Used by one thread at a time."""
 
-    __slots__ = ("arrival", "begin_stream", "body", "conn", "head", "keep", "outgoing", "receiving", "server")
+    __slots__ = ("begin_stream", "body", "conn", "head", "keep", "need", "outgoing", "receiving", "server")
 
     def __init__(self, server: "Server", conn: "Connection", head: Head | None) -> None:
         self.server = server
@@ -94,8 +94,8 @@ class Request:
         self.keep = head is not None and head.keep_alive
         self.body: Body | None = None
         self.receiving: Receiving | None = None
-        self.arrival: Arrival | None = None
-        """The file of an upload that waits to be settled, with those of others."""
+        self.need: Need | None = None
+        """What an upload waits for, together with others."""
         self.outgoing: Outgoing | None = None
         self.begin_stream: Callable[[Stream], None] | None = None
         """What gets the connection when the reply is sent, for a reply that never ends."""
@@ -124,19 +124,19 @@ class Request:
             self._failed(error)
 
     def receive(self, view: memoryview) -> None:
-        """Take what has arrived of the upload, and answer it when that was all, or let its file wait for others
-        (``arrival``).  WouldBlock: there will be more."""
+        """Take what has arrived of the upload, and answer it when that was all, or let it wait for others
+        (``need``).  WouldBlock: there will be more."""
         body, receiving = self.body, self.receiving
         assert body is not None and receiving is not None
         try:
             while got := body.readinto(view):
                 receiving.feed(view[:got])
             found = receiving.begin_finish()
-            if isinstance(found, Arrival) and self.server.loop.settles(found):
-                self.arrival = found
+            if isinstance(found, Need) and self.server.loop.gathers():
+                self.need = found
                 return
-            while isinstance(found, Arrival):
-                found = receiving.go_on(arrivals.settle_or_error(found))
+            while isinstance(found, Need):
+                found = receiving.go_on(steps.serve([found])[0])
         except (WouldBlock, ConnectionError, ssl.SSLError):
             raise  # there will be more, or there is nobody to answer
         except Exception as error:
@@ -145,16 +145,17 @@ class Request:
             self.receiving = None
             self.reply(found)
 
-    def settled(self, outcome: "NodeRow | Exception | None") -> None:
-        """The file of an upload was settled, together with others: answer it."""
-        receiving, self.arrival = self.receiving, None
+    def served(self, outcome: Outcome) -> None:
+        """Go on with what came of ``need``: there is another one then, or the answer."""
+        receiving, self.need = self.receiving, None
         assert receiving is not None
         try:
             found = receiving.go_on(outcome)
-            while isinstance(found, Arrival):
-                found = receiving.go_on(arrivals.settle_or_error(found))
         except Exception as error:
             self.end_upload(error)
+            return
+        if isinstance(found, Need):
+            self.need = found
         else:
             self.receiving = None
             self.reply(found)

@@ -18,10 +18,11 @@ from dav.uploads import numbered, tus
 from dav.webdav import archive, changes, get, locks, propfind, proppatch, put, report
 from dav.webdav.call import Body, Call, Reply, error_reply
 from dav.webdav.properties import DIRECTORY_TYPE, content_type
-from fsd.core import arrivals, tree
+from fsd.core import tree
 from fsd.core.errors import NotYetKnown
 from fsd.core.locks import PathLocked
 from fsd.core.names import quote_path
+from fsd.core.steps import Steps
 from fsd.core.tree import Entry
 
 _COLLECTION = "OPTIONS, GET, HEAD, PROPFIND, REPORT, PROPPATCH, DELETE, COPY, MOVE, LOCK, UNLOCK"
@@ -191,7 +192,7 @@ class Requests(RequestServer):  # type: ignore[misc]
         except (HttpError, OSError) as error:
             return refused(error, call)
 
-    def steps(self, call: Call, incoming: Body) -> arrivals.Steps[Reply]:
+    def steps(self, call: Call, incoming: Body) -> Steps[Reply]:
         """The answer to an upload of which every byte was fed."""
         try:
             if isinstance(incoming, put.Incoming):

@@ -6,8 +6,9 @@ from dav.http import limits, wanted
 from dav.http.conditions import strong_match
 from dav.http.errors import HttpError
 from dav.webdav.call import Call, Reply, entry_headers, lookup_or_none
-from fsd.core import arrivals, hashing
+from fsd.core import hashing
 from fsd.core.content import Upload
+from fsd.core.steps import Steps, run
 
 
 class Incoming:
@@ -29,9 +30,9 @@ class Incoming:
 
     def finish(self) -> Reply:
         """201 or 204; the bytes are durable and the root's etag right."""
-        return arrivals.settled(self.steps())
+        return run(self.steps())
 
-    def steps(self) -> arrivals.Steps[Reply]:
+    def steps(self) -> Steps[Reply]:
         """`finish`, so that files of several requests can be settled together."""
         with self._upload as upload:
             # A lock may have been taken while the body was arriving.

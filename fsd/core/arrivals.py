@@ -14,8 +14,8 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import ids, index, journal, labels, totals, waits
 from fsd.core.index import FILE, LABELLED, READY, Head, NodeRow
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _INSERT = f"INSERT OR IGNORE INTO node VALUES ({'?,' * 16}?)"
 _DIRECTORY = "SELECT node.id, node.binding FROM node JOIN dir ON dir.n=node.n WHERE node.n=?"
 _ONLY_LABEL = [labels.ID_ATTRIBUTE]
-_T = TypeVar("_T")
 
 
 class Arrival(NamedTuple):
@@ -42,61 +41,33 @@ class Arrival(NamedTuple):
     durable: bool
 
 
-Steps = Generator[Arrival, NodeRow | None, _T]
-"""A change that stops where its new file is to be settled, and goes on with the row, or the error, that this gave."""
+Outcome = NodeRow | BaseException | None
+"""The row of a file that was settled, None if reconcile has to look, or why it could not be made known."""
 
 
-def settled(steps: Steps[_T]) -> _T:
-    """Go through all steps of one change, in the calling thread."""
-    try:
-        new = next(steps)
-        while True:
-            new = resume(steps, settle_or_error(new))
-    except StopIteration as end:
-        value: _T = end.value
-        return value
+def settle_all(arrivals: Sequence[Arrival]) -> list[Outcome]:
+    """Make files known that were just linked, and their names durable where that is asked for.
 
-
-def resume(steps: Steps[_T], outcome: NodeRow | Exception | None) -> Arrival:
-    """Go on with what settling gave; the next file to be settled, or StopIteration with the value."""
-    return steps.throw(outcome) if isinstance(outcome, Exception) else steps.send(outcome)
-
-
-def settle_or_error(new: Arrival) -> NodeRow | Exception | None:
-    """`settle`, with its error as an answer."""
-    try:
-        return settle(new)
-    except Exception as error:
-        return error
-
-
-def settle_all(arrivals: Sequence[Arrival]) -> list[NodeRow | Exception | None]:
-    """`settle_or_error` for files of any spaces that need not be durable, those of a space in one transaction."""
-    found: list[NodeRow | Exception | None] = [None] * len(arrivals)
-    by_space: dict[Space, list[int]] = {}
+    Those of a space share one transaction, also with those that other threads bring at the same time, and one fsync for
+    each directory. Of an error of either, which is an OSError, those are told whom it concerns.
+    """
+    found: list[Outcome] = [None] * len(arrivals)
+    groups: dict[tuple[Space, bool], list[int]] = {}
     for number, new in enumerate(arrivals):
-        by_space.setdefault(new.place.space, []).append(number)
-    for space, numbers in by_space.items():
-        try:
-            rows = take_in(space, [arrivals[number] for number in numbers])
-        except Exception as error:
-            found = [error if at in numbers else each for at, each in enumerate(found)]
-            continue
-        for number, row in zip(numbers, rows, strict=True):
-            found[number] = row
+        groups.setdefault((new.place.space, new.durable), []).append(number)
+    for (space, durable), numbers in groups.items():
+        some = [arrivals[number] for number in numbers]
+        outcomes = _group_of(space).settle(some) if durable else _take_in_or_error(space, some)
+        for number, outcome in zip(numbers, outcomes, strict=True):
+            found[number] = outcome
     return found
 
 
-def settle(new: Arrival) -> NodeRow | None:
-    """Make a file known that was just linked, and its name durable; its row, or None if reconcile has to look.
-
-    Threads that come at the same time share one transaction, and one fsync for each directory. OSError of either: then
-    the file is not known.
-    """
-    space = new.place.space
-    if not new.durable:
-        return take_in(space, [new])[0]
-    return _group_of(space).settle(new)
+def _take_in_or_error(space: Space, arrivals: Sequence[Arrival]) -> Sequence[Outcome]:
+    try:
+        return take_in(space, arrivals)
+    except Exception as error:
+        return [error] * len(arrivals)
 
 
 def take_in(space: Space, arrivals: Sequence[Arrival]) -> list[NodeRow | None]:
@@ -178,12 +149,13 @@ def _count(
 
 
 class _Batch:
-    """Arrivals that share a transaction. `through` is released for each of them but the first when it is over."""
+    """Arrivals that share a transaction. `through` is released for each of the other threads when it is over."""
 
-    __slots__ = ("arrivals", "errors", "rows", "through")
+    __slots__ = ("arrivals", "errors", "others", "rows", "through")
 
     def __init__(self) -> None:
         self.arrivals: list[Arrival] = []
+        self.others = 0
         self.rows: dict[int, NodeRow | None] = {}
         self.errors: dict[tuple[int, int], BaseException] = {}
         """By the directory, (device, inode)."""
@@ -203,27 +175,30 @@ class _Group:
         self._under_way = threading.Lock()
         self._open: _Batch | None = None
 
-    def settle(self, new: Arrival) -> NodeRow | None:
+    def settle(self, some: Sequence[Arrival]) -> list[Outcome]:
         with self._guard:
             batch = self._open
             leads = batch is None
             if batch is None:
                 batch = self._open = _Batch()
-            number = len(batch.arrivals)
-            batch.arrivals.append(new)
+            else:
+                batch.others += 1
+            first = len(batch.arrivals)
+            batch.arrivals += some
         if leads:
             self._lead(batch)
         else:
             with waits.aside:
                 batch.through.acquire()
-        error = batch.errors.get(new.place.ident)
-        if error is not None:
-            raise error
-        return batch.rows[number]
+        return [
+            batch.errors.get(new.place.ident) or batch.rows.get(number)
+            for number, new in enumerate(some, first)
+        ]
 
     def _lead(self, batch: _Batch) -> None:
-        with waits.aside:  # also if it is free: those who wait for their turn may be about to come along
-            self._under_way.acquire()
+        if not self._under_way.acquire(blocking=False):
+            with waits.aside:
+                self._under_way.acquire()
         with self._guard:
             self._open = None
         try:
@@ -232,7 +207,8 @@ class _Group:
             batch.errors = dict.fromkeys((each.place.ident for each in batch.arrivals), error)
         finally:
             self._under_way.release()
-            batch.through.release(max(1, len(batch.arrivals) - 1))
+            if batch.others:
+                batch.through.release(batch.others)
 
     def _take_in(self, batch: _Batch) -> None:
         space = self._space()

@@ -17,13 +17,14 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fsd.core import arrivals, copying, ids, intents, labels, quota, sums, waits
+from fsd.core import copying, ids, intents, labels, quota, sums, waits
 from fsd.core.arrivals import Arrival
 from fsd.core.errors import Forbidden, NameRefused, ParentMissing, PreconditionFailed, QuotaExceeded
 from fsd.core.index import FILE, LABELLED, READY, NodeRow
 from fsd.core.places import binding_at, internal, open_destination, require_writable
 from fsd.core.publish import Changed, Seen, is_file, retire, swap_in, swap_out
 from fsd.core.settling import make_known, settle_quietly
+from fsd.core.steps import Steps, Unsynced, run
 from fsd.core.syscalls import O_TMPFILE, link_fd, statx
 from fsd.core.tree import file_entry, lookup
 
@@ -131,9 +132,9 @@ class Upload:
         bytes which were written here, also if somebody has changed, moved or removed the file right after: an etag of
         theirs in our answer would tell a client that its own content is there.
         """
-        return arrivals.settled(self.steps())
+        return run(self.steps())
 
-    def steps(self) -> arrivals.Steps[tuple[Entry, bool]]:
+    def steps(self) -> Steps[tuple[Entry, bool]]:
         """`commit` for whoever settles files of several uploads together. Closed in between, what has its name by then
         is left to the watcher, as after a kill."""
         self._check_whole()
@@ -231,7 +232,7 @@ class Upload:
         old.close()
         self._old = self._look()
 
-    def _publish(self) -> arrivals.Steps[tuple[Entry, bool]]:
+    def _publish(self) -> Steps[tuple[Entry, bool]]:
         # What was seen first serves: both ways of publishing notice when it is no longer so.
         old = self._old
         for _ in range(_TRIES):
@@ -245,7 +246,7 @@ class Upload:
                 old = self._look()
         raise PreconditionFailed(f"'{self._place.text}' is being changed by somebody else.")
 
-    def _publish_new(self) -> arrivals.Steps[Entry]:
+    def _publish_new(self) -> Steps[Entry]:
         space, place, fd = self._space, self._place, self._fd
         record = space.record
         if record.uid is not None or record.gid is not None:
@@ -253,6 +254,8 @@ class Upload:
         if record.file_mode is not None and copying.get_attribute(fd, _ACL) is None:
             os.fchmod(fd, record.file_mode)
         finished = self._finish_file(None, 0)
+        if self._durability:
+            yield Unsynced(fd)
         try:
             link_fd(fd, place.fd, place.name)
         except FileExistsError as error:
@@ -282,6 +285,9 @@ class Upload:
         except FileNotFoundError as error:
             raise Changed from error
         finished = self._finish_file(*labels.label_for_replacement(space, old.entry))
+        if self._durability:
+            with waits.aside:  # at once: what follows has waits of its own, which threads share
+                os.fsync(fd)
         with internal(space, "staging") as staging:
             self._staged = True
             try:
@@ -310,8 +316,8 @@ class Upload:
         return file_entry(self._place.path, row)
 
     def _finish_file(self, node_id: str | None, rev: int) -> NodeRow:
-        """Label (with the node's own id if none is given), attributes, times, and then the file's own fsync: nothing of
-        it is missing once it has a name. What its row will be."""
+        """Label (with the node's own id if none is given), attributes, times: all that has to be durable before there
+        is a name. What its row will be."""
         fd = self._fd
         found = statx(fd, b"")
         binding = ids.node_binding(fd, b"", found)
@@ -328,9 +334,6 @@ class Upload:
         if self._mtime_ns is not None:
             os.utime(fd, ns=(self._mtime_ns, self._mtime_ns))
             found = statx(fd, b"")
-        if self._durability:
-            with waits.aside:
-                os.fsync(fd)
         return NodeRow(
             0, bytes.fromhex(node_id), None, self._place.name, FILE, binding, found.ino, found.size, found.mtime_ns,
             found.ctime_ns, found.mode, found.uid, found.gid, 1, rev, READY | (LABELLED if labelled else 0), 0,

@@ -164,6 +164,9 @@ _FAR: Final = 1 << 63
 _STATX_HOW: Final = _AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH
 _makedev = os.makedev
 _new = tuple.__new__  # a named tuple's own constructor takes twice as long
+_sync_file_range = _libc.sync_file_range
+_sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+_RANGE_WRITE, _RANGE_WAIT_AFTER = 2, 4
 _statx = _libc.statx
 _name_to_handle_at = _libc.name_to_handle_at
 
@@ -246,6 +249,16 @@ def link_fd(fd: int, dirfd: int, name: bytes) -> None:
     source = b"/proc/self/fd/%d" % fd
     if _libc.linkat(-100, source, dirfd, name, _AT_SYMLINK_FOLLOW):
         raise _fail(name)
+
+
+def start_writing(fd: int) -> None:
+    """Begin to write what a file has in memory (sync_file_range(2)). A hint: errors are told by fsync(2)."""
+    _sync_file_range(fd, 0, 0, _RANGE_WRITE)
+
+
+def wait_for_writing(fd: int) -> None:
+    """Wait until that is written. Nothing is durable by it, and errors are told by fsync(2)."""
+    _sync_file_range(fd, 0, 0, _RANGE_WRITE | _RANGE_WAIT_AFTER)
 
 
 def clone(src_fd: int, dst_fd: int) -> None:

@@ -1,4 +1,4 @@
-"""Uploads that nobody syncs and that are there together: one transaction for their files, an answer for each."""
+"""Uploads that are there together: one transaction and few syncs for their files, an answer for each."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.unit.dav.served import Served, Wire, serving
 FILES = "/dav/files/alice"
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    with serving(tmp_path, durability="none") as made:
+@pytest.fixture(params=["none", "fsync"])
+def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
+    with serving(tmp_path, durability=request.param) as made:
         assert made.ask("PUT", f"{FILES}/known", body=b"x").status == 201
         yield made
 
@@ -45,7 +45,7 @@ def gather(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     full = []
 
     def patient(loop: Loop) -> None:
-        if full or len(loop._unsettled) >= count:
+        if full or len(loop._gathering) >= count:
             full.append(True)
             usual(loop)
         else:
@@ -88,6 +88,47 @@ def test_files_that_are_there_together_share_a_transaction(served, monkeypatch, 
     assert statuses([wire.send(served.head("GET", f"{FILES}/known")) for wire in wires]) == [200] * 5
 
 
+def test_each_file_and_their_directory_are_synced_before_any_answer(tmp_path, monkeypatch, batches):
+    with serving(tmp_path) as served:
+        assert served.ask("PUT", f"{FILES}/known", body=b"x").status == 201
+        batches.clear()
+        synced: list[int] = []
+        fsync, take_in = os.fsync, arrivals.take_in
+
+        def noted(fd):
+            fsync(fd)
+            synced.append(os.fstat(fd).st_ino)
+
+        def all_durable(space, some):
+            assert {os.fstat(new.fd).st_ino for new in some} <= set(synced)
+            assert os.stat(served.root()).st_ino == synced[-1]
+            return take_in(space, some)
+
+        gather(monkeypatch, 4)
+        monkeypatch.setattr(os, "fsync", noted)
+        monkeypatch.setattr(arrivals, "take_in", all_durable)
+        assert statuses(put(served, ["a", "b", "c", "d"])) == [201] * 4
+        assert len(synced) == 5 and batches == [4]
+
+
+def test_one_that_cannot_be_written_is_refused_alone(tmp_path, monkeypatch, batches):
+    with serving(tmp_path) as served:
+        assert served.ask("PUT", f"{FILES}/known", body=b"x").status == 201
+        batches.clear()
+        fsync = os.fsync
+
+        def broken(fd):
+            if os.fstat(fd).st_size == 3:
+                raise OSError(errno.EIO, "broken")
+            fsync(fd)
+
+        gather(monkeypatch, 3)
+        monkeypatch.setattr(os, "fsync", broken)
+        found = statuses(put(served, ["a", "bad", "c"]))
+        assert found[0] == found[2] == 201 and found[1] >= 500 and batches == [2]
+        assert not (served.root() / "bad").exists()
+
+
 def test_the_next_request_of_a_connection_waits_for_the_answer(served, batches):
     wire = served.wire()
     for n in range(4):
@@ -113,7 +154,7 @@ def test_two_for_one_path_do_not_wait_for_each_other_for_ever(served, monkeypatc
         patch.setattr(Loop, "_gather", until_both)
         head = served.head("PUT", f"{FILES}/same", "Content-Length: 3")
         first.send(head + b"one")
-        wait_for(lambda: any(c.state is State.SETTLE for c in served.server.loop._connections.values()))
+        wait_for(lambda: any(c.state is State.GATHER for c in served.server.loop._connections.values()))
         second.send(head + b"two")
         assert statuses([first, second]) == [201, 204]
     assert (served.root() / "same").read_bytes() == b"two"
@@ -167,9 +208,9 @@ def test_a_stop_answers_those_that_wait(tmp_path, monkeypatch, batches):
     with serving(tmp_path, durability="none") as served:
         assert served.ask("PUT", f"{FILES}/known", body=b"x").status == 201
         monkeypatch.setattr(
-            Loop, "_gather", lambda loop: os.sched_yield() if not loop._draining else loop._settle()
+            Loop, "_gather", lambda loop: os.sched_yield() if not loop._draining else loop._go_on()
         )
         wires = put(served, ["late"])
-        wait_for(lambda: any(c.state is State.SETTLE for c in served.server.loop._connections.values()))
+        wait_for(lambda: any(c.state is State.GATHER for c in served.server.loop._connections.values()))
         served.server.stop()
         assert statuses(wires) == [201]

@@ -4,8 +4,7 @@ import errno
 import os
 import stat
 import threading
-from contextlib import closing, contextmanager
-from types import SimpleNamespace
+from contextlib import closing
 
 import pytest
 
@@ -29,7 +28,7 @@ def test_it_says_what_reconcile_would_say(filled, monkeypatch, path):
         before, number = rows(filled, path)[1][1], journal.last(filled)
         with monkeypatch.context() as patch:
             if not shortcut:
-                patch.setattr(arrivals, "settle", lambda *_args, **_options: None)
+                patch.setattr(arrivals, "settle_all", lambda some: [None] * len(some))
             put(filled, path, b"12345")
         row, (parent, parts, _) = rows(filled, path)
         changes = journal.since(filled, number)
@@ -50,16 +49,16 @@ def test_it_says_what_reconcile_would_say(filled, monkeypatch, path):
 def outcome(space, monkeypatch, path, between=lambda: None):
     """Whether the shortcut was gone; `between` happens when the name is there and nobody knows it."""
     gone = []
-    settle = arrivals.settle
+    settle_all = arrivals.settle_all
 
-    def noted(*args, **options):
+    def noted(some):
         between()
-        row = settle(*args, **options)
-        gone.append(row is not None)
-        return row
+        rows = settle_all(some)
+        gone.extend(row is not None for row in rows)
+        return rows
 
     with monkeypatch.context() as patch:
-        patch.setattr(arrivals, "settle", noted)
+        patch.setattr(arrivals, "settle_all", noted)
         put(space, path, b"12345")
     assert_right(space, outside=True)
     return gone
@@ -102,35 +101,10 @@ def test_without_labels_reconcile_looks(tmp_path, monkeypatch):
         assert outcome(space, monkeypatch, b"b") == [False]
 
 
-class _Again:
-    """A context that is made anew each time."""
-
-    def __init__(self, make):
-        self._make, self._own = make, threading.local()
-
-    def __enter__(self):
-        self._own.context = self._make()
-        return self._own.context.__enter__()
-
-    def __exit__(self, *error):
-        return self._own.context.__exit__(*error)
-
-
-def together(space, paths, monkeypatch):
+def together(space, paths):
     """Put files from as many threads, so that all of them share one batch; the errors by path."""
     errors: dict[bytes, OSError | None] = {}
     group = arrivals._group_of(space)
-
-    def all_here():
-        batch = group._open
-        return batch is None or len(batch.arrivals) == len(paths)
-
-    @contextmanager
-    def aside():
-        yield
-        wait_for(all_here, what="everybody")
-
-    monkeypatch.setattr(arrivals, "waits", SimpleNamespace(aside=_Again(aside)))
 
     def one(path):
         try:
@@ -140,8 +114,12 @@ def together(space, paths, monkeypatch):
             errors[path] = error
 
     threads = [threading.Thread(target=one, args=(path,)) for path in paths]
-    for thread in threads:
-        thread.start()
+    with group._under_way:
+        for thread in threads:
+            thread.start()
+        wait_for(
+            lambda: group._open is not None and len(group._open.arrivals) == len(paths), what="everybody"
+        )
     for thread in threads:
         thread.join()
     return errors
@@ -169,7 +147,7 @@ def test_many_at_once_are_one_transaction_and_one_fsync_for_a_directory(known, m
 
     monkeypatch.setattr(os, "fsync", noted)
     before, usage = root_etag(known), tree.usage(known)
-    assert set(together(known, PATHS, monkeypatch).values()) == {None}
+    assert set(together(known, PATHS).values()) == {None}
     assert (len(commits), len(syncs)) == (1, 3)
     assert root_etag(known) != before
     assert tree.usage(known) == usage + sum(map(len, PATHS))
@@ -188,7 +166,7 @@ def test_a_directory_that_fails_fails_its_own(known, monkeypatch):
     usage = tree.usage(known)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", broken)
-        errors = together(known, PATHS, monkeypatch)
+        errors = together(known, PATHS)
     assert {path for path, error in errors.items() if error is not None} == {b"d/three", b"d/four"}
     assert not os.path.exists(on_disk(known, b"d/three"))
     assert read(known, b"one") == b"one"
@@ -203,7 +181,7 @@ def test_an_index_that_fails_fails_all(known, monkeypatch):
     usage = tree.usage(known)
     with monkeypatch.context() as patch:
         patch.setattr(known.index, "commit", full)
-        errors = together(known, PATHS, monkeypatch)
+        errors = together(known, PATHS)
     assert {getattr(error, "errno", None) for error in errors.values()} == {errno.ENOSPC}
     assert_right(known, outside=True)
     assert tree.usage(known) == usage
