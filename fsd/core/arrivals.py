@@ -76,18 +76,22 @@ def take_in(space: Space, arrivals: Sequence[Arrival]) -> list[NodeRow | None]:
     OSError of the state disk: nothing has changed.
     """
     rows: list[NodeRow | None] = [None] * len(arrivals)
-    by_directory: dict[tuple[bytes, bytes], list[int]] = {}
+    by_place: dict[tuple[bytes, tuple[int, int]], list[int]] = {}
     for number, each in enumerate(arrivals):
-        place, row = each.place, each.row
-        if row.flags & LABELLED and not ids.is_weak(row.binding) and place.is_at(place.parent):
+        if each.row.flags & LABELLED and not ids.is_weak(each.row.binding):
+            by_place.setdefault((each.place.parent, each.place.ident), []).append(number)
+    by_directory = []
+    for (path, _), numbers in by_place.items():
+        place = arrivals[numbers[0]].place
+        if place.is_at(path):
             binding = ids.node_binding(place.fd, b"", statx(place.fd, b""))
-            by_directory.setdefault((place.parent, binding), []).append(number)
+            by_directory.append((path, binding, numbers))
     if not by_directory:
         return rows
     now = time.time()
     with space.index.write() as db:
         head = Head(space, db)
-        for (path, binding), numbers in by_directory.items():
+        for path, binding, numbers in by_directory:
             found = _directory(space, db, head, path, binding)
             if found is None:
                 continue

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
-from fsd.core import commit, moving, operations, populate, properties, trash, tree
+from fsd.core import arrivals, commit, moving, operations, populate, properties, steps, trash, tree
 from fsd.core.content import Upload
 from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
@@ -24,6 +25,9 @@ class Case:
     operate: Callable[[list[Space]], object]
     trees: tuple[Files, ...]
     old: tuple[Files, ...] = (TREE,)
+    between: tuple[Files, ...] = ()
+    """Trees of the only space that may be left as well, unless the operation goes through."""
+
     preserved: tuple[bytes, ...] = ()
     before: Callable[[bytes], object] | None = None
     elsewhere: bool = False
@@ -38,7 +42,7 @@ class Case:
 
     @property
     def allowed(self) -> list[list[Files]]:
-        return [list(self.old), list(self.trees)]
+        return [list(self.old), list(self.trees), *([tree] for tree in self.between)]
 
     @property
     def visible(self) -> bool:
@@ -51,6 +55,42 @@ def put(path: bytes, **options: object) -> Callable[[list[Space]], object]:
         with Upload(spaces[0], path, length=len(NEW), **options) as upload:  # type: ignore[arg-type]
             upload.write(NEW)
             return upload.commit()
+
+    return operate
+
+
+def put_together(*paths: bytes) -> Callable[[list[Space]], object]:
+    """New files that go to the disk and to the index at the same time, as those that a server gathers."""
+
+    def operate(spaces: list[Space]) -> object:
+        errors: list[BaseException] = []
+        with ExitStack() as stack:
+            waiting: list[tuple[steps.Steps[object], steps.Need]] = []
+
+            def go_on(each: steps.Steps[object], outcome: arrivals.Outcome) -> None:
+                try:
+                    waiting.append((each, steps.resume(each, outcome)))
+                except StopIteration:
+                    pass
+                except OSError as error:
+                    errors.append(error)
+
+            for path in paths:
+                try:
+                    upload = stack.enter_context(Upload(spaces[0], path, length=len(NEW)))
+                    upload.write(NEW)
+                except OSError as error:
+                    errors.append(error)
+                else:
+                    go_on(upload.steps(), None)
+            while waiting:
+                outcomes = steps.serve([need for _, need in waiting])
+                served, waiting[:] = waiting[:], []
+                for (each, _), outcome in zip(served, outcomes, strict=True):
+                    go_on(each, outcome)
+        if errors:
+            raise errors[0]
+        return None
 
     return operate
 
@@ -130,6 +170,12 @@ def put_into_trash(root: bytes) -> None:
 
 ONE = (
     Case("put new", put(b"new"), (changed(add={b"new": NEW}),)),
+    Case(
+        "put two together",
+        put_together(b"new", b"dir/new"),
+        (changed(add={b"new": NEW, b"dir/new": NEW}),),
+        between=(changed(add={b"new": NEW}), changed(add={b"dir/new": NEW})),
+    ),
     Case("put over", put(b"file"), (changed(add={b"file": NEW}),), preserved=(b"the old content",)),
     Case(
         "put if-match",
