@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fsd.cli.common import add_json, note, positive, print_json, printable, say, settings_of
-from fsd.core.errors import FINDINGS, UserError
+from fsd.core.errors import FINDINGS, FsdError, UserError
 
 if TYPE_CHECKING:
     from fsd.core.registry import Registry
@@ -41,20 +41,17 @@ def run(args: argparse.Namespace) -> int:
     from fsd.service import probes
 
     settings = _settings(args)
-    reserve, polled = settings.disk_reserve, settings.watch_polled
     found = _in_time(
         args.timeout, "data root", os.fsencode(settings.data), lambda: list(probes.host(settings))
     )
     if (settings.state / "fsd.db").exists():
-        registry = Registry(settings.state)
-        records = [record for record in registry.spaces() if record.state == "active"]
-        for record in records:
-            ask = partial(_space, registry, record, reserve, polled)
-            found += _in_time(args.timeout, f"space '{record.name}'", record.path, ask)
-        if settings.gpfs_audit_logs or settings.kafka_brokers or settings.cluster_journal:
-            from watcher.streams import probe
-
-            found += list(probe.probe(settings, records))
+        try:
+            registry = Registry(settings.state)
+            records = [record for record in registry.spaces() if record.state == "active"]
+        except OSError as error:
+            found.append(_closed(error))
+        else:
+            found += _spaces(args, settings, registry, records)
     if args.json:
         print_json([dataclasses.asdict(advice) for advice in found])
     else:
@@ -63,6 +60,29 @@ def run(args: argparse.Namespace) -> int:
             if advice.todo:
                 say(f"         -> {printable(advice.todo)}")
     return FINDINGS if any(advice.level == "problem" for advice in found) else 0
+
+
+def _closed(error: OSError) -> Advice:
+    """The registry can't be opened: what is wrong with it is what is asked here."""
+    from fsd.service.advice import problem
+
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "the registry"
+    said = str(error) if isinstance(error, FsdError) else f"{where} can't be opened: {error.strerror}"
+    return problem("registry", said, "mend it first: nothing can be said about the spaces, or served")
+
+
+def _spaces(
+    args: argparse.Namespace, settings: Settings, registry: Registry, records: list[SpaceRecord]
+) -> list[Advice]:
+    found: list[Advice] = []
+    for record in records:
+        ask = partial(_space, registry, record, settings.disk_reserve, settings.watch_polled)
+        found += _in_time(args.timeout, f"space '{record.name}'", record.path, ask)
+    if settings.gpfs_audit_logs or settings.kafka_brokers or settings.cluster_journal:
+        from watcher.streams import probe
+
+        found += list(probe.probe(settings, records))
+    return found
 
 
 def _space(registry: Registry, record: SpaceRecord, reserve: int, polled: Collection[str]) -> list[Advice]:

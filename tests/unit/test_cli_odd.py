@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -50,3 +51,18 @@ def test_an_error_can_not_move_the_cursor(ready):
     code, _, err = ready("trash", "restore", "admin", "a\x1b[31m\nfsd: all is well\x9b")
     assert code == 1
     assert err.splitlines() == [r"fsd: There is no 'a\u001b[31m\nfsd: all is well\u009b' in the trash"]
+
+
+def test_doctor_says_what_keeps_the_registry_closed(ready, tmp_path, monkeypatch):
+    """A state directory that is read-only, or a registry that is damaged: that is what it is asked for."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "state" / "fsd.lock"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fsd.core.registry.Registry.__init__", refused)
+        code, out, err = ready("doctor")
+    assert code == 3 and "fsd.lock can't be opened: Read-only file system" in out and "Traceback" not in err
+    (tmp_path / "state" / "fsd.db").write_bytes(b"junk" * 5000)
+    code, out, err = ready("doctor")
+    assert code == 3 and "is damaged" in out and "FUSE" in out and "Traceback" not in err
