@@ -104,7 +104,9 @@ def folder_page(call: "Call") -> "Reply":
     """The listing of a directory of a space."""
     place = call.place
     own, children = tree.listing(place.space, place.path)
-    rows = [_row(place.href, entry) for entry in sorted(children, key=lambda e: (e.kind != "d", e.name))]
+    rows = [
+        _row(_local(place.href), entry) for entry in sorted(children, key=lambda e: (e.kind != "d", e.name))
+    ]
     crumbs = _crumbs(place, public=call.router.public)
     return _page(
         "folder.html",
@@ -117,13 +119,18 @@ def folder_page(call: "Call") -> "Reply":
     )
 
 
+def _local(href: str) -> str:
+    """The same path on this server: one that begins with two slashes would name another (RFC 3986 section 4.2)."""
+    return "/" + href.lstrip("/")
+
+
 def _crumbs(place: Place, *, public: bool) -> list[Crumb]:
     steps = [] if public else [Crumb("Spaces", "/")]
     below = place.path[len(place.root_path) :].strip(b"/")
     names = below.split(b"/") if below else []
     top = to_text(split(place.root_path)[1]) if public and place.root_path else place.record.name
-    steps.append(Crumb(top, place.root_href + "/" if names else None))
-    href = place.root_href
+    href = _local(place.root_href)
+    steps.append(Crumb(top, href + "/" if names else None))
     for index, name in enumerate(names):
         href += "/" + quote_path(name)
         steps.append(Crumb(to_text(name), href + "/" if index < len(names) - 1 else None))

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from fsd.core.errors import FsdError, Locked
+from fsd.core.errors import FsdError, Locked, QuotaExceeded
 from fsd.core.names import to_text
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ CREATE TABLE IF NOT EXISTS lock_generation (one INTEGER PRIMARY KEY CHECK (one =
 MAX_TIMEOUT_S: Final = 7 * 24 * 3600
 DEFAULT_TIMEOUT_S: Final = 1800
 """Clients lock for an editing session and refresh; half an hour outlives a short network loss."""
+MOST_HELD: Final = 1000
+"""Locks of one principal in a space: a client has one for each file it works on; a listing shows all of a file's."""
 _COLUMNS = "token, path, infinite, exclusive, owner, principal, timeout, expires"
 
 
@@ -113,13 +115,16 @@ class LockTable:
         owner: bytes = b"",
         timeout: int | None = None,
     ) -> Lock:
-        """Grant a lock, or raise PathLocked; all or nothing."""
+        """Grant a lock, or raise PathLocked; all or nothing. QuotaExceeded beyond MOST_HELD of one principal."""
         seconds = _bounded(timeout)
         token = f"urn:uuid:{uuid.UUID(bytes=secrets.token_bytes(16), version=4)}"
         now = self._clock()
         lock = Lock(token, path, depth == "infinity", exclusive, owner, principal, seconds, now + seconds)
         with self._state.write() as db:
             db.execute("DELETE FROM lock WHERE expires<=?", (now,))
+            (held,) = db.execute("SELECT COUNT(*) FROM lock WHERE principal=?", (principal,)).fetchone()
+            if held >= MOST_HELD:
+                raise QuotaExceeded(f"You hold {held} locks in this space; end some of them first.")
             others = self._covering(db, path, now)
             if lock.infinite:
                 others += self._inside(db, path, now)

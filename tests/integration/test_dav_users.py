@@ -362,6 +362,15 @@ def test_pages(served: Served):
     assert space.rstrip("/") in [link.rstrip("/") for link in links(inner.body)]
 
 
+def test_a_page_links_to_this_server_alone(served: Served):
+    dav = served.dav()
+    dav.mkcol(b"slashes")
+    dav.put(b"slashes/f", b"")
+    page = served.ask("GET", "//dav/files/alice/slashes/", "Accept: text/html")
+    assert page.status == 200 and b'href="/dav/files/alice/slashes/f"' in page.body
+    assert b'href="//' not in page.body
+
+
 def test_pages_show_only_what_is_mine(served):
     assert b"Shared" in served.ask("GET", "/", user="bob").body
     assert b"Shared" not in served.ask("GET", "/", user="eve").body

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from fsd.core import locks
-from fsd.core.errors import Locked
-from fsd.core.locks import LockTable, LockUnknown
+from fsd.core.errors import Locked, QuotaExceeded
+from fsd.core.locks import LockTable, LockUnknown, PathLocked
 from fsd.core.state import State
 
 
@@ -18,7 +18,7 @@ def now():
 @pytest.fixture
 def table(now, tmp_path):
     state = State(tmp_path / "state.db", tmp_path / "state-lock")
-    yield LockTable(SimpleNamespace(state=state), clock=lambda: now[0])
+    yield LockTable(SimpleNamespace(state=state, record=SimpleNamespace(id="s")), clock=lambda: now[0])
     state.close()
 
 
@@ -30,6 +30,24 @@ def test_no_lock_costs_one_look(table):
     assert not table.any()
     table.check(b"a/b", (), "alice", subtree=True, binding=True)
     assert table.drop(b"") == 0
+
+
+def test_one_person_holds_so_many(table, now, monkeypatch):
+    monkeypatch.setattr(locks, "MOST_HELD", 3)
+    for name in (b"a", b"b", b"c"):
+        lock(table, name)
+    with pytest.raises(QuotaExceeded, match="You hold 3 locks"):
+        lock(table, b"d")
+    lock(table, b"d", principal="bob")
+    now[0] += locks.DEFAULT_TIMEOUT_S + 1
+    lock(table, b"e")
+
+
+def test_a_refusal_says_where(table):
+    lock(table, b"d/a")
+    with pytest.raises(PathLocked) as caught:
+        table.check(b"d", (), "alice", subtree=True)
+    assert (caught.value.space_id, caught.value.path) == ("s", b"d/a")
 
 
 def test_an_exclusive_lock_excludes_and_its_holder_passes(table):
