@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import posixly
-from tests.support.mounting import WAYS, Mount, below, fails, mounted
-from tests.support.serving import Server
+from tests.support.mounting import WAYS, Mount, below, fails, mounted, open_space, open_way
 
 pytestmark = pytest.mark.root
 _PORTION = 500
@@ -23,28 +21,11 @@ _SHARE = 50
 """One of so many cases is played, unless `--big` asks for all of them."""
 
 
-def _opened(place: Path) -> Path:
-    """The place, with a way to it for everybody."""
-    for above in (place, *place.parents):
-        mode = stat.S_IMODE(above.stat().st_mode)
-        if not mode & 0o001:
-            above.chmod(mode | 0o001)
-    return place
-
-
-def _space(base: Path) -> Server:
-    server = Server(base)
-    server.fsd("init")
-    server.fsd("space", "create", "posix")
-    (server.data / "projects/posix").chmod(0o755)
-    return server
-
-
 @pytest.fixture(scope="module", params=WAYS)
 def mount(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """One space, mounted as it is, that everybody may reach on disk."""
-    base = _opened(tmp_path_factory.mktemp("same"))
-    with mounted(_space(base), base / "mnt", "posix", way=request.param) as made:
+    base = open_way(tmp_path_factory.mktemp("same"))
+    with mounted(open_space(base), base / "mnt", "posix", way=request.param) as made:
         yield made
 
 
@@ -62,7 +43,7 @@ def _table(request: pytest.FixtureRequest, without_shim: bool) -> list[posixly.C
 
 @pytest.mark.timeout(3600)
 def test_same_as_the_disk(mount: Mount, here: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    _opened(tmp_path)
+    open_way(tmp_path)
     table = _table(request, request.node.callspec.params["mount"] == "none")
     for start in range(0, len(table), _PORTION):
         portion = table[start : start + _PORTION]
@@ -120,9 +101,9 @@ def test_a_file_that_is_made_without_a_name(mount: Mount, here: Path, request: p
 
 def test_nobody_is_let_in_whom_the_disk_keeps_out(tmp_path: Path) -> None:
     """The mountpoint may be anywhere: who can't get to the space on disk can't get to it there."""
-    server = _space(tmp_path / "closed")
+    server = open_space(tmp_path / "closed")
     (tmp_path / "closed").chmod(0o700)
-    with mounted(server, _opened(tmp_path) / "mnt", "posix") as made:
+    with mounted(server, open_way(tmp_path) / "mnt", "posix") as made:
         (made.path / "f").write_bytes(b"1")
         assert _as_nobody(made.path / "f") == _as_nobody(server.data / "projects/posix/f") != 0
         made.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,6 +114,25 @@ class Mount:
 
 WAYS = ("on", "off", "none")
 """With kernel passthrough, without, and on a machine that has no compiler for what pyfuse3 lacks."""
+
+
+def open_way(place: Path) -> Path:
+    """The place, with a way to it for everybody: a mount as it is then lets others in."""
+    for above in (place, *place.parents):
+        mode = stat.S_IMODE(above.stat().st_mode)
+        if not mode & 0o001:
+            above.chmod(mode | 0o001)
+    return place
+
+
+def open_space(base: Path) -> Server:
+    """A data root with the space `posix`, which everybody may reach on disk."""
+    base.mkdir(exist_ok=True)
+    server = Server(open_way(base))
+    server.fsd("init")
+    server.fsd("space", "create", "posix")
+    (server.data / "projects/posix").chmod(0o755)
+    return server
 
 
 def below(mount: Mount, path: Path) -> Path:
