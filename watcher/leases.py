@@ -27,8 +27,15 @@ END = 3.0
 class Leases:
     """All leases of this host. `taken(space, old)`: another one had it before (`old`), or nobody: see `Lease`."""
 
-    def __init__(self, host: Host, taken: Callable[[Space, Record | None], None]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        taken: Callable[[Space, Record | None], None],
+        registry: Callable[[], str] = lambda: "",
+    ) -> None:
+        """`registry`: what the others are told of this host's users and spaces; once a second at most."""
         self._host = host
+        self._registry = registry
         self._taken = taken
         self._guard = threading.Lock()
         self._groups: dict[str, dict[str, Lease]] = {}
@@ -57,7 +64,7 @@ class Leases:
                     thread.start()
 
     def _lease(self, space: Space) -> Lease:
-        return Lease(space, self._host, lambda old: self._taken(space, old))
+        return Lease(space, self._host, lambda old: self._taken(space, old), registry=self._registry)
 
     def _leave(self, lease: Lease) -> None:
         threading.Thread(target=self._release, args=(lease,), name="lease", daemon=True).start()

@@ -95,10 +95,12 @@ class Watcher:
         verify_every: float = 86400.0,
         host: Host | None = None,
         take_over: Callable[[Space], None] = lambda space: None,
+        likeness: Callable[[], str] = lambda: "",
         publish: Callable[[Callable[[], Mapping[str, Space]]], Publisher] | None = None,
     ) -> None:
         """`host`: the spaces are shared with other hosts; `take_over` is called for one that another had before.
-        `publish` makes what tells the other hosts of the spaces that are worked on here."""
+        `likeness` tells them which users and spaces this host knows; `publish` makes what tells them of the spaces that
+        are worked on here."""
         self.keepers: dict[str, Keeper] = {}
         self._registry = registry
         self._run_dir = run_dir
@@ -114,7 +116,7 @@ class Watcher:
         self._told: dict[str, Any] = {}
         self._ending = threading.Event()
         self._take_over = take_over
-        self._leases = Leases(host, self._taken) if host is not None else None
+        self._leases = Leases(host, self._taken, likeness) if host is not None else None
         self._publisher = publish(self._open_spaces) if publish is not None else None
         self._itself = Subject("registry")
         self._front = Shift("front", self._turn, self._ending)

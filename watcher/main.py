@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from fsd.core import lease, restoring
+from fsd.core import lease, likeness, restoring
 from fsd.core.registry import Registry
 from fsd.service.status import read_json
 from watcher.ears import Choice, Ears
@@ -76,6 +76,7 @@ def run(settings: Settings) -> None:
         make_ears(settings),
         verify_every=float(settings.watch_sweep),
         host=lease.host_of(settings.state),
+        likeness=likeness.Told(registry.installation),
         take_over=lambda space: restoring.take_over(space, registry.installation),
         publish=publish(settings),
     )

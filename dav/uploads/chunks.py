@@ -137,7 +137,7 @@ def _put(request: _Request) -> tuple[Call, Body]:
     partial = request.partial()
     with partials.opened(request.space, partial) as directory:
         partials.check_room_for_part(directory)
-        return request.call, _Chunk(request, partial, Part(directory, request.part))
+        return request.call, _Chunk(request, partial, Part(request.space, directory, request.part))
 
 
 def _propfind(request: _Request) -> Reply:
@@ -206,7 +206,7 @@ def _delete(request: _Request) -> Reply:
         partials.drop(request.space, partial)
         return Reply(204)
     with partials.opened(request.space, partial) as directory:
-        partials.drop_part(directory, request.part)
+        partials.drop_part(request.space, directory, request.part)
     return Reply(204)
 
 

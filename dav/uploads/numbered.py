@@ -54,7 +54,9 @@ def begin(call: Call) -> Incoming:
         partial = partials.set_checksum(target.place.space, partial, terms.checksum)
     with partials.opened(target.place.space, partial) as directory:
         partials.check_room_for_part(directory)
-        return Incoming(target, partial, chunk, Part(directory, b"%06d" % chunk.index), terms)
+        return Incoming(
+            target, partial, chunk, Part(target.place.space, directory, b"%06d" % chunk.index), terms
+        )
 
 
 def _parse(place: Place) -> _Chunk:

@@ -86,9 +86,17 @@ def _spaces(
 
 
 def _space(registry: Registry, record: SpaceRecord, reserve: int, polled: Collection[str]) -> list[Advice]:
+    from fsd.core import lease, likeness
     from fsd.service import probes
+    from fsd.service.advice import problem
 
-    return list(probes.space(registry, record, reserve, polled))
+    found = list(probes.space(registry, record, reserve, polled))
+    if lease.host_of(registry.state_dir) is not None and not record.read_only:
+        stale = likeness.differs(registry.installation, registry.open(record.id))
+        if stale is not None:
+            what, _, todo = stale.partition(": ")
+            found.append(problem(f"space '{record.name}'", what, todo))
+    return found
 
 
 def _in_time(seconds: float, what: str, path: bytes, ask: Callable[[], list[Advice]]) -> list[Advice]:

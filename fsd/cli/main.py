@@ -46,6 +46,7 @@ COMMANDS = {
     "umount": Command("fsd.cli.umount", "end a mount"),
     "config": Command("fsd.cli.config", "the settings, and where each came from"),
     "key": Command("fsd.cli.key", "the service key: export, import"),
+    "cluster": Command("fsd.cli.cluster", "several hosts: export the registry, join with it"),
     "completion": Command("fsd.cli.completion", "completion for bash, zsh or fish"),
 }
 _VALUED = ("--data", "--state", "--config")

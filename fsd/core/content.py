@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fsd.core import copying, ids, intents, labels, quota, sums, waits
+from fsd.core import copying, ids, intents, labels, lease, quota, sums, waits
 from fsd.core.arrivals import Arrival
 from fsd.core.errors import Forbidden, NameRefused, ParentMissing, PreconditionFailed, QuotaExceeded
 from fsd.core.index import FILE, LABELLED, READY, NodeRow
@@ -256,6 +256,7 @@ class Upload:
         finished = self._finish_file(None, 0)
         if self._durability:
             yield Unsynced(fd)
+        lease.require(space)
         try:
             link_fd(fd, place.fd, place.name)
         except FileExistsError as error:
@@ -267,7 +268,7 @@ class Upload:
             if row is None:
                 row = make_known(space, place, new=True)
         except Exception:
-            if place.binding() == finished.binding:
+            if place.binding() == finished.binding and lease.may_write(space):
                 os.unlink(place.name, dir_fd=place.fd)
             settle_quietly(space, place.path)
             raise
@@ -296,6 +297,9 @@ class Upload:
             except Changed:
                 raise  # the tree is as it was, and the next try uses the staged name again
             except Exception:
+                lease.require(
+                    space
+                )  # else it is another host's: the intent waits until it is this one's again
                 swap_out(ticket, place, old, staging)
                 ticket.finish()
                 settle_quietly(space, place.path)

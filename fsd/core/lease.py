@@ -78,6 +78,8 @@ class Record(NamedTuple):
     """The holder's boot (`/proc/sys/kernel/random/boot_id`)."""
     mark: str = ""
     """Random, another one in each renewal: what only its writer can know."""
+    registry: str = ""
+    """A digest of the holder's users, groups, tokens and spaces (likeness.py)."""
 
 
 _hosts: dict[Path, Host] = {}
@@ -127,8 +129,12 @@ def require(space: Space) -> None:
 
 
 def may_write(space: Space) -> bool:
-    """Whether this host may change the space now; always, where spaces are not shared."""
-    if space.state_dir not in _hosts or space.record.read_only:
+    """Whether this host may change the space now; always, where spaces are not shared.
+
+    To be asked before each system call that others see: between any two of them the host may have stood still, and
+    another one may have taken over.
+    """
+    if not _hosts or space.state_dir not in _hosts or space.record.read_only:
         return True
     found = _local(space)
     return found is not None and boottime() < found[1]
@@ -213,6 +219,7 @@ class Lease:
         *,
         clock: Callable[[], float] = boottime,
         boot: str = _BOOT,
+        registry: Callable[[], str] = lambda: "",
     ) -> None:
         self.space = space
         self.host = host
@@ -224,6 +231,7 @@ class Lease:
         self.trouble = ""
         """What somebody has to do something about."""
         self._boot = boot
+        self._registry = registry
         self._mark = ""
         self._marks: tuple[str, ...] = ()
         """Which of its marks may stand in the record: a write that failed may have reached it."""
@@ -361,7 +369,8 @@ class Lease:
     def _record(self) -> Record:
         host = self.host
         return Record(
-            self._token, self.id, host.name, host.address, self._turn, False, self._client(), self._boot, self._mark
+            self._token, self.id, host.name, host.address, self._turn, False, self._client(), self._boot, self._mark,
+            self._registry(),
         )  # fmt: skip
 
     def _client(self) -> str:
@@ -420,6 +429,7 @@ def replace_token(record: Record, number: int) -> Record:
     """The record as that of the token its file is named by; TypeError, ValueError if it is none."""
     if (
         not isinstance(record.host, str)
+        or not isinstance(record.registry, str)
         or not isinstance(record.turn, int)
         or not isinstance(record.mark, str)
     ):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fsd.core import copying, ids, intents, properties, quota, trash
+from fsd.core import copying, ids, intents, lease, properties, quota, trash
 from fsd.core.building import build
 from fsd.core.errors import Forbidden, FsdError, PreconditionFailed, StorageUnavailable
 from fsd.core.groupsync import sync_directory
@@ -22,9 +22,9 @@ from fsd.core.locks import LockTable
 from fsd.core.places import (
     Place,
     binding_at,
+    changing,
     destination,
     internal,
-    mounts_explained,
     refuse_mounts_below,
     rename_new,
     require_writable,
@@ -67,6 +67,7 @@ def over(src: Place, dst: Place, old: Entry) -> None:
             sync_directory(src.fd)
             make_move_known(space, src, dst)
         except BaseException:
+            lease.require(space)  # else it is another host's: the intent waits until it is this one's again
             _undo_over(src, dst, ticket, new, displaced)
             raise
         if stat.S_ISREG(moved.mode) and stat.S_ISREG(replaced.mode):
@@ -84,6 +85,7 @@ def _dress_like_replaced(dst: Place, ticket: Ticket, new: bytes) -> None:
             fd = os.open(dst.name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dst.fd)
             try:
                 if binding_at(fd, b"") == new:
+                    lease.require(space)
                     model = b"/proc/self/fd/%d/%b" % (files, ticket.name)
                     lasting = copying.lasting_attributes(model, copying.user_attributes(fd))
                     copying.set_user_attributes(fd, lasting)
@@ -99,14 +101,14 @@ def _link_and_rename(src: Place, dst: Place, ticket: Ticket) -> bool:
     """False where the filesystem has no hard links for this."""
     with internal(src.space, "trash/files") as files:
         try:
-            with mounts_explained(dst):
+            with changing(dst):
                 os.link(dst.name, ticket.name, src_dir_fd=dst.fd, dst_dir_fd=files, follow_symlinks=False)
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
             return False
         sync_directory(files)
-    with mounts_explained(src):
+    with changing(src):
         os.rename(src.name, dst.name, src_dir_fd=src.fd, dst_dir_fd=dst.fd)
     return True
 
@@ -114,7 +116,7 @@ def _link_and_rename(src: Place, dst: Place, ticket: Ticket) -> bool:
 def _exchange_and_trash(src: Place, dst: Place, ticket: Ticket, new: bytes, displaced: bytes) -> None:
     """Swap the two names; what came to `src` goes into the trash, if it is what was to be replaced."""
     try:
-        with mounts_explained(dst):
+        with changing(dst):
             rename_exchange(src.fd, src.name, dst.fd, dst.name)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
@@ -126,9 +128,11 @@ def _exchange_and_trash(src: Place, dst: Place, ticket: Ticket, new: bytes, disp
         return
     if src.binding() != displaced:
         if dst.binding() == new:
+            lease.require(src.space)
             rename_exchange(src.fd, src.name, dst.fd, dst.name)
         raise PreconditionFailed(f"'{dst.text}' is being changed by somebody else.")
     with internal(src.space, "trash/files") as files:
+        lease.require(src.space)
         rename_new(src.fd, src.name, files, ticket.name)
         sync_directory(files)
 
@@ -291,12 +295,16 @@ def _carry(here: Place, there: Place, binding: bytes, overwrite: bool) -> bool:
             leaving.record("out", {"src": here.path.hex(), "old": binding.hex(), "copied": False})
             _carry_properties(here, there.space)
             with _busy_explained(here):
+                lease.require(here.space)
+                lease.require(there.space)
                 rename_new(here.fd, here.name, staging, ticket.name)
             created = put_staged(ticket, there, staging, overwrite=overwrite, only=True)
             sync_directory(here.fd)
             make_known(there.space, there, new=True)
             make_known(here.space, here)
         except BaseException:
+            lease.require(there.space)
+            lease.require(here.space)
             if here.binding() is None:
                 take_out(ticket, there, staging, binding)
                 rename_new(staging, ticket.name, here.fd, here.name)
@@ -324,6 +332,8 @@ def _carry_copy(here: Place, there: Place, binding: bytes, entry: Entry, overwri
             _trash_source(here, leaving, binding, entry)
             make_known(here.space, here)
         except BaseException:
+            lease.require(there.space)
+            lease.require(here.space)
             _undo_copy(here, there, ticket, leaving, staging, copy)
             raise
         ticket.finish()

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from fsd.core import lease
 from fsd.core.errors import Locked
 from fsd.core.groupsync import sync_directory
 from fsd.core.names import check_new_name
@@ -78,6 +79,7 @@ def create(
     ident = secrets.token_hex(16)
     made = Partial(ident, name, user_id, path, length, reserve, terms or Terms(), now, now + KEEP_S)
     with _all(space) as above:
+        lease.require(space)
         os.mkdir(made.id, 0o700, dir_fd=above)
         try:
             sync_directory(above)
@@ -160,16 +162,18 @@ def parts(directory: int) -> list[tuple[bytes, int]]:
 class Part:
     """One part on its way; it is there whole after `close`, or not at all. One thread at a time."""
 
-    def __init__(self, directory: int, name: bytes) -> None:
+    def __init__(self, space: Space, directory: int, name: bytes) -> None:
         """NameRefused for a name that no part may have."""
         check_new_name(name)
         if name.startswith(b"."):
             raise PermissionError(errno.EPERM, "Names that begin with a dot are not for parts")
+        self._space = space
         self._directory = os.dup(directory)
         self._name = name
         self._temporary = b"." + secrets.token_hex(8).encode()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
+            lease.require(space)
             self._fd = os.open(self._temporary, flags, 0o600, dir_fd=self._directory)
         except BaseException:
             os.close(self._directory)
@@ -188,6 +192,7 @@ class Part:
             new = False
         except FileNotFoundError:
             new = True
+        lease.require(self._space)
         os.rename(self._temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         os.fsync(self._directory)
         self._end()
@@ -206,10 +211,11 @@ class Part:
         self._fd = -1
 
 
-def drop_part(directory: int, name: bytes) -> None:
+def drop_part(space: Space, directory: int, name: bytes) -> None:
     """Delete a part. FileNotFoundError."""
     if name.startswith(b".") or b"/" in name:
         raise FileNotFoundError(errno.ENOENT, "There is no such part")
+    lease.require(space)
     os.unlink(name, dir_fd=directory)
 
 
@@ -224,7 +230,7 @@ def drop(space: Space, partial: Partial) -> None:
     with space.state.write() as db:
         db.execute("DELETE FROM upload WHERE id=?", (partial.id,))
     with _all(space) as above:
-        _remove(above, os.fsencode(partial.id))
+        _remove(space, above, os.fsencode(partial.id))
 
 
 def expire(space: Space, now: float | None = None) -> int:
@@ -243,7 +249,7 @@ def expire(space: Space, now: float | None = None) -> int:
             except FileNotFoundError:
                 continue
             if name not in known and age > 60:
-                _remove(above, name)
+                _remove(space, above, name)
     return len(late)
 
 
@@ -256,17 +262,19 @@ def _all(space: Space) -> Iterator[int]:
         os.close(fd)
 
 
-def _remove(above: int, name: bytes) -> None:
+def _remove(space: Space, above: int, name: bytes) -> None:
     try:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
     except (FileNotFoundError, NotADirectoryError):
         return
     try:
         for part in os.listdir(b"/proc/self/fd/%d" % fd):
+            lease.require(space)
             with suppress(FileNotFoundError):
                 os.unlink(part, dir_fd=fd)
     finally:
         os.close(fd)
+    lease.require(space)
     with suppress(FileNotFoundError):
         os.rmdir(name, dir_fd=above)
 

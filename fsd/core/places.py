@@ -212,8 +212,10 @@ def internal(space: Space, name: str) -> Iterator[int]:
 
 
 @contextmanager
-def mounts_explained(place: Place) -> Iterator[None]:
-    """Turn the kernel's answers about mount points into sentences."""
+def changing(place: Place) -> Iterator[None]:
+    """A step that others see, and so one of the host that has the space's lease (Elsewhere): asked at the last moment,
+    as it may have stood still since it began. The kernel's answers about mount points become sentences."""
+    lease.require(place.space)
     try:
         yield
     except OSError as error:

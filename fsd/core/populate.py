@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import ids, labels
+from fsd.core import ids, labels, lease
 from fsd.core.commit import QUIET_S
 from fsd.core.index import DIRECTORY, FILE, GIVEN, LABELLED, READY, WRITING
 from fsd.core.journal import Change
@@ -122,21 +122,23 @@ def names_remembered(db: sqlite3.Connection, n: int, entries: Sequence[Seen], *,
 
 
 def writes_labels(space: Space) -> bool:
-    """Whether nodes of this space are labelled as soon as they are seen quiet."""
-    return space.record.label == "now" and not space.record.read_only
+    """Whether nodes of this space are labelled as soon as they are seen quiet, by this host."""
+    return space.record.label == "now" and not space.record.read_only and lease.may_write(space)
 
 
 def write_labels(space: Space, fd: int, plain: Sequence[Plain]) -> list[Plain]:
     """Label those that are quiet and have none. One that can't be labelled, or is not what was seen any more, stays
     as it is."""
-    secret, encode, put, lstat = space.secret, labels.encode, labels.set_on_entry, os.stat
+    secret, encode, put, lstat, may_write = (
+        space.secret, labels.encode, labels.set_on_entry, os.stat, lease.may_write,
+    )  # fmt: skip
     done = []
     for each in plain:
         seen, node_id, flags, _ = each
         name, kind = seen[0], seen[1]
         if flags & (READY | LABELLED) == READY and kind <= DIRECTORY:
             try:
-                if put(fd, name, encode(secret, node_id, seen[2], 0)):
+                if may_write(space) and put(fd, name, encode(secret, node_id, seen[2], 0)):
                     after = lstat(name, dir_fd=fd, follow_symlinks=False)
                     same = after.st_ino == seen[3] and after.st_mtime_ns == seen[5]
                     if same and (kind == DIRECTORY or after.st_size == seen[4]):

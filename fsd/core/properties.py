@@ -18,7 +18,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, unquote
 
-from fsd.core import copying, ids, intents, labels, ownfiles
+from fsd.core import copying, ids, intents, labels, lease, ownfiles
 from fsd.core.errors import Forbidden, NameRefused, QuotaExceeded
 from fsd.core.groupsync import sync_directory
 from fsd.core.labels import PROPERTY_PREFIX
@@ -227,7 +227,8 @@ def _change(place: Place, node_id: str, old: _State, new: _State) -> None:
         try:
             _write_somewhere(place, node_id, new)
         except OSError as error:
-            _write(place, node_id, old)
+            if lease.may_write(place.space):
+                _write(place, node_id, old)
             if steps > 1:
                 known.delete([ticket.number])
             if error.errno in (errno.EACCES, errno.EPERM):
@@ -256,6 +257,7 @@ def _write(place: Place, node_id: str, state: _State) -> None:
         if name.startswith(PROPERTY_PREFIX) and name != MORE and name not in state.attributes:
             _remove(place, name)
     if state.overflow and MORE not in names:
+        lease.require(place.space)
         try:
             os.setxattr(place.link, MORE, b"1", follow_symlinks=False)
         except OSError as error:
@@ -263,6 +265,7 @@ def _write(place: Place, node_id: str, state: _State) -> None:
                 raise
     for name, value in state.attributes.items():
         if copying.get_attribute(place.link, name) != value:
+            lease.require(place.space)
             os.setxattr(place.link, name, value, follow_symlinks=False)
     if not state.overflow:
         if MORE in names:
@@ -271,6 +274,7 @@ def _write(place: Place, node_id: str, state: _State) -> None:
 
 
 def _remove(place: Place, name: str) -> None:
+    lease.require(place.space)
     try:
         os.removexattr(place.link, name, follow_symlinks=False)
     except OSError as error:
@@ -304,6 +308,7 @@ def store_overflow(space: Space, node_id: str, overflow: Mapping[str, bytes]) ->
     with internal(space, "meta") as meta:
         name = _file_name(node_id)
         if not overflow:
+            lease.require(space)
             try:
                 os.unlink(name, dir_fd=meta)
             except FileNotFoundError:
@@ -317,6 +322,7 @@ def store_overflow(space: Space, node_id: str, overflow: Mapping[str, bytes]) ->
                 json.dump({"version": 1, "properties": texts}, file)
                 file.flush()
                 os.fsync(fd)
+            lease.require(space)
             os.rename(name + b".new", name, src_dir_fd=meta, dst_dir_fd=meta)
         except BaseException:
             os.unlink(name + b".new", dir_fd=meta)

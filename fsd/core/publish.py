@@ -15,11 +15,11 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import intents, trash, versions
+from fsd.core import intents, lease, trash, versions
 from fsd.core.absent import is_absent
 from fsd.core.errors import FsdError, PreconditionFailed
 from fsd.core.groupsync import sync_directory
-from fsd.core.places import Place, binding_at, internal, mounts_explained, open_destination, rename_new
+from fsd.core.places import Place, binding_at, changing, internal, open_destination, rename_new
 from fsd.core.removal import remove_staged
 from fsd.core.syscalls import link_fd, rename_exchange, statx
 from fsd.core.tree import lookup
@@ -56,7 +56,7 @@ def swap_in(ticket: Ticket, fd: int, place: Place, old: Seen, staging: int) -> b
     new = binding_at(fd, b"")
     assert new is not None
     if binding_at(staging, ticket.name) is None:
-        with mounts_explained(place):
+        with changing(place):
             link_fd(fd, staging, ticket.name)
     body: Body = {
         "path": place.path.hex(), "new": new.hex(), "old": old.binding.hex(), "id": old.entry.id,
@@ -66,7 +66,7 @@ def swap_in(ticket: Ticket, fd: int, place: Place, old: Seen, staging: int) -> b
     if place.seen() != old.found:
         raise Changed
     try:
-        with mounts_explained(place):
+        with changing(place):
             rename_exchange(staging, ticket.name, place.fd, place.name)
     except FileNotFoundError as error:
         raise Changed from error
@@ -96,6 +96,7 @@ def retire(space: Space, body_id: object, staging: int, name: bytes, etag: str |
     """A replaced file has done its duty; it becomes a version of its successor, in which its id lives on, and so do the
     properties that are kept by id. An intent of an earlier release knows no id: the file is dropped. `etag`: what its
     checksums are known by."""
+    lease.require(space)
     if isinstance(body_id, str):
         versions.keep(space, body_id, staging, name, etag)
     else:
@@ -119,6 +120,7 @@ def _swap_by_link(ticket: Ticket, place: Place, staging: int, body: Body) -> byt
     try:
         if not _is_same(staging, old, body):
             raise Changed
+        lease.require(place.space)
         os.rename(ticket.name, place.name, src_dir_fd=staging, dst_dir_fd=place.fd)
     except BaseException as error:
         os.unlink(old, dir_fd=staging)
@@ -212,7 +214,7 @@ def put_staged(ticket: Ticket, place: Place, staging: int, *, overwrite: bool, o
     assert new is not None
     for _ in range(_TRIES):
         try:
-            with mounts_explained(place):
+            with changing(place):
                 rename_new(staging, ticket.name, place.fd, place.name)
             sync_directory(place.fd)
             return True
@@ -261,7 +263,7 @@ def take_out(ticket: Ticket, place: Place, staging: int, new: bytes) -> None:
 def _exchange_staged(ticket: Ticket, place: Place, staging: int) -> bytes | None:
     """Swap; the staged name of what stood there, None if there is nothing to swap with any more."""
     try:
-        with mounts_explained(place):
+        with changing(place):
             rename_exchange(staging, ticket.name, place.fd, place.name)
         return ticket.name
     except FileNotFoundError:

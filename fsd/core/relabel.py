@@ -126,7 +126,7 @@ def _label_one(space: Space, fd: int, row: NodeRow) -> _Update | None:
         if before.st_ino != row.ino or (row.kind == FILE and before.st_ctime_ns != row.ctime_ns):
             return None
         value = labels.encode(space.secret, row.id, row.binding, row.rev)
-        if not labels.set_on_entry(fd, row.name, value):
+        if not lease.may_write(space) or not labels.set_on_entry(fd, row.name, value):
             return None
         after = os.stat(row.name, dir_fd=fd, follow_symlinks=False)
     except OSError as error:
@@ -315,9 +315,8 @@ def _publish_one(space: Space, path: bytes, binding: bytes, value: bytes) -> tup
         return None
     try:
         before = os.fstat(fd).st_ctime_ns
-        if labels.parse_tree(value, space.secret, binding) is None or not labels.set_xattr(
-            fd, labels.TREE_ATTRIBUTE, value
-        ):
+        ours = labels.parse_tree(value, space.secret, binding) is not None and lease.may_write(space)
+        if not ours or not labels.set_xattr(fd, labels.TREE_ATTRIBUTE, value):
             return None
         return before, os.fstat(fd).st_ctime_ns
     finally:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from fsd.core import ids, index
+from fsd.core import ids, index, lease
 from fsd.core.errors import ParentMissing
 from fsd.core.names import join, split
 from fsd.core.reconcile import Outcome, reconcile, reconcile_moved
@@ -115,6 +115,7 @@ def settle_quietly(space: Space, *paths: bytes) -> None:
 def take_back(space: Space, paths: list[bytes], undo: Callable[[], None], error: OSError) -> None:
     """Undo a change that could not be made known, because of `error`."""
     try:
+        lease.require(space)
         undo()
     except FileNotFoundError:
         # Somebody has taken it away, or the directory with it: there is nothing to take back any more.

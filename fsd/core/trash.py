@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, cast
 
-from fsd.core import intents, ownfiles, quota
+from fsd.core import intents, lease, ownfiles, quota
 from fsd.core.errors import ParentMissing
 from fsd.core.groupsync import sync_directory
 from fsd.core.index import DIRECTORY, KIND_LETTERS
 from fsd.core.names import INTERNAL, join, quote_path, split, to_text, unquote_path
 from fsd.core.observe import look
-from fsd.core.places import Place, destination, internal, mounts_explained, rename_new, require_writable
+from fsd.core.places import Place, changing, destination, internal, rename_new, require_writable
 from fsd.core.removal import remove_staged
 from fsd.core.settling import make_known, settle_whole
 from fsd.core.syscalls import open_beneath, statx
@@ -107,11 +107,12 @@ def take_in(space: Space, ticket: Ticket, place: Place, node_id: str | None, siz
     write_info(space, ticket.name, place.path, node_id, size)
     with internal(space, "trash/files") as files:
         try:
-            with mounts_explained(place):
+            with changing(place):
                 rename_new(place.fd, place.name, files, ticket.name)
             sync_directory(place.fd)
             sync_directory(files)
         except BaseException:
+            lease.require(space)
             if _stands(files, ticket.name):
                 rename_new(files, ticket.name, place.fd, place.name)
             drop_info(space, ticket.name)
@@ -122,6 +123,7 @@ def take_in_staged(space: Space, ticket: Ticket, staged: bytes | None = None) ->
     """Move a staged entry of the ticket (`staged`, if it is not under its own name) into the trash; its info file is
     there."""
     with internal(space, "staging") as staging, internal(space, "trash/files") as files:
+        lease.require(space)
         rename_new(staging, staged or ticket.name, files, ticket.name)
         sync_directory(files)
 
@@ -232,6 +234,7 @@ def remove(space: Space, key: str) -> None:
     with intents.of(space).begin() as ticket, internal(space, "staging") as staging:
         with internal(space, "trash/files") as files:
             try:
+                lease.require(space)
                 rename_new(files, name, staging, ticket.name)
             except FileNotFoundError:
                 return  # somebody else was quicker
@@ -384,7 +387,7 @@ def _names(path: bytes) -> list[bytes]:
 
 def _put_at(space: Space, name: bytes, path: bytes, known_name: bytes) -> None:
     with destination(space, path, known_name=known_name) as place, internal(space, "trash/files") as files:
-        with mounts_explained(place):
+        with changing(place):
             rename_new(files, name, place.fd, place.name)
 
         def undo() -> None:

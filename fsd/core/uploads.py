@@ -12,7 +12,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from fsd.core import partials, quota
+from fsd.core import lease, partials, quota
 from fsd.core.content import Upload
 from fsd.core.errors import NameRefused, PreconditionFailed
 from fsd.core.partials import DATA, Partial, Terms
@@ -58,12 +58,14 @@ class Tail:
         self, space: Space, partial: Partial, offset: int, checksum: tuple[str, bytes] | None = None
     ) -> None:
         """`checksum`: (algorithm, digest) of the bytes of this request; if they don't fit they are taken back."""
+        self._space = space
         self._limit = partial.length
         self._offset = self.size = offset
         self._checksum = checksum
         self._hash = hashlib.new(checksum[0], usedforsecurity=False) if checksum else None
         with ExitStack() as stack:
             directory = stack.enter_context(partials.opened(space, partial, alone=True))
+            lease.require(space)
             self._fd = os.open(DATA, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
             stack.callback(os.close, self._fd)
             have = os.fstat(self._fd).st_size
@@ -79,6 +81,7 @@ class Tail:
         if self._hash is not None:
             self._hash.update(view)
         while view:
+            lease.require(self._space)  # the host that took over goes on where this one was
             written = os.write(self._fd, view)
             self.size += written
             view = view[written:]
@@ -88,6 +91,7 @@ class Tail:
         with self._open:
             fits = self._hash is None or self._checksum is None or self._hash.digest() == self._checksum[1]
             if not fits:
+                lease.require(self._space)
                 os.ftruncate(self._fd, self._offset)
                 self.size = self._offset
             os.fsync(self._fd)
@@ -96,7 +100,7 @@ class Tail:
     def abort(self) -> None:
         """The request broke off. What arrived stays, unless it was to be checked as a whole."""
         with self._open:
-            if self._hash is not None:
+            if self._hash is not None and lease.may_write(self._space):
                 os.ftruncate(self._fd, self._offset)
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import copying, index, trash
+from fsd.core import copying, index, lease, trash
 from fsd.core.absent import is_absent
 from fsd.core.places import internal, rename_new
 from fsd.core.syscalls import read_lease
@@ -115,6 +115,7 @@ def open_version(space: Space, node_id: str, key: str) -> tuple[int, Version]:
 def remove(space: Space, node_id: str, key: str) -> None:
     """Delete one version. FileNotFoundError."""
     with _directory(space, node_id) as fd:
+        lease.require(space)
         os.unlink(_key_name(key), dir_fd=fd)
 
 
@@ -174,6 +175,7 @@ def _drop(space: Space, node_id: str, versions: list[Version]) -> int:
         with suppress(FileNotFoundError):
             remove(space, node_id, version.key)
     with internal(space, "versions") as above, suppress(OSError):
+        lease.require(space)
         os.rmdir(_place(node_id), dir_fd=above)  # only when it is empty
     return len(versions)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fsd.core import lease, restoring
+from fsd.core import lease, likeness, restoring
 from fsd.core.errors import StorageUnavailable
 from fsd.core.space import Space, SpaceRecord
 
@@ -41,6 +41,8 @@ def _of(registry: Registry, space: Space) -> dict[str, str]:
         found["shared"] = (
             f"Space {record.name}: the host {other} works on it, too; set cluster.shared on this one, or stop it."
         )
+    if (stale := likeness.differs(registry.installation, space)) is not None:
+        found["registry"] = f"Space {record.name}: {stale}"
     if record.read_only or not lease.may_write(space):
         return found  # the epoch is the matter of the host that works on it
     if restoring.went_back(space, registry.installation):

@@ -4,8 +4,6 @@ path, and a server. Needs root."""
 from __future__ import annotations
 
 import os
-import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,16 +115,8 @@ class Host(Server):
         self.inside(str(SCRIPT), "mount", str(ceph.base), str(self.shared))
 
     def like(self, other: Host) -> None:
-        """Begin with the registry and the key of another host, as the operations page says."""
-        self.state.mkdir(exist_ok=True, mode=0o700)
-        shutil.copy(other.state / "service.key", self.state)
-        with (
-            sqlite3.connect(other.state / "fsd.db") as source,
-            sqlite3.connect(self.state / "fsd.db") as copy,
-        ):
-            source.backup(copy)
-        source.close()
-        copy.close()
+        """Begin as another host of its installation, or follow its registry, as the operations page says."""
+        self.fsd("cluster", "join", stdin=other.fsd("cluster", "export"))
 
     def cut_off(self) -> None:
         """Nothing comes in or goes out any more."""

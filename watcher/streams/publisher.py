@@ -129,7 +129,7 @@ class Publisher:
         number = self._told.get(key)
         if number is None:
             number = self._kept[key] = int(positions.reached(space, _NAME).get(_NAME) or -1)
-        while not self._ending.is_set():
+        while not self._ending.is_set() and lease.may_write(space):
             with space.index.read() as db:
                 floor, last = journal.floor(db), db.execute("SELECT number-1 FROM head").fetchone()[0]
             if number < floor or number > last:
