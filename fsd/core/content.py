@@ -297,9 +297,8 @@ class Upload:
             except Changed:
                 raise  # the tree is as it was, and the next try uses the staged name again
             except Exception:
-                lease.require(
-                    space
-                )  # else it is another host's: the intent waits until it is this one's again
+                # else it is another host's: the intent waits until it is this one's again
+                lease.require(space)
                 swap_out(ticket, place, old, staging)
                 ticket.finish()
                 settle_quietly(space, place.path)
