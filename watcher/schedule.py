@@ -1,7 +1,7 @@
 """Which directory is handled when. Pure: time comes in as an argument (monotonic seconds).
 
-What is due takes turns by the directory above it: whoever makes thousands of directories somewhere holds up nobody
-elsewhere.
+What is due takes turns by the directory above it, and names take turns with whole directories: whoever makes thousands
+of directories somewhere, or in a hundred places, holds up nobody elsewhere who changed a file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,43 @@ def lane_of(path: bytes) -> bytes:
     return split(path)[0] if path else b"/"
 
 
+class _Lanes:
+    """Paths in the order in which they came, by the directory above them; the directories take turns."""
+
+    def __init__(self) -> None:
+        self._lanes: OrderedDict[bytes, deque[bytes]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._lanes)
+
+    def add(self, path: bytes) -> None:
+        self._lanes.setdefault(lane_of(path), deque()).append(path)
+
+    def first(self) -> bytes:
+        """The one that `take` gives next."""
+        return next(iter(self._lanes.values()))[0]
+
+    def take(self) -> bytes:
+        lane, paths = self._lanes.popitem(last=False)
+        path = paths.popleft()
+        if paths:
+            self._lanes[lane] = paths
+        return path
+
+    def beside(self, path: bytes) -> bytes | None:
+        """The next one with the same directory above it; None without any."""
+        paths = self._lanes.get(lane_of(path))
+        return paths[0] if paths else None
+
+    def drop_beside(self, path: bytes) -> None:
+        """Take the one that `beside` gave."""
+        lane = lane_of(path)
+        paths = self._lanes[lane]
+        paths.popleft()
+        if not paths:
+            del self._lanes[lane]
+
+
 class Schedule:
     """Waiting directories by path, each with the time at which it may be handled."""
 
@@ -30,8 +67,9 @@ class Schedule:
         self._most = most
         self._at: dict[bytes, float] = {}
         self._heap: list[tuple[float, int, bytes]] = []
-        self._ripe: OrderedDict[bytes, deque[bytes]] = OrderedDict()
-        """What is due, by the directory above it."""
+        self._named, self._whole = _Lanes(), _Lanes()
+        """What is due, by what waited when it became so."""
+        self._named_next = True
         self._beside: Counter[bytes] = Counter()
         """How many are scheduled, likewise."""
         self._turn = 0
@@ -70,12 +108,19 @@ class Schedule:
             due, _, path = heapq.heappop(self._heap)
             if self._at.get(path) == due:
                 self._at[path] = _RIPE
-                self._ripe.setdefault(lane_of(path), deque()).append(path)
-        return bool(self._ripe)
+                later = self.items[path].names is None or self._follows(path)
+                (self._whole if later else self._named).add(path)
+        return bool(self._named or self._whole)
+
+    def _follows(self, path: bytes) -> bool:
+        """Whether the directory above waits to be looked at for this one, which it may not know yet."""
+        parent, name = split(path)
+        above = self.items.get(parent) if path else None
+        return above is not None and (above.names is None or name in above.names)
 
     def next_due(self) -> float | None:
         """When something is due next; None if nothing waits."""
-        if self._ripe:
+        if self._named or self._whole:
             return 0.0
         while self._heap:
             due, _, path = self._heap[0]
@@ -85,34 +130,31 @@ class Schedule:
         return None
 
     def take(self) -> tuple[bytes, Waiting]:
-        """The next one of what is due; the lanes take turns."""
-        lane, paths = self._ripe.popitem(last=False)
-        path = paths.popleft()
-        if paths:
-            self._ripe[lane] = paths
+        """The next one of what is due; names and whole directories take turns, and in each of them the lanes."""
+        lanes = self._named if self._named and (self._named_next or not self._whole) else self._whole
+        self._named_next = lanes is self._whole
+        path = lanes.take()
         return path, self._taken(path)
 
     def take_more(self, most: int, wanted: Callable[[bytes, Waiting], bool]) -> dict[bytes, Waiting]:
-        """Those that come next, up to the first that is not wanted."""
+        """Those with names that come next, up to the first that is not wanted."""
         taken: dict[bytes, Waiting] = {}
-        while self._ripe and len(taken) < most:
-            path = next(iter(self._ripe.values()))[0]
+        while self._named and len(taken) < most:
+            path = self._named.first()
             if not wanted(path, self.items[path]):
                 break
-            path, item = self.take()
-            taken[path] = item
+            taken[path] = self._taken(self._named.take())
         return taken
 
     def take_beside(self, path: bytes, most: int, wanted: Callable[[bytes], bool]) -> dict[bytes, Waiting]:
-        """Those that are due as a whole beside `path`, up to the first that is not, or is not wanted."""
-        lane = lane_of(path)
-        paths = self._ripe.get(lane, deque())
+        """Those that are due as a whole beside `path`, up to the first that is not wanted."""
         taken: dict[bytes, Waiting] = {}
-        while paths and len(taken) < most and self.items[paths[0]].names is None and wanted(paths[0]):
-            each = paths.popleft()
+        while len(taken) < most:
+            each = self._whole.beside(path)
+            if each is None or self.items[each].names is not None or not wanted(each):
+                break
+            self._whole.drop_beside(path)
             taken[each] = self._taken(each)
-        if not paths:
-            self._ripe.pop(lane, None)
         return taken
 
     def _taken(self, path: bytes) -> Waiting:
