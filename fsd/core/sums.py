@@ -288,18 +288,22 @@ class _Writer:
             sums = self._waiting.get()
             time.sleep(_DELAY_S)
             try:
-                sums.flush()
+                with _forking:
+                    sums.flush()
             except Exception:
                 # The only thread that does this must not end; what is not written will be computed again.
                 _log.exception("%s: checksums were not written", sums.path.name)
 
 
 _writer = _Writer()
+_forking = threading.Lock()
+"""Nobody forks while the thread is inside SQLite: the child would wait for ever for locks that nobody has there."""
 
 
 def _after_fork() -> None:
     global _writer
+    _forking.release()
     _writer = _Writer()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_after_fork)

@@ -73,10 +73,10 @@ def disk() -> Iterator[Disk]:
 
 
 @pytest.fixture
-def world(disk: Disk) -> Iterator[World]:
+def world(disk: Disk, case: Case) -> Iterator[World]:
     """A world on the template; each run starts from a copy, with the same inodes and ids."""
     disk.mount(disk.template)
-    made = World(disk.at)
+    made = World(disk.at, before=case.before)
     made.fresh()
     disk.umount()
     yield made

@@ -212,6 +212,9 @@ def _run(
         os.close(tell)
         try:
             alive = _trace(pid, decide, error)
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)  # else the pipe has no end
+            raise
         finally:
             with os.fdopen(told, "rb") as pipe:
                 message = pipe.read().decode(errors="replace")

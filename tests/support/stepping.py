@@ -94,8 +94,9 @@ class _Typist:
         """Read for at most so long; type the next key when the program has come to rest."""
         if self.master < 0:
             return
-        ready, _, _ = select.select([self.master], [], [], seconds)
-        if ready:
+        poller = select.poll()
+        poller.register(self.master, select.POLLIN)
+        if poller.poll(seconds * 1000):
             try:
                 self.shown += os.read(self.master, 65536)
             except OSError:
