@@ -15,7 +15,7 @@ from fsd.core import tree
 from fsd.core.space import Space
 from fsd.core.syscalls import open_beneath, rename_noreplace
 from tests.conformance.carriers import Refused, Seen
-from tests.support.waiting import agree
+from tests.support.waiting import agree, wait_for
 
 _REASONS = {
     errno.ENOENT: "missing",
@@ -75,6 +75,15 @@ class MountCarrier:
             if not new:
                 os.rename(aside, name, src_dir_fd=fd, dst_dir_fd=fd)
         return self.look(path).etag
+
+    def looked_at(self) -> None:
+        """Wait until the watcher has looked into every directory once: a first look that finds it changed since it was
+        first seen moves its etag, whatever the change was."""
+        wait_for(self._none_is_new, what="the first look into each directory")
+
+    def _none_is_new(self) -> bool:
+        with self.space.index.read() as db:
+            return db.execute("SELECT 1 FROM dir WHERE epoch=0 LIMIT 1").fetchone() is None
 
     def _matches(self, path: bytes, etag: str) -> bool:
         try:
