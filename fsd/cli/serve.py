@@ -18,6 +18,7 @@ from pathlib import Path
 from fsd.cli import serve_mounts
 from fsd.cli.common import note, say, settings_of
 from fsd.cli.init import announce, data_argument, ensure_initialised
+from fsd.cli.serve_pulses import Pulses
 from fsd.core.errors import USAGE, UserError
 from fsd.service import logs, metrics, notify, supervisor
 from fsd.service.config import Settings
@@ -199,7 +200,7 @@ def _plan(
     current = first
 
     previous = first
-    pulses = serve_mounts.Pulses()
+    pulses = Pulses()
 
     def mains() -> Mapping[str, Callable[[], None]]:
         pulses.follow(current)
@@ -243,7 +244,7 @@ def _plan(
 
 
 def children(
-    settings: Settings, slots: Mapping[str, socket.socket], pulses: serve_mounts.Pulses
+    settings: Settings, slots: Mapping[str, socket.socket], pulses: Pulses
 ) -> Mapping[str, Callable[[], None]]:
     """What runs in each process. The modules are loaded here, before the fork, so that their memory is shared."""
     mains: dict[str, Callable[[], None]] = {}

@@ -6,7 +6,6 @@ the mountpoint is cleared away by the new one. What the server was told to end l
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -23,24 +22,6 @@ if TYPE_CHECKING:
     from fsd.service.options import MountLine
 
 _OF_THE_MANAGER = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-
-
-class Pulses(dict[str, Listened]):
-    """What each web worker and each mount that the settings name is listened to by; the same object for the same."""
-
-    def follow(self, settings: Settings) -> None:
-        """The settings are these now."""
-        wanted: dict[str, tuple[str, int]] = {}
-        if "web" in settings.only:
-            wanted |= {f"web-{n}": (f"web-{n}", settings.http_patience) for n in range(settings.workers)}
-        for line in settings.mounts if "mounts" in settings.only else ():
-            key = hashlib.sha256(os.fsencode(line.place)).hexdigest()[:16]
-            wanted[MOUNT + line.place] = (key, settings.mount_patience)
-        for name in self.keys() - wanted.keys():
-            del self[name]
-        for name, (key, patience) in wanted.items():
-            listened = self.setdefault(name, Listened(settings.state / "run" / f"pulse-{key}", 0))
-            listened.patience = patience
 
 
 def children(settings: Settings, pulses: Mapping[str, Listened]) -> dict[str, Callable[[], None]]:

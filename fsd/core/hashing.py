@@ -320,7 +320,8 @@ class Background:
 
 
 def _is_young(row: NodeRow) -> bool:
-    return row.ctime_ns > (time.time() - YOUNG_S) * 1e9
+    # A ctime that lies ahead is of before the clock was set back: it says nothing about when.
+    return 0 <= time.time() - row.ctime_ns / 1e9 < YOUNG_S
 
 
 def forget_gone(space: Space, after: bytes, kept: Callable[[str], bool], count: int = 500) -> bytes:

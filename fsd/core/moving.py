@@ -217,11 +217,13 @@ def out_of_trash(space: Space, key: str, path: bytes) -> bool:
             raise FileNotFoundError(errno.ENOENT, f"There is no '{key}' in the trash")
         body: intents.Body = {"path": path.hex(), "new": binding.hex(), "only": True, "overwrite": True}
         ticket.record("place", body)
+        lease.require(space)
         rename_new(files, name, staging, ticket.name)
         try:
             created = put_staged(ticket, there, staging, overwrite=True, only=True)
             make_known(space, there, new=True)
         except BaseException:
+            lease.require(space)  # else it is another host's: the intent waits until it is this one's again
             take_out(ticket, there, staging, binding)
             rename_new(staging, ticket.name, files, name)
             settle_quietly(space, path)

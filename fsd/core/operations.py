@@ -145,7 +145,8 @@ def _rename(here: Place, there: Place, overwrite: bool) -> bool:
             sync_directory(there.fd)
             sync_directory(here.fd)
         except OSError:
-            undo()
+            if lease.may_write(space):
+                undo()
             raise
         make_move_known(space, here, there, undo)
         return True

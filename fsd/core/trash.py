@@ -396,7 +396,8 @@ def _put_at(space: Space, name: bytes, path: bytes, known_name: bytes) -> None:
         try:
             sync_directory(place.fd)
         except OSError:
-            undo()
+            if lease.may_write(space):
+                undo()
             raise
         make_known(space, place, undo, new=True)
 

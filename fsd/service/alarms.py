@@ -14,7 +14,7 @@ from fsd.core.space import Space, SpaceRecord
 if TYPE_CHECKING:
     from fsd.core.registry import Registry
 
-KINDS = ("storage", "displaced", "grants", "rolled-back", "restored", "shared")
+KINDS = ("storage", "displaced", "grants", "rolled-back", "restored", "shared", "registry")
 
 
 def of(registry: Registry, record: SpaceRecord) -> dict[str, str]:

@@ -22,6 +22,7 @@ from fsd.core import (
     commit,
     dirty,
     lease,
+    moving,
     operations,
     partials,
     populate,
@@ -189,6 +190,11 @@ def restore(space: Space) -> None:
     trash.restore(space, item.key)
 
 
+def restore_over(space: Space) -> None:
+    (item,) = trash.items(space)
+    moving.out_of_trash(space, item.key, b"d0/old")
+
+
 def remove(space: Space) -> None:
     (item,) = trash.items(space)
     trash.remove(space, item.key)
@@ -256,6 +262,7 @@ CASES: dict[str, tuple[Step, Step]] = {
         lambda space: properties.update(space, b"d0/old", {"{n}a": b"1", "{n}b": b"2", "{n}c": b"3" * 3000}),
     ),
     "restore": (deleted, restore),
+    "restore over": (deleted, restore_over),
     "remove": (deleted, remove),
     "thin": (versioned, thin),
     "begin": (nothing, lambda space: uploads.begin(space, "u", name="up", length=10)),

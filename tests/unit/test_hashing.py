@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from fsd.core import hashing, tree
@@ -34,6 +36,15 @@ def test_a_young_file_is_hashed_when_nobody_has_told_its_sum(space, background, 
         assert space.sums.one(etag) is None
     monkeypatch.setattr(hashing, "YOUNG_S", 0.0)
     background._later = dict.fromkeys(background._later, 0.0)  # an hour later
+    while background.step():
+        pass
+    assert space.sums.one(etag) == of_bytes(b"content")
+
+
+def test_a_file_of_before_the_clock_was_set_back_is_not_young(space, background, monkeypatch):
+    etag = put_without_a_sum(space, b"a", b"content", monkeypatch)
+    now = time.time() - 86400
+    monkeypatch.setattr(hashing.time, "time", lambda: now)
     while background.step():
         pass
     assert space.sums.one(etag) == of_bytes(b"content")

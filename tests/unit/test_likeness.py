@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -209,3 +210,18 @@ def test_the_digest_is_asked_for_once_a_second(one: Registry, monkeypatch: pytes
     monkeypatch.setattr(likeness, "digest", lambda installation: asked.append(1) or "x")
     assert {told() for _ in range(50)} == {"x"}
     assert len(asked) <= 2
+
+
+def test_the_digest_is_computed_again_only_when_it_may_be_another(
+    one: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one.accounts.add("bob", "secret")
+    first = likeness.digest(one.installation)
+    with monkeypatch.context() as patch:
+        patch.setattr(one.installation.db, "read", lambda: pytest.fail("computed again"))
+        assert likeness.digest(one.installation) == first
+    token, _ = Tokens(one.accounts).create("bob", "laptop", expires=int(time.time()) + 1000)
+    second = likeness.digest(one.installation)
+    assert second != first
+    monkeypatch.setattr(likeness.time, "time", lambda: token.expires + 1.0)
+    assert likeness.digest(one.installation) == first, "the token is no more"

@@ -304,6 +304,15 @@ def test_a_directory_whose_name_was_taken_is_served_where_it_is(space: Space):
     assert usage(space) == 5
 
 
+def names_came_first(space: Space) -> None:
+    assert usage(space) == 5
+    assert not dirty.pending(space, 10, sweep=False)
+    (item,) = dirty.pending(space, 10, sweep=True)
+    assert (item.path, item.names) == (b"d", None), "the sweep still owes it a whole look"
+    Sweep(space).step(5.0)
+    assert usage(space) == 6
+
+
 def test_a_hinted_name_does_not_wait_for_the_sweep_of_its_directory(space: Space):
     (Path(space.root.decode()) / "d").mkdir()
     verify(space)
@@ -315,12 +324,7 @@ def test_a_hinted_name_does_not_wait_for_the_sweep_of_its_directory(space: Space
     (item,) = dirty.pending(space, 10, sweep=False)
     assert item.names == {b"f"}
     drain.run(1.0)
-    assert usage(space) == 5
-    assert not dirty.pending(space, 10, sweep=False)
-    (item,) = dirty.pending(space, 10, sweep=True)
-    assert (item.path, item.names) == (b"d", None), "the sweep still owes it a whole look"
-    Sweep(space).step(5.0)
-    assert usage(space) == 6
+    names_came_first(space)
 
 
 def test_a_sweep_that_wants_a_directory_does_not_delay_the_names_that_wait_in_it(space: Space):
@@ -334,12 +338,7 @@ def test_a_sweep_that_wants_a_directory_does_not_delay_the_names_that_wait_in_it
     (item,) = dirty.pending(space, 10, sweep=False)
     assert item.names == {b"f"}
     drain.run(1.0)
-    assert usage(space) == 5
-    assert not dirty.pending(space, 10, sweep=False)
-    (item,) = dirty.pending(space, 10, sweep=True)
-    assert (item.path, item.names) == (b"d", None), "the sweep still owes it a whole look"
-    Sweep(space).step(5.0)
-    assert usage(space) == 6
+    names_came_first(space)
 
 
 def test_what_a_sweep_finds_during_a_whole_pass_is_looked_at_again(space: Space):
