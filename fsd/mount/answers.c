@@ -133,7 +133,8 @@ static int register_handle(PyObject *node, PyObject *export, int fd, const struc
     Py_XDECREF(announcer);
     long backing = number(SLOT(node, backing));
     int flags = 0;
-    if (token && shim_passthrough && (backing > 0 || PyList_GET_SIZE(open) == 0)) {
+    int set_ids = found->st_mode & (S_ISUID | S_ISGID); /* see setids.c */
+    if (token && shim_passthrough && (backing > 0 || (PyList_GET_SIZE(open) == 0 && !set_ids))) {
         if (!backing && (backing = shim_register(fd)) > 0)
             set(&SLOT(node, backing), PyLong_FromLong(backing));
         if (backing > 0)

@@ -11,7 +11,7 @@ from pyfuse3 import FUSEError, StatvfsData
 
 from fsd.core import tree
 from fsd.core.names import join
-from fsd.mount.base import Base, guarded
+from fsd.mount.base import SET_IDS, Base, guarded, taken
 from fsd.mount.exports import Export
 from fsd.mount.files import FD
 from fsd.mount.nodes import Node
@@ -59,6 +59,7 @@ class Attributes(Base):
                 export,
                 attr.st_uid if fields.update_uid else -1,
                 attr.st_gid if fields.update_gid else -1,
+                ctx,
             )
         if fields.update_mode:
             self._chmod(node, export, stat.S_IMODE(attr.st_mode))
@@ -74,21 +75,29 @@ class Attributes(Base):
                 with self.nodes.reach(node) as fd:
                     os.utime(_PROC % fd, ns=times)
         if not any(getattr(fields, each) for each in _FIELDS):
-            self._chown(node, export, -1, -1)  # to nobody: changes ctime alone, as chown(2) says
+            self._chown_to_nobody(node, export, ctx)
         self.touched(node)
         return self.answer(node, self.nodes.status(node), self._brief)
 
-    def _chown(self, node: Node, export: Export, uid: int, gid: int) -> None:
+    def _chown(self, node: Node, export: Export, uid: int, gid: int, ctx: RequestContext) -> None:
         shown = export.rights.shown
         if shown is not None:
             if uid not in (-1, shown.uid) or gid not in (-1, shown.gid):
                 raise FUSEError(errno.EPERM)
             return
-        if node.handles:
-            os.fchown(node.handles[0], uid, gid)
-        else:
-            with self.nodes.reach(node) as fd:
-                os.chown(_PROC % fd, uid, gid)
+        with self.nodes.reach(node) as fd:
+            found = os.fstat(fd)
+            os.chown(_PROC % fd, uid, gid)
+            if found.st_mode & SET_IDS and not node.is_dir and (lost := taken(found, ctx)):
+                # The disk's kernel has taken what it takes from root.
+                os.chmod(_PROC % fd, stat.S_IMODE(os.fstat(fd).st_mode) & ~lost)
+
+    def _chown_to_nobody(self, node: Node, export: Export, ctx: RequestContext) -> None:
+        """Changes ctime, and takes set-id bits (chown(2)). The kernel asks the same before somebody writes to a file
+        that has some: if it is not the owner, writing takes them, and chown(2) would not be theirs to call."""
+        found = self.nodes.status(node)
+        if node.is_dir or not found.st_mode & SET_IDS or ctx.uid in (0, found.st_uid):
+            self._chown(node, export, -1, -1, ctx)
 
     def _chmod(self, node: Node, export: Export, mode: int) -> None:
         if export.rights is not AS_IT_IS:

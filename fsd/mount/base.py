@@ -89,6 +89,17 @@ def _in_group(ctx: RequestContext, gid: int) -> bool:
         return False  # the caller is gone
 
 
+def taken(found: os.stat_result, ctx: RequestContext) -> int:
+    """The set-id bits that a caller takes from a file by changing it (inode(7)): set-group-ID alone is no right to
+    anybody in its group."""
+    if ctx.uid == 0:
+        return 0
+    lost = found.st_mode & stat.S_ISUID
+    if found.st_mode & stat.S_ISGID and (found.st_mode & stat.S_IXGRP or not _in_group(ctx, found.st_gid)):
+        lost |= stat.S_ISGID
+    return lost
+
+
 def _links(node: Node, found: os.stat_result) -> int:
     """Of a directory, two and one for each directory in it (where the filesystem counts): at a space's root the
     internal one is there and not seen."""
@@ -198,16 +209,8 @@ class Base:
         return mode
 
     def strip(self, fd: int, found: os.stat_result, ctx: RequestContext) -> None:
-        """Take the set-id bits from a file whose content the caller changes, as the kernel does on a disk
-        (inode(7)): set-group-ID alone is no right to anybody in its group."""
-        if not found.st_mode & SET_IDS or ctx.uid == 0:
-            return
-        lost = found.st_mode & stat.S_ISUID
-        if found.st_mode & stat.S_ISGID and (
-            found.st_mode & stat.S_IXGRP or not _in_group(ctx, found.st_gid)
-        ):
-            lost |= stat.S_ISGID
-        if lost:
+        """Take the set-id bits from a file whose content the caller changes, as the kernel does on a disk."""
+        if found.st_mode & SET_IDS and (lost := taken(found, ctx)):
             os.fchmod(fd, stat.S_IMODE(found.st_mode) & ~lost)
 
     # -- changes

@@ -1,7 +1,8 @@
 """Handlers of files: opening, reading, writing, what makes it durable, closing.
 
 A handle's number is its descriptor's. With kernel passthrough (`shim`) reads and writes never come here; all handles
-of a file that are open at the same time then have to be of that kind, or go past the page cache (fuse.h, FOPEN_*).
+of a file that are open at the same time then have to be of that kind, or go past the page cache (fuse.h, FOPEN_*). A
+file with set-id bits is not passed through (`setids.c`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from pyfuse3 import FileInfo, FUSEError
 
 from fsd.core.hosts import NETWORK, mounts
-from fsd.mount.base import Base, guarded, guarded_wait
+from fsd.mount.base import SET_IDS, Base, guarded, guarded_wait
 from fsd.mount.exports import Export
 from fsd.mount.loop import in_thread
 from fsd.mount.nodes import Node, stale
@@ -171,7 +172,7 @@ class Files(Base):
         handle = Handle(node, writes=writes)
         handle.appends = accounted and bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
         info = FileInfo(fh=number)
-        if direct and (node.backing or not node.handles):
+        if direct and (node.backing or not (node.handles or found.st_mode & SET_IDS)):
             backed = self._back(node, fd, info, accounted=accounted)
         if direct and not backed:
             # The daemon reads and writes after all, from buffers that are not aligned.

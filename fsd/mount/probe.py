@@ -8,6 +8,7 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -103,9 +104,12 @@ def _use(probe: _Probe, point: Path) -> str | None:
     data = os.urandom(_SIZE)
     fd = os.open(point / "file", os.O_RDWR)
     try:
+        probe.backing.chmod(0o4600)
         os.pwrite(fd, data, 0)
         if os.pread(fd, _SIZE, 0) != data or probe.backing.read_bytes() != data:
             return "what was written is not what is read"
+        if probe.shim.passthrough and probe.backing.stat().st_mode & stat.S_ISUID:
+            return "what is written past the daemon keeps its set-id bits"
         os.posix_fallocate(fd, _SIZE, 1 << 16)
         if os.lseek(fd, 0, os.SEEK_DATA) != 0 or os.fstat(fd).st_size != _SIZE + (1 << 16):
             return "fallocate and lseek don't reach the file"

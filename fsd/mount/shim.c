@@ -7,6 +7,8 @@
  * requests are INIT, OPEN and CREATE; `reply` completes their answers in place: INIT asks for passthrough, OPEN and
  * CREATE carry the backing id that was set (shim_backing) just before. Nothing here allocates or blocks.
  *
+ * Where the kernel offers it, set-id bits are taken here (setids.c).
+ *
  * Protocol: <linux/fuse.h>, 7.40; the offsets below are its ABI and don't change. libfuse 3.13 to 3.16 (FUSE_USE_VERSION
  * 35); 3.17 knows passthrough itself and has another fuse_session_new: there this file does not compile, on purpose.
  */
@@ -28,12 +30,15 @@
 #endif
 
 #define OP_OPEN 14
+#define OP_WRITE 16
 #define OP_GETXATTR 22
 #define OP_INIT 26
 #define OP_CREATE 35
 #define OP_TMPFILE 51
 
 #define INIT_EXT (1u << 30)
+#define KILLPRIV_V2 (1u << 28) /* set-id bits are the daemon's matter: setids.c */
+#define KILL_SUIDGID (1u << 2) /* of a write: the caller has no CAP_FSETID */
 #define PASSTHROUGH2 (1u << 5) /* FUSE_PASSTHROUGH, 1 << 37, in the second word */
 #define FOPEN_PASSTHROUGH_BIT (1u << 7)
 
@@ -42,7 +47,15 @@
 
 struct in_header {
     uint32_t len, opcode;
-    uint64_t unique;
+    uint64_t unique, node;
+    uint32_t uid, gid, pid, extensions;
+};
+struct create_in {
+    uint32_t flags, mode;
+};
+struct write_in {
+    uint64_t fh, offset;
+    uint32_t size, flags;
 };
 struct out_header {
     uint32_t len;
@@ -75,6 +88,7 @@ struct backing_map {
 int shim_backing;      /* the id for the next answer to OPEN or CREATE, 0 for none */
 int shim_want;         /* ask for passthrough */
 int shim_passthrough;  /* the kernel has it */
+static int setids_ours; /* and leaves set-id bits to us */
 int shim_other = -1;
 int shim_away;         /* a handler waits for something: the event loop wants to hear of it */
 int shim_tired;        /* the last `receive` came back to let the event loop do something else */
@@ -106,6 +120,27 @@ static int capability(int fd, const void *buffer, ssize_t got)
     return 1;
 }
 
+/* Before a request is answered: what needs CAP_FSETID has it, and a write by somebody without takes what it takes. */
+static void before_answer(const struct in_header *in, ssize_t got)
+{
+    const struct write_in *write = (const void *)(in + 1);
+    const struct create_in *create = (const void *)(in + 1);
+    if (in->opcode == OP_WRITE && got >= (ssize_t)(sizeof(*in) + sizeof(*write))) {
+        setids_raise();
+        if (write->flags & KILL_SUIDGID)
+            setids_taken(DESCRIPTOR(write), in->gid, in->pid);
+    } else if (in->opcode == OP_CREATE && got >= (ssize_t)(sizeof(*in) + sizeof(*create)) && create->mode & 07000)
+        setids_raise();
+}
+
+/* fallocate and copy_file_range write, too, and say nothing of capabilities. */
+static void before_change(fuse_req_t request, int fd)
+{
+    const struct fuse_ctx *caller = fuse_req_ctx(request);
+    if (setids_ours && caller->uid != 0)
+        setids_taken(fd, caller->gid, caller->pid);
+}
+
 static void note(struct in_header *in, ssize_t got)
 {
     /* The same request but for its name, "/", which nothing else has; and the same answer. */
@@ -115,8 +150,9 @@ static void note(struct in_header *in, ssize_t got)
         unsigned slot = (in->unique >> 1) % NOTED;
         noted[slot].unique = in->unique;
         noted[slot].opcode = in->opcode;
-        if (in->opcode == OP_INIT && got >= 40 + (ssize_t)sizeof(struct init_in)) {
-            const struct init_in *init = (const void *)((const char *)in + 40);
+        if (in->opcode == OP_INIT && got >= (ssize_t)(sizeof(*in) + sizeof(struct init_in))) {
+            const struct init_in *init = (const void *)(in + 1);
+            setids_ours = !!(init->flags & KILLPRIV_V2);
             shim_passthrough = shim_want && (init->flags & INIT_EXT) && (init->flags2 & PASSTHROUGH2);
         }
     }
@@ -132,13 +168,18 @@ static ssize_t receive(int fd, void *buffer, size_t size, void *data)
         ssize_t got = shim_read ? shim_read(fd, buffer, size) : read(fd, buffer, size);
         if (got < 0 && (errno == EAGAIN || errno == EINTR || !ended++))
             break; /* the end is told the second time: the event loop has to see it first, for its waiting tasks */
-        if (got < (ssize_t)sizeof(struct in_header))
+        if (got < (ssize_t)sizeof(struct in_header)) {
+            setids_raise();
             return got;
+        }
+        before_answer(buffer, got);
         if (!capability(fd, buffer, got) && !(shim_answer && shim_answer(fd, buffer, got))) {
+            setids_raise();
             note(buffer, got);
             return got;
         }
     }
+    setids_raise();
     shim_tired = 1;
     errno = EINTR; /* as if nothing had been read: pyfuse3 waits again */
     return -1;
@@ -146,11 +187,15 @@ static ssize_t receive(int fd, void *buffer, size_t size, void *data)
 
 static void complete(uint32_t opcode, void *body, size_t size)
 {
-    if (opcode == OP_INIT && shim_passthrough && size >= sizeof(struct init_out)) {
+    if (opcode == OP_INIT && size >= sizeof(struct init_out)) {
         struct init_out *init = body;
-        init->flags |= INIT_EXT;
-        init->flags2 |= PASSTHROUGH2;
-        init->max_stack_depth = 1;
+        if (setids_ours)
+            init->flags |= KILLPRIV_V2;
+        if (shim_passthrough) {
+            init->flags |= INIT_EXT;
+            init->flags2 |= PASSTHROUGH2;
+            init->max_stack_depth = 1;
+        }
     } else if ((opcode == OP_OPEN || opcode == OP_CREATE) && shim_backing && size >= sizeof(struct open_out)) {
         struct open_out *open = (void *)((char *)body + size - sizeof(struct open_out));
         open->open_flags = (open->open_flags & 1u) | FOPEN_PASSTHROUGH_BIT;
@@ -192,6 +237,7 @@ static void do_fallocate(fuse_req_t request, fuse_ino_t node, int mode, off_t of
         fuse_reply_err(request, EOPNOTSUPP);
         return;
     }
+    before_change(request, DESCRIPTOR(file));
     fuse_reply_err(request, fallocate(DESCRIPTOR(file), mode, offset, length) ? errno : 0);
 }
 
@@ -217,6 +263,7 @@ static void do_copy_file_range(fuse_req_t request, fuse_ino_t node_in, off_t fro
     /* A copy that shares nothing is as slow as the disk, and the mount waits: the caller asks again for the rest. */
     if (length > (8u << 20))
         length = 8u << 20;
+    before_change(request, DESCRIPTOR(out));
     ssize_t copied = copy_file_range(DESCRIPTOR(in), &from, DESCRIPTOR(out), &to, length, flags);
     if (copied < 0)
         fuse_reply_err(request, errno);
@@ -264,12 +311,20 @@ int shim_attach(void)
     return fuse_session_custom_io(session, &io, fuse_session_fd(session));
 }
 
-/* A backing id for a descriptor, or a negative errno. */
+/* A backing id for a descriptor, or a negative errno. Writes are made with the credentials of this moment. */
 int shim_register(int fd)
 {
     struct backing_map map = {.fd = fd};
-    int id = ioctl(fuse_session_fd(session), BACKING_OPEN, &map);
-    return id < 0 ? -errno : id;
+    int failed = setids_lower(), id = failed ? failed : ioctl(fuse_session_fd(session), BACKING_OPEN, &map);
+    return id < 0 && !failed ? -errno : id;
+}
+
+/* The same for a handler. */
+int shim_register_now(int fd)
+{
+    int id = shim_register(fd);
+    setids_raise();
+    return id;
 }
 
 void shim_unregister(uint32_t id)

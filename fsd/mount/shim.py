@@ -2,8 +2,9 @@
 answers to the most frequent requests that don't go through it.
 
 pyfuse3 itself is compiled where it is installed, so a compiler and libfuse's headers are there; where they are not,
-or the self-test fails, mounts work without. `shim.c` says how it fits between pyfuse3 and libfuse, `answers.c` what it
-answers itself. The latter needs Python's headers, and is left out where they are missing.
+or the self-test fails, mounts work without. `shim.c` says how it fits between pyfuse3 and libfuse, `setids.c` what
+becomes of set-id bits, `answers.c` what it answers itself. The last needs Python's headers, and is left out where they
+are missing.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("shim.c")
-ANSWERS = [SOURCE.with_name(name) for name in ("answers.c", "state.c", "hearing.c", "turns.c")]
-_HEADERS = [SOURCE.with_name(name) for name in ("shim.h", "state.h", "turns.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("shim.c", "setids.c")]
+ANSWERS = [Path(__file__).with_name(name) for name in ("answers.c", "state.c", "hearing.c", "turns.c")]
+_HEADERS = [Path(__file__).with_name(name) for name in ("shim.h", "state.h", "turns.h")]
 _FLAGS = ("-O2", "-shared", "-fPIC", "-Wall", "-Werror")
 _TEST_SECONDS = 20.0
 _END_SECONDS = 5.0
@@ -52,7 +53,7 @@ class Shim:
             raise FsdError("pyfuse3 was loaded before what has to stand beside it.")
         self._path = library
         self._library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        self._library.shim_register.argtypes = [ctypes.c_int]
+        self._library.shim_register_now.argtypes = [ctypes.c_int]
         self._library.shim_unregister.argtypes = [ctypes.c_uint32]
         self._next = ctypes.c_int.in_dll(self._library, "shim_backing")
         self._want = ctypes.c_int.in_dll(self._library, "shim_want")
@@ -118,7 +119,7 @@ class Shim:
     def register(self, fd: int) -> int:
         """Have the kernel read and write this file itself; the number for `use`. OSError: not this one (ELOOP on a
         stacked filesystem, EPERM without CAP_SYS_ADMIN)."""
-        number: int = self._library.shim_register(fd)
+        number: int = self._library.shim_register_now(fd)
         if number < 0:
             raise OSError(-number, os.strerror(-number))
         return number
@@ -141,7 +142,7 @@ def build(place: Path) -> Path:
     if shutil.which(compiler) is None:
         raise FsdError(f"there is no C compiler '{compiler}'")
     flags = _pkg_config("--cflags", "--libs").split()
-    sources, depends = [SOURCE], [_pkg_config("--modversion"), platform.machine()]
+    sources, depends = [*SOURCES], [_pkg_config("--modversion"), platform.machine()]
     headers = Path(sysconfig.get_path("include"))
     if (headers / "Python.h").exists():
         sources += ANSWERS

@@ -273,3 +273,47 @@ def test_databases_compilers_and_version_control(mount: Mount, tmp_path: Path) -
     subprocess.run(["diff", "-r", place / "r", place / "x/r"], check=True)
     subprocess.run(["rsync", "-aX", f"{place}/r/", f"{place}/copy/"], check=True)
     subprocess.run(["diff", "-r", place / "r", place / "copy"], check=True)
+
+
+_PARENT = """
+import ctypes, subprocess, sys
+prctl = ctypes.CDLL(None).prctl
+mount = subprocess.Popen(sys.argv[1:], preexec_fn=lambda: prctl(1, 15), stdin=subprocess.DEVNULL)
+print(mount.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_daemon_dies_with_its_parent(server: Server, tmp_path: Path) -> None:
+    """Who started it asked the kernel for that (prctl(2), PR_SET_PDEATHSIG), and it stays so while files are opened."""
+    mount = Mount(server, tmp_path / "mnt", "work")
+    command = [
+        sys.executable,
+        "-c",
+        _PARENT,
+        sys.executable,
+        "-m",
+        "fsd.cli.main",
+        "mount",
+        "work",
+        mount.path,
+    ]
+    with (
+        open(mount.log_path, "ab") as log,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=mount.environment, cwd="/"
+        ) as parent,
+    ):
+        assert parent.stdin is not None and parent.stdout is not None
+        daemon = int(parent.stdout.readline())
+        try:
+            wait_for(lambda: mountpoints.at(str(mount.path)).state == "ours", timeout=60)
+            for number in range(3):
+                (mount.path / f"f{number}").write_bytes(b"opened, maybe with passthrough")
+                (mount.path / f"d{number}").mkdir()
+            parent.kill()
+            parent.wait(10)
+            wait_for(lambda: not Path(f"/proc/{daemon}").exists(), timeout=20)
+            wait_for(lambda: mountpoints.at(str(mount.path)).state == "none")
+        finally:
+            mount.close()
