@@ -286,8 +286,7 @@ class Files(Base):
         if node.is_dir or node.dead:
             node.mtime_ns = mtime_ns
             return
-        with away():
-            await self.uploader.settle(node)
+        async with self.uploader.still(node):
             if node.pending is not None or node.id is None:
                 node.mtime_ns = mtime_ns
                 if node.pending is not None:
@@ -299,15 +298,16 @@ class Files(Base):
             assert folder is not None
             self.sync.busy(folder, name)
             try:
-                await self.dav.set_time(ident, mtime_ns)
-                found = await self.dav.one(f"/dav/spaces/{ident}")
+                with away():
+                    await self.dav.set_time(ident, mtime_ns)
+                    found = await self.dav.one(f"/dav/spaces/{ident}")
             finally:
                 self.sync.done(folder, name, echoes=ident)
-        if found is not None and found.size == node.size:
-            self.now_has(node, found.etag)
-        node.mtime_ns = mtime_ns
-        self.tree.touch(folder, name)
-        self.sync.changed(folder)
+            if found is not None and found.size == node.size:
+                self.now_has(node, found.etag)
+            node.mtime_ns = mtime_ns
+            self.tree.touch(folder, name)
+            self.sync.changed(folder)
 
     def _access(self, ident: int, mask: int, ctx: RequestContext) -> bool:
         return True  # the kernel has checked (default_permissions)

@@ -121,13 +121,13 @@ class Names(Base):
         node = children.get(name)
         if node is None:
             raise _missing()
-        with away():
-            await self.uploader.settle(node)
-            await self._keep_open(node)
-            if node.id is not None:
-                await self._delete(folder, name, None)
-        self.uploader.drop(node)
-        self._removed(folder, name, node)
+        async with self.uploader.still(node):
+            with away():
+                await self._keep_open(node)
+                if node.id is not None:
+                    await self._delete(folder, name, None)
+            self.uploader.drop(node)
+            self._removed(folder, name, node)
 
     async def _keep_open(self, node: Node) -> None:
         """Whoever has it open reads on after it is gone on the server: all of it has to be here."""
@@ -201,22 +201,22 @@ class Names(Base):
             return
         if source.space != target.space:
             raise FUSEError(errno.EXDEV)
-        with away():
-            await self.uploader.settle(node, over)
-            if over is not None:
-                await self._make_way(node, over)
-            if node.id is not None:
-                await self._move(node, source, old, target, new, over)
-        if node.id is None and over is not None:
-            self.uploader.replaces(node, over)
-        elif over is not None:
-            self.uploader.drop(over)
-        self.tree.touch(source, old)
-        self.tree.take(node)
-        source.mtime_ns = time.time_ns()
-        self._place(target, new, node)
-        self.uploader.moved(node, target, new)
-        self.sync.changed(source)
+        async with self.uploader.still(node, over):
+            with away():
+                if over is not None:
+                    await self._make_way(node, over)
+                if node.id is not None:
+                    await self._move(node, source, old, target, new, over)
+            if node.id is None and over is not None:
+                self.uploader.replaces(node, over)
+            elif over is not None:
+                self.uploader.drop(over)
+            self.tree.touch(source, old)
+            self.tree.take(node)
+            source.mtime_ns = time.time_ns()
+            self._place(target, new, node)
+            self.uploader.moved(node, target, new)
+            self.sync.changed(source)
 
     async def _make_way(self, node: Node, over: Node) -> None:
         if over.is_dir != node.is_dir:

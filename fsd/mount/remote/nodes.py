@@ -32,12 +32,13 @@ Order = tuple[int, bytes | None]
 
 
 class Node:
-    """A file or folder. `etag`: of what `content` shows; `listed`: a folder's when it was listed."""
+    """A file or folder. `etag`: of what `content` shows; `listed`: a folder's when it was listed; `held`: so many
+    want no upload of it now."""
 
     __slots__ = (
-        "children", "content", "dead", "etag", "handles", "id", "ino", "is_dir", "listed", "listed_at", "loading",
-        "lookups", "missed", "mtime_ns", "name", "pages", "parent", "pending", "permissions", "size", "stale",
-        "touched", "writers",
+        "children", "content", "dead", "etag", "handles", "held", "id", "ino", "is_dir", "listed", "listed_at",
+        "loading", "lookups", "missed", "mtime_ns", "name", "pages", "parent", "pending", "permissions", "size",
+        "stale", "touched", "writers",
     )  # fmt: skip
 
     def __init__(self, ino: int, name: bytes, *, is_dir: bool) -> None:
@@ -47,7 +48,7 @@ class Node:
         self.size = self.mtime_ns = 0
         self.etag = self.permissions = self.listed = ""
         self.listed_at = 0.0
-        self.lookups = self.handles = self.writers = 0
+        self.lookups = self.handles = self.writers = self.held = 0
         self.children: dict[bytes, Node] | None = None
         self.stale = self.dead = False
         self.touched: dict[bytes, int] = {}

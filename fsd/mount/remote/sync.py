@@ -169,6 +169,8 @@ class Sync:
         name = str(event.get("name", "")).encode("utf-8", "surrogateescape")
         folder, node, kind = self.tree.by_id.get(parent), self.tree.by_id.get(ident), event.get("kind")
         if folder is None or folder.children is None:
+            if folder is not None:
+                folder.stale = True  # a listing on its way may be from before
             if node is not None and node.parent is not None and kind != "deleted":
                 self._stale(node.parent, node.name, node)
             return

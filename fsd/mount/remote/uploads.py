@@ -1,9 +1,8 @@
 """Changes on their way to the server: written down first, sent a moment after the last close, several at a time, oldest
 first, asked again for as long as it takes.
 
-A change names what it replaces (If-Match) or that nothing is there (If-None-Match: *). If somebody was faster, theirs
-stays under the name and ours appears beside it as a conflict copy. What the server refuses stays here, is told by
-`--status`, and is tried again.
+A change names what it replaces (If-Match) or that nothing is there (If-None-Match: *); `overtaken` is asked when
+somebody was faster. What the server refuses stays here, is told by `--status`, and is tried again.
 """
 
 from __future__ import annotations
@@ -14,21 +13,25 @@ import itertools
 import logging
 import os
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
 from fsd.mount import loop
+from fsd.mount.loop import away
 from fsd.mount.remote import sending
 from fsd.mount.remote.client import Answer
 from fsd.mount.remote.dav import Dav, address
 from fsd.mount.remote.errors import Offline, Refused
-from fsd.mount.remote.pending import Pending, conflict_name
+from fsd.mount.remote.overtaken import Overtaken
+from fsd.mount.remote.pending import Pending
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from fsd.mount.remote.contents import Contents
     from fsd.mount.remote.ledger import Ledger
-    from fsd.mount.remote.multistatus import Found
     from fsd.mount.remote.nodes import Node
     from fsd.mount.remote.progress import Progress
     from fsd.mount.remote.sync import Sync
@@ -53,9 +56,10 @@ class Uploader:
         delay: float, user: str,
     ) -> None:  # fmt: skip
         self._sync, self._dav, self._contents, self._ledger = sync, dav, contents, ledger
-        self._progress, self._delay, self._user = progress, delay, user
+        self._progress, self._delay = progress, delay
         self.waiting: dict[int, Pending] = {}
-        self.conflicts: list[str] = []
+        self._overtaken = Overtaken(sync, dav, contents, ledger, user)
+        self.conflicts = self._overtaken.conflicts
         self.bytes = 0
         self._homeless: dict[str, list[Pending]] = {}
         self._heap: list[tuple[float, int, Pending]] = []
@@ -189,11 +193,26 @@ class Uploader:
             self._contents.discard(change.content)
             self._finished(change)
 
-    async def settle(self, *nodes: Node | None) -> None:
-        """No upload of these is on its way when this returns."""
-        for node in nodes:
-            while node is not None and node.pending is not None and node.pending.uploading:
-                await node.pending.attempt.wait()
+    @asynccontextmanager
+    async def still(self, *nodes: Node | None) -> AsyncIterator[None]:
+        """Within, no upload of these is on its way, and none begins: what is awaited meanwhile would be overtaken."""
+        held = [node for node in nodes if node is not None]
+        for node in held:
+            node.held += 1
+        try:
+            with away():
+                for node in held:
+                    await self._settled(node)
+            yield
+        finally:
+            for node in held:
+                node.held -= 1
+                if not node.held and node.pending is not None and node.pending.due < float("inf"):
+                    self._queue(node.pending, node.pending.due)
+
+    async def _settled(self, node: Node) -> None:
+        while node.pending is not None and node.pending.uploading:
+            await node.pending.attempt.wait()
 
     async def flush(self, node: Node) -> None:
         """fsync: what was written up to now is on the server when this returns. Offline, Refused: it is not, but stays
@@ -204,7 +223,7 @@ class Uploader:
         os.fsync(self._contents.open(change.content))
         self._contents.close(change.content)
         wanted = change.version
-        await self.settle(node)
+        await self._settled(node)
         while node.pending is change and not change.dropped:
             if self._dav.client.away is not None:
                 raise Offline(self._dav.client.away)
@@ -254,7 +273,7 @@ class Uploader:
                     continue
                 await self._turn(change)
                 await self._slots.acquire()
-                if change.dropped or change.uploading:
+                if not self._may_go(change):
                     self._slots.release()
                     continue
                 change.uploading = True
@@ -276,11 +295,13 @@ class Uploader:
         now = time.monotonic()
         while self._heap and self._heap[0][0] <= now and self._dav.client.away is None:
             due, _, change = heapq.heappop(self._heap)
-            if change.due != due or change.dropped or change.uploading:
-                continue
-            if not change.node.writers or change.forced:
+            if change.due == due and self._may_go(change) and (not change.node.writers or change.forced):
                 return change
         return None
+
+    def _may_go(self, change: Pending) -> bool:
+        """Not what is sent by now (it may have been queued more than once) or dropped, nor what somebody holds."""
+        return self.waiting.get(change.n) is change and not change.uploading and not change.node.held
 
     async def _send_one(self, change: Pending) -> None:
         change.error = None
@@ -333,7 +354,9 @@ class Uploader:
             except Refused as error:
                 if error.status not in (404, 409, 412):
                     raise
-                if await self._resolved(change):
+                mine = await self._overtaken.resolve(change)
+                if mine is not None:
+                    self._succeeded(change, mine.id, mine.etag, mine.size, change.version)
                     return
             finally:
                 if folder is not None:
@@ -395,6 +418,8 @@ class Uploader:
         if node.parent is not None:
             self._sync.tree.touch(node.parent, node.name)
             self._sync.changed(node.parent)
+        elif (folder := self._sync.tree.by_id.get(change.folder)) is not None:
+            folder.stale = True  # a listing on its way may be from before
         self._progress.done["upload"] += 1
         self._finished(change)
         self._sync.tree.drop_unused(node)
@@ -403,90 +428,3 @@ class Uploader:
         self.waiting.pop(change.n, None)
         self.bytes -= change.size
         change.size = 0
-
-    # -- somebody was faster
-
-    async def _resolved(self, change: Pending) -> bool:
-        """Find out why the server did not take it. True: it has just these bytes already; False: send it again."""
-        node = change.node
-        change.upload = None
-        there = (
-            await self._dav.one(address(change.folder, change.name)) if await self._folder(change) else None
-        )
-        if change.base is not None and node.id is not None:
-            mine = there if there is not None and there.id == node.id else None
-            if mine is None and (mine := await self._dav.one(address(node.id))) is not None:
-                change.by_id = True  # somebody moved it: it is the same file there
-            if mine is None:
-                self._sync.tree.unname(node)  # somebody deleted it: ours is a new one
-                change.base = None
-                self._ledger.put(change.row())
-                if there is None:
-                    return False
-            elif mine.etag == change.base:
-                return False
-            else:
-                there = mine
-        if there is None:
-            return False
-        if not there.is_dir and await self._same(change, there):
-            self._succeeded(change, there.id, there.etag, there.size, change.version)
-            return True
-        self._set_aside(change)
-        return False
-
-    async def _folder(self, change: Pending) -> bool:
-        """Whether its folder is there; else it goes to the root of the space, as a copy that somebody will find."""
-        if await self._dav.one(address(change.folder)) is not None:
-            return True
-        space = change.folder.partition("!")[0]
-        root = await self._dav.one(address(space))
-        if root is None:
-            raise Refused(404, "the space is not there any more")
-        if change.folder == root.id:
-            return True
-        self._set_aside(change, root.id)
-        return False
-
-    async def _same(self, change: Pending, found: Found) -> bool:
-        """Whether the server has just our bytes: perhaps it got them, and only its answer was lost."""
-        fd = self._contents.open(change.content)
-        try:
-            if os.fstat(fd).st_size != found.size:
-                return False
-            if not found.size:
-                return True
-            at = 0
-            async with self._dav.get(found.id, found.etag, 0, found.size, found.size) as got:
-                async for chunk in got.chunks:
-                    if await trio.to_thread.run_sync(os.pread, fd, len(chunk), at) != chunk:
-                        return False
-                    at += len(chunk)
-            return at == found.size
-        finally:
-            self._contents.close(change.content)
-
-    def _set_aside(self, change: Pending, folder: str | None = None) -> None:
-        """Ours becomes a conflict copy; the name is the other's."""
-        tree, node, old = self._sync.tree, change.node, change.name
-        name = conflict_name(old, self._user, time.time())
-        _log.warning("%r was changed elsewhere: ours becomes %r", old, name)
-        self.conflicts.append(os.fsdecode(name))
-        before = node.parent
-        tree.unname(node)
-        change.base, change.name, change.by_id = None, name, False
-        change.folder = folder or change.folder
-        there = tree.by_id.get(change.folder)
-        tree.take(node)
-        if there is not None and there.children is not None:
-            tree.touch(there, name)
-            tree.put(there, name, node)
-            self._sync.order([(there.ino, name)])
-        elif before is not None:
-            node.parent, node.name = None, name
-        if before is not None:
-            before.stale = True
-            tree.touch(before, old)
-            before.touched.pop(old, None)
-            self._sync.order([(before.ino, old), (before.ino, None), (node.ino, None)])
-        self._ledger.put(change.row())
