@@ -22,6 +22,7 @@ import pytest
 
 from tests.support.isolation import own_mounts
 from tests.support.logwatch import LogWatch
+from tests.support.seeds import explores
 from tests.support.skips import allowed
 
 pytest_plugins = ["tests.support.fixtures", "tests.support.kafka.shared"]
@@ -31,13 +32,14 @@ _tier_tests: dict[str, int] = defaultdict(int)
 _bad_skips: list[str] = []
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A shell that starts a test run in the background has it ignore ctrl-C, and all that the tests start with it.
     Mounts of a run that is killed end with it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     own_mounts()
-    hypothesis.settings.register_profile("untimed", deadline=None)  # a loaded machine is slow, not wrong
-    hypothesis.settings.load_profile("untimed")
+    # A loaded machine is slow, not wrong.
+    hypothesis.settings.register_profile("usual", deadline=None, derandomize=not explores(config))
+    hypothesis.settings.load_profile("usual")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,6 +48,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--seed", type=int, default=None, help="seed of the random histories (printed by each run)"
+    )
+    parser.addoption(
+        "--random", action="store_true", help="other random histories and examples than the usual ones"
     )
     parser.addoption("--seconds", type=float, default=None, help="how long each random history runs")
 

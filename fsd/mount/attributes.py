@@ -218,10 +218,11 @@ class Attributes(Base):
             if error.errno == errno.EOPNOTSUPP:
                 return []
             raise
-        as_it_is = node.export.rights is AS_IT_IS
-        return [
-            name for name in names if not name.startswith(_OURS) and (as_it_is or name.startswith(b"user."))
-        ]
+        kinds: tuple[bytes, ...] = (b"user.",)
+        if node.export.rights is AS_IT_IS:
+            # Who may not read trusted attributes is not told of them (xattr(7)).
+            kinds += (b"system.", b"security.") + ((b"trusted.",) if ctx.uid == 0 else ())
+        return [name for name in names if name.startswith(kinds) and not name.startswith(_OURS)]
 
     def _statfs(self, ctx: RequestContext) -> StatvfsData:
         root = self.node(1)

@@ -20,6 +20,7 @@ import pytest
 from fsd.core import operations, properties, trash
 from fsd.core.content import Upload
 from fsd.core.space import Space
+from tests.support.seeds import seed_of
 from tests.support.worlds import differences, drain, make_space, sweep
 
 NAMES = (b"a", b"b", b"d", b"d/a", b"d/b", b"d/e", b"d/e/a")
@@ -94,7 +95,7 @@ def test_nothing_is_wrong_afterwards(
 ) -> None:
     allow_log("left to the next|two writers met|could neither")
     seconds = request.config.getoption("--seconds") or 3.0
-    seed = request.config.getoption("--seed") or random.randrange(10**6)
+    seed = seed_of(request.config)
     print(f"seed {seed}, {seconds} s")
     sweep(space)
     space.close()

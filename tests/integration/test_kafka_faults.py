@@ -22,6 +22,7 @@ from tests.support.kafka.feed import Feed
 from tests.support.kafka.follow import Followed
 from tests.support.kafka.nodes import Nodes
 from tests.support.kafka.says import Ceph
+from tests.support.seeds import seed_of
 from tests.support.waiting import wait_for
 
 SECURE = """
@@ -321,7 +322,7 @@ def test_a_history_told_by_gpfs_through_trouble(
 ) -> None:
     """A random history of a tree, told by three nodes' watch folders on two partitions, as the only source, while the
     watcher is killed again and again and the broker once. Where messages are lost, the next sweep finds it."""
-    seed = request.config.getoption("--seed") or random.randrange(1 << 30)
+    seed = seed_of(request.config)
     rounds = 40 if request.config.getoption("--big") else 2 if lose else 3
     print(f"seed {seed}, {rounds} rounds")
     rng = random.Random(seed)

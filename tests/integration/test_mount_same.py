@@ -14,6 +14,7 @@ import pytest
 
 from tests.support import posixly
 from tests.support.mounting import WAYS, Mount, below, fails, mounted, open_space, open_way
+from tests.support.seeds import seed_of
 
 pytestmark = pytest.mark.root
 _PORTION = 500
@@ -36,8 +37,7 @@ def _table(request: pytest.FixtureRequest, without_shim: bool) -> list[posixly.C
         table = [case for case in table if case.call != "open unnamed"]
     if request.config.getoption("--big"):
         return table
-    seed = request.config.getoption("--seed")
-    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
+    seed = seed_of(request.config)
     print(f"seed {seed}")
     return random.Random(seed).sample(table, len(table) // _SHARE)
 
@@ -98,6 +98,23 @@ def test_a_file_that_is_made_without_a_name(mount: Mount, here: Path, request: p
         os.link(f"/proc/self/fd/{fd}", "never", dst_dir_fd=where, follow_symlinks=True)
     os.close(fd)
     os.close(where)
+
+
+def test_trusted_attributes_are_told_to_root_alone(mount: Mount, here: Path) -> None:
+    open_way(here)
+    (here / "f").write_bytes(b"")
+    (here / "f").chmod(0o644)
+    os.setxattr(here / "f", "trusted.a", b"1")
+    os.setxattr(here / "f", "user.a", b"1")
+    for user in (0, 65534):
+        told = [
+            subprocess.run(
+                ["getfattr", "-m", r"\.a$", "--absolute-names", place / "f"],
+                user=user, group=user, extra_groups=[], capture_output=True, text=True, check=True,
+            ).stdout.split()[3:]
+            for place in (here, below(mount, here))
+        ]  # fmt: skip
+        assert told[0] == told[1] == ["trusted.a", "user.a"][user != 0 :]
 
 
 def test_nobody_is_let_in_whom_the_disk_keeps_out(tmp_path: Path) -> None:

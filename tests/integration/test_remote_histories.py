@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.remote import RemoteMount
+from tests.support.seeds import seed_of
 from tests.support.serving import Server
 from tests.support.waiting import agree, wait_for
 
@@ -119,7 +120,7 @@ class History:
 
 
 def test_a_random_history(server: Server, tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    seed = pytestconfig.getoption("--seed") or random.randrange(1 << 30)
+    seed = seed_of(pytestconfig)
     print(f"seed {seed}, {STEPS} steps")
     server.fsd("space", "create", "team")
     tree, plain = server.data / "projects/team", tmp_path / "plain"

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.replicas import Ledger, Replica, every_file
+from tests.support.seeds import seed_of
 from tests.support.serving import ADMIN, ADMIN_PASSWORD, Server
 from tests.support.syncclient import CLIENTS, SyncClient, tree
 from tests.support.waiting import wait_for
@@ -188,7 +189,7 @@ def test_a_random_history(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     for program in (*CLIENTS, "rclone"):
         if shutil.which(program) is None:
             pytest.fail(f"{program} is not installed; scripts/test installs it")
-    seed = pytestconfig.getoption("--seed") or random.randrange(1 << 30)
+    seed = seed_of(pytestconfig)
     until = time.monotonic() + (pytestconfig.getoption("--seconds") or 0)
     world = World(tmp_path, seed)
     print(f"seed {seed}")

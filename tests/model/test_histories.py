@@ -22,6 +22,7 @@ import pytest
 
 from tests.support.histories import OnDisk, OverDav, ThroughMount, whole
 from tests.support.oracle import Snapshot, settled
+from tests.support.seeds import seed_of
 from tests.support.serving import Server
 from tests.support.waiting import agree, wait_for
 
@@ -195,8 +196,8 @@ def _round(
 
 
 def _seeds(request: pytest.FixtureRequest, count: int) -> list[int]:
-    chosen = request.config.getoption("--seed")
-    return [chosen] if chosen is not None else [random.SystemRandom().randrange(10**6) for _ in range(count)]
+    seed = seed_of(request.config)
+    return [seed + number for number in range(1 if request.config.getoption("--seed") is not None else count)]
 
 
 @pytest.mark.timeout(3600)

@@ -12,6 +12,7 @@ from lxml import etree
 
 from fsd.core.grants import Role
 from tests.support.davclient import Answer, Dav
+from tests.support.seeds import seed_of
 from tests.unit.dav.served import Served, serving
 
 D = "{DAV:}"
@@ -437,7 +438,7 @@ def pair(tmp_path_factory):
 
 
 def test_locks_and_if_headers(pair, request):
-    seed = request.config.getoption("--seed") or random.SystemRandom().randrange(1 << 32)
+    seed = seed_of(request.config)
     rounds, steps = (400, 60) if request.config.getoption("--big") else (10, 40)
     print(f"seed {seed}, {rounds} rounds of {steps} requests")
     rng = random.Random(seed)

@@ -25,6 +25,7 @@ from tests.model.trouble import Trouble
 from tests.support.ledger import Ledger, Said
 from tests.support.mounts import KINDS, Disk, disk
 from tests.support.oracle import walk
+from tests.support.seeds import explores, seed_of
 from tests.support.shell import Shell
 from tests.support.worlds import Hint, differences, drain, grow_quiet, make_space, moved_ids, rows, sweep
 
@@ -183,7 +184,7 @@ def _seeds(request: pytest.FixtureRequest) -> Iterator[int]:
         yield given
         return
     until = time.monotonic() + (request.config.getoption("--seconds") or (120.0 if big else SECONDS))
-    seed = random.SystemRandom().randrange(10**9) if big else FIRST_SEED
+    seed = seed_of(request.config) if explores(request.config) else FIRST_SEED
     while True:
         yield seed
         seed += 1

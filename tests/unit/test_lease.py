@@ -17,6 +17,7 @@ from fsd.core.locks import LockTable
 from fsd.core.registry import Registry
 from fsd.core.space import Space
 from fsd.service import alarms
+from tests.support.seeds import seed_of
 from tests.support.worlds import drain, make_space
 from tests.unit.core_space import on_disk, put, read, write
 
@@ -187,12 +188,12 @@ def test_a_storage_that_fails_lets_it_run_out(
 
 
 def test_never_two_at_once_whoever_is_stopped_when(
-    boxes: tuple[Box, Box, Clock], monkeypatch: pytest.MonkeyPatch
+    boxes: tuple[Box, Box, Clock], monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
 ) -> None:
     """Random stops between any two steps and in the middle of each: at every write and every look at the tokens a host
     may be stopped for long while the other goes on."""
     one, two, clock = boxes
-    seed = random.randrange(1 << 32)
+    seed = seed_of(pytestconfig)
     print("seed", seed)
     chance = random.Random(seed)
     took: set[str] = set()
