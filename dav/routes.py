@@ -123,6 +123,8 @@ class Router:
         if not raw.isascii():
             # Bytes that a client should have encoded: in an href they must not become characters.
             raw = "".join(c if c.isascii() else f"%{ord(c):02X}" for c in raw)
+        if raw.startswith("//"):
+            raw = "/" + raw.lstrip("/")  # an href that begins with two slashes would name a host
         names = tuple(segments(raw))
         spelled = [part for part in raw.split("/") if part]
         request = _Request(user, names, spelled, 0, raw)

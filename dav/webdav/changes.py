@@ -68,7 +68,7 @@ def _transfer(call: Call, *, moving: bool) -> Reply:
         call.locks.check(source.path, tokens, user, subtree=True, binding=True)
     target_locks = LockTable(target.space)
     target_locks.check(target.path, tokens, user, subtree=True, binding=True)
-    if_match = frozenset({entry.etag}) if moving and call.is_conditional else None
+    if_match = frozenset({entry.etag}) if call.is_conditional else None
     try:
         if moving:
             created = operations.move(
@@ -87,6 +87,7 @@ def _transfer(call: Call, *, moving: bool) -> Reply:
                 target.path,
                 overwrite=overwrite,
                 depth_infinity=depth == "infinity",
+                if_match=if_match,
             )
     except FileExistsError:
         raise HttpError(412, "Something is at the Destination, and Overwrite is F.") from None

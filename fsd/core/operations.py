@@ -178,14 +178,17 @@ def copy(
     *,
     overwrite: bool,
     depth_infinity: bool = True,
+    if_match: Collection[str] | None = None,
 ) -> bool:
     """Copy content, dead properties and times; the copy has an id of its own. True if nothing stood at `dst`.
+    `if_match`: etags that `src` may have; PreconditionFailed if what would be copied has another one.
 
     A file over a file is a replacement like a PUT (the old id stays with the path). Everything else is built aside
     and appears whole, and what stood there goes into the trash. `depth_infinity` False: a directory without members.
     """
     require_writable(dst_space)
     entry = lookup(src_space, src)
+    _check_etag(entry, if_match)
     if src_space.record.id == dst_space.record.id:
         _refuse_nesting(src, dst, "copied")
     with destination(dst_space, dst, known_name=entry.name) as there:
@@ -193,7 +196,9 @@ def copy(
         if taken is not None and not overwrite:
             raise PreconditionFailed(f"'{there.text}' exists already.")
         if entry.kind == "f" and (taken is None or stat.S_ISREG(taken.mode)):
-            return _copy_file(src_space, entry, dst_space, dst, must_not_exist=not overwrite)
+            return _copy_file(
+                src_space, entry, dst_space, dst, must_not_exist=not overwrite, unchanged=if_match is not None
+            )
         if taken is not None and stat.S_ISDIR(taken.mode):
             refuse_mounts_below(there)
         quota.check(dst_space, entry.size if depth_infinity else 0)
@@ -203,7 +208,9 @@ def copy(
     return created
 
 
-def _copy_file(src_space: Space, entry: Entry, dst_space: Space, dst: bytes, *, must_not_exist: bool) -> bool:
+def _copy_file(
+    src_space: Space, entry: Entry, dst_space: Space, dst: bytes, *, must_not_exist: bool, unchanged: bool
+) -> bool:
     with source(src_space, entry.path) as here:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(here.name, flags, dir_fd=here.fd)
@@ -211,6 +218,11 @@ def _copy_file(src_space: Space, entry: Entry, dst_space: Space, dst: bytes, *, 
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise Forbidden(f"'{here.text}' is being changed by somebody else.")
+        if unchanged and not _is_of(entry, found):
+            # What is open may have been labelled meanwhile only.
+            now = lookup(src_space, entry.path)
+            if now.etag != entry.etag or not _is_of(now, os.fstat(fd)):
+                raise PreconditionFailed(f"'{here.text}' has changed.")
         overflow = properties.overflow_of(src_space, fd)
         with Upload(
             dst_space, dst, length=found.st_size, mtime_ns=found.st_mtime_ns, must_not_exist=must_not_exist
@@ -226,8 +238,11 @@ def _copy_file(src_space: Space, entry: Entry, dst_space: Space, dst: bytes, *, 
 
 def _sum_of(space: Space, entry: Entry, found: os.stat_result) -> Sum | None:
     """The checksums of an open file, if it is what the entry describes and nobody is writing it."""
-    same = (found.st_ino, found.st_ctime_ns, found.st_size) == (entry.ino, entry.ctime_ns, entry.size)
-    return hashing.known(space, entry) if same and not entry.writing else None
+    return hashing.known(space, entry) if _is_of(entry, found) and not entry.writing else None
+
+
+def _is_of(entry: Entry, found: os.stat_result) -> bool:
+    return (found.st_ino, found.st_ctime_ns, found.st_size) == (entry.ino, entry.ctime_ns, entry.size)
 
 
 def _copy_aside(here: Place, there: Place, overwrite: bool, deep: bool) -> bool:

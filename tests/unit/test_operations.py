@@ -297,6 +297,30 @@ class TestCopy:
                 copy(filled, src, dst, overwrite=True)
         assert_right(filled)
 
+    @pytest.mark.parametrize("change", ["content", "attribute"])
+    def test_only_what_was_meant(self, filled, monkeypatch, change):
+        path, etag = Path(os.fsdecode(on_disk(filled, b"file"))), tree.lookup(filled, b"file").etag
+        with pytest.raises(PreconditionFailed):
+            copy(filled, b"file", b"x", if_match={"another"})
+        source = operations.source
+
+        def changed_first(space, name):
+            monkeypatch.undo()
+            if change == "content":
+                path.write_bytes(b"other, longer content")
+            else:
+                os.setxattr(path, "user.foreign", b"1")
+            return source(space, name)
+
+        monkeypatch.setattr(operations, "source", changed_first)
+        if change == "content":
+            with pytest.raises(PreconditionFailed):
+                copy(filled, b"file", b"x", if_match={etag})
+            assert not path.with_name("x").exists()
+        else:
+            assert copy(filled, b"file", b"x", if_match={etag})
+        assert_right(filled)
+
     def test_over_a_name_in_a_directory_that_is_moved_away_meanwhile(self, filled, monkeypatch):
         real = operations.build
 
