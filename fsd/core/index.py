@@ -153,7 +153,15 @@ class Index(Database):
     """The index database of one space. A new one holds the root, dirty in full."""
 
     def __init__(self, path: Path, lock: Path, space: Space) -> None:
-        super().__init__(path, SCHEMA, version=VERSION, synchronous="NORMAL", lock=lock, rebuildable=True)
+        super().__init__(
+            path,
+            SCHEMA,
+            version=VERSION,
+            synchronous="NORMAL",
+            lock=lock,
+            rebuildable=True,
+            checkpointed=True,
+        )
         self._space = space
         self.paths: tuple[int, dict[bytes, int]] = (-1, {})
         """`head.moves` and the row numbers of directories by path that were true then; see `resolve`."""

@@ -71,9 +71,13 @@ def _turn_taken(fd: int) -> bool:
 
 
 _MAX_IDLE = 8
+_PAGE = 4096
+_RESTART_MS = 200
 _CHECKPOINT_PAGES = 4000
 """Pages in the log before they are copied into the database: small commits write the same few pages again and again,
 so the longer the log, the less is copied. 16 MiB at most stay on disk for each database."""
+_LATE_CHECKPOINT_PAGES = 3 * _CHECKPOINT_PAGES
+"""The same for a database that somebody checkpoints beside its writers: within a commit only if that comes too late."""
 _Open = tuple[sqlite3.Connection, tuple[int, int]]
 """A connection, and (device, inode) of the file it has open."""
 _forks = 0
@@ -189,7 +193,9 @@ class Database:
         synchronous: Literal["NORMAL", "FULL", "OFF"],
         lock: Path,
         rebuildable: bool = False,
+        checkpointed: bool = False,
     ) -> None:
+        """`checkpointed`: somebody calls `checkpoint` often, so that commits hardly ever have to do it."""
         self.path = path
         self._file = os.fspath(path)
         self._schema = schema
@@ -197,6 +203,7 @@ class Database:
         self._synchronous = synchronous
         self._lock_path = lock
         self._rebuildable = rebuildable
+        self._log_pages = _LATE_CHECKPOINT_PAGES if checkpointed else _CHECKPOINT_PAGES
         self._generation = _forks
         self._answers = Answers(path)
         self._reset()
@@ -246,6 +253,31 @@ class Database:
                     db.execute("COMMIT")
             else:
                 db.execute("COMMIT")
+
+    def checkpoint(self) -> int:
+        """Copy the log into the database beside readers and writers, none of whom waits; how many pages it had.
+
+        A commit that finds the log too long does the same with the writers' lock held: tens of milliseconds for all
+        who wait for it. The log begins anew with the next write that finds all of it copied and nobody reading it. One
+        that has become too long all the same, as somebody always reads it, is made to: writers wait for those readers.
+        """
+        with self.read() as db, waits.aside:
+            _, pages, _ = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if pages >= self._log_pages:
+            with self.exclusive(), self.read() as db:
+                db.execute(f"PRAGMA busy_timeout={_RESTART_MS}")
+                try:
+                    db.execute("PRAGMA wal_checkpoint(RESTART)")
+                finally:
+                    db.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
+        return max(0, int(pages))
+
+    def log_changed(self) -> int:
+        """When the log was written last, in nanoseconds; 0 without one. Only good for comparing."""
+        try:
+            return os.stat(self._file + "-wal").st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -348,7 +380,8 @@ class Database:
         try:
             db.execute("PRAGMA cache_size=-2000")
             db.execute("PRAGMA temp_store=MEMORY")
-            db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
+            db.execute(f"PRAGMA wal_autocheckpoint={self._log_pages}")
+            db.execute(f"PRAGMA journal_size_limit={_CHECKPOINT_PAGES * _PAGE}")
             db.execute(f"PRAGMA synchronous={self._synchronous}")
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, self._version):

@@ -24,7 +24,8 @@ from fsd.core.limbo import TOMBSTONE_S
 from fsd.core.locks import LockTable
 from fsd.core.registry import Registry
 from fsd.core.sweep import Sweep
-from fsd.service import alarms, health
+from fsd.service import alarms, checkpoints, health
+from fsd.service.checkpoints import Checkpoints
 from fsd.service.hasher import Hasher
 from fsd.service.shift import Shift, Subject
 from fsd.service.status import replace_json
@@ -108,6 +109,7 @@ class Jobs:
             Job("trash", TRASH_EVERY, self._trash, first=time.monotonic() + 30.0),
             Job("versions", VERSIONS_EVERY, self._versions, first=time.monotonic() + 90.0),
             Job("uploads", UPLOADS_EVERY, partials.expire, first=time.monotonic() + 45.0),
+            Job("index log", checkpoints.EVERY, Checkpoints().step, everywhere=True),
             Job("direct versions", SHADOWS_EVERY, self._shadows),
             Job("old shadows", OLD_EVERY, self._sweep_shadows, first=time.monotonic() + 150.0),
             Job("old checksums", SUMS_EVERY, self._forget_sums, first=time.monotonic() + 120.0),

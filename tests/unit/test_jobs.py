@@ -17,6 +17,7 @@ from fsd.core.installation import Installation
 from fsd.core.space import Space
 from fsd.core.state import Tombstone
 from fsd.core.sweep import Sweep
+from fsd.service import checkpoints
 from fsd.service.config import Settings
 from fsd.service.jobs import Job, Jobs, forget_old, over_limit
 from fsd.service.options import Address
@@ -154,3 +155,27 @@ def test_what_is_kept_for_a_while_is_not_kept_for_ever(jobs: Jobs, monkeypatch: 
     assert len(journal.since(space, 0)) == 2
     assert space.state.tombstone(b"o" * 16) is None and space.state.tombstone(b"n" * 16) is not None
     assert writers.served(space, [(b"old", "e")]) == set() and writers.served(space, [(b"new", "e")]) == {"e"}
+
+
+def test_a_log_is_copied_the_sooner_the_faster_it_grows(jobs: Jobs, monkeypatch: pytest.MonkeyPatch):
+    space = add_space(jobs, "one")
+    now, pages, copied = [1000.0], [0], []
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(space.index, "checkpoint", lambda: copied.append(now[0]) or pages[0])
+    monkeypatch.setattr(space.index, "log_changed", lambda: pages[0] + 1)
+    logs = checkpoints.Checkpoints()
+    logs.step(space)
+    for _ in range(300):  # 100 pages a second: every ten seconds
+        now[0], pages[0] = now[0] + 1, pages[0] + 100
+        logs.step(space)
+    assert 28 <= len(copied) <= 32
+    copied.clear()
+    for _ in range(300):  # 10,000 a second: every second, once that is seen
+        now[0], pages[0] = now[0] + 1, pages[0] + 10_000
+        logs.step(space)
+    assert len(copied) >= 290
+    copied.clear()
+    for _ in range(300):  # nothing written
+        now[0] += 1
+        logs.step(space)
+    assert len(copied) <= 1

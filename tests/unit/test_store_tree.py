@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsd.core import check, dirty, index, relabel, tree
+from fsd.core import check, dirty, index, relabel, store, tree
 from fsd.core import reconcile as core_reconcile
 from fsd.core.errors import DatabaseDamaged, Forbidden, NameRefused, NotYetKnown, StorageUnavailable
 from fsd.core.names import check_new_name, quote_path, to_text, unquote_path
@@ -62,6 +62,46 @@ def test_writers_take_turns(tmp_path: Path) -> None:
         thread.join()
     with base.read() as db:
         assert db.execute("SELECT v FROM t").fetchone() == (200,)
+    base.close()
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["copied beside", "copied by commits"])
+def test_a_log_stays_bounded_under_writers_and_readers(tmp_path: Path, beside: bool) -> None:
+    base = Database(
+        tmp_path / "x.db", "CREATE TABLE t (v INTEGER PRIMARY KEY, w BLOB)", synchronous="NORMAL",
+        lock=tmp_path / "x.lock", checkpointed=True,
+    )  # fmt: skip
+    over = threading.Event()
+    rows = 40 * store._LATE_CHECKPOINT_PAGES // 10  # of half a page each, so about two logs full
+
+    def write() -> None:
+        for start in range(0, rows, 100):
+            with base.write() as db:
+                db.executemany(
+                    "INSERT INTO t VALUES (?,zeroblob(2000))", [(n,) for n in range(start, start + 100)]
+                )
+        over.set()
+
+    def look() -> None:
+        while beside and not over.is_set():
+            with base.read() as db:
+                (count,) = db.execute("SELECT count(*) FROM t").fetchone()
+            assert count % 100 == 0
+
+    threads = [threading.Thread(target=write), threading.Thread(target=look)]
+    for thread in threads:
+        thread.start()
+    most = 0
+    while not over.is_set():
+        if beside:
+            most = max(most, base.checkpoint())
+    for thread in threads:
+        thread.join()
+    assert os.stat(tmp_path / "x.db-wal").st_size // 4096 < store._LATE_CHECKPOINT_PAGES * 1.5
+    assert not beside or most > 0
+    with base.read() as db:
+        assert db.execute("SELECT count(*) FROM t").fetchone() == (rows,)
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     base.close()
 
 
