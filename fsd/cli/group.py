@@ -61,16 +61,16 @@ def _list(args: argparse.Namespace, registry: Registry) -> int:
 
 
 def _join(args: argparse.Namespace, registry: Registry) -> int:
+    registry.accounts.join(args.name, *args.user)
     for user in args.user:
-        registry.accounts.join(args.name, user)
         audit(args, "group join", args.name, user=user)
         say(f"'{user}' is in '{args.name}'.")
     return 0
 
 
 def _leave(args: argparse.Namespace, registry: Registry) -> int:
+    registry.accounts.leave(args.name, *args.user)
     for user in args.user:
-        registry.accounts.leave(args.name, user)
         audit(args, "group leave", args.name, user=user)
         say(f"'{user}' is not in '{args.name}'.")
     return 0

@@ -351,29 +351,30 @@ def _member(member: Member) -> dict[str, str]:
 
 
 def _set(args: argparse.Namespace, registry: Registry) -> int:
-    record = registry.find(args.space)
-    if args.alias is not None and args.alias != record.alias:
-        confirm(f"Change the alias, and the directory of a created space, to '{args.alias}'?", yes=args.yes)
-        record = registry.set_alias(record.id, args.alias)
-    if args.quota is not None:
-        registry.grants.set_quota(record, _quota(args.quota))
-    if args.mount_trash is not None:
-        from fsd.core import trash
+    from fsd.core import shadows, trash
 
+    record = registry.find(args.space)
+    # All that can be refused comes first: what fails has changed nothing.
+    alias = args.alias if args.alias != record.alias else None
+    registry.check_settable(record.id, name=args.name, label=args.label, alias=alias)
+    owner = _ownership(args, Ownership(record.uid, record.gid, record.file_mode, record.dir_mode))
+    quota = _quota(args.quota)
+    if args.direct_versions == "on":
+        try:
+            shadows.require(registry.open(record.id))
+        except shadows.CannotClone as error:
+            raise UserError(f"{error.strerror}; what programs overwrite can't be kept there.") from error
+    if alias is not None:
+        confirm(f"Change the alias, and the directory of a created space, to '{alias}'?", yes=args.yes)
+    if args.quota is not None:
+        registry.grants.set_quota(record, quota)  # written into the space: it fails where that is away
+    if alias is not None:
+        record = registry.set_alias(record.id, alias)
+    if args.mount_trash is not None:
         registry.installation.set_setting(trash.mount_setting(record.id), args.mount_trash)
     if args.direct_versions is not None:
-        from fsd.core import shadows
-
-        if args.direct_versions == "on":
-            try:
-                shadows.require(registry.open(record.id))
-            except shadows.CannotClone as error:
-                raise UserError(f"{error.strerror}; what programs overwrite can't be kept there.") from error
         registry.installation.set_setting(shadows.setting(record.id), args.direct_versions)
-    old = Ownership(record.uid, record.gid, record.file_mode, record.dir_mode)
-    record = registry.set(
-        record.id, name=args.name, label=args.label, owner=_ownership(args, old), source=args.source
-    )
+    record = registry.set(record.id, name=args.name, label=args.label, owner=owner, source=args.source)
     _report(args, registry, "space set", record)
     return 0
 

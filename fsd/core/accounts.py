@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 import time
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -57,19 +57,19 @@ def fold(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", name).casefold())
 
 
-def check_account_name(name: str, what: str = "user") -> str:
+def check_account_name(name: str, what: str = "A user name") -> str:
     """The normalised name, or NameRefused: letters, digits and `._-@+`, no leading mark, at most 64 bytes."""
     name = unicodedata.normalize("NFC", name)
     try:
         encoded = name.encode("utf-8")
     except UnicodeEncodeError:
-        raise NameRefused(f"The {what} name is not valid text.") from None
+        raise NameRefused(f"{what} must be valid text.") from None
     check_new_name(encoded)
     if len(encoded) > NAME_BYTES:
-        raise NameRefused(f"A {what} name has at most {NAME_BYTES} bytes.")
+        raise NameRefused(f"{what} has at most {NAME_BYTES} bytes.")
     if not name[0].isalnum() or not all(c.isalnum() or c in _USER_MARKS for c in name):
         raise NameRefused(
-            f"A {what} name has letters, digits and {_USER_MARKS!r}, and begins with a letter or digit."
+            f"{what} has letters, digits and {_USER_MARKS!r}, and begins with a letter or digit."
         )
     return name
 
@@ -229,33 +229,33 @@ class Accounts:
     def set_password(self, name: str, password: str) -> None:
         """Change the password; sessions and cached logins of the user end."""
         encoded = passwords.encode(password)
-        self._update(name, "password = ?", encoded, new_epoch=True)
+        self._update(name, {"password": encoded}, new_epoch=True)
 
     def disable(self, name: str) -> None:
         """The user can't log in until enabled; running sessions end. The last enabled admin can't be disabled."""
-        self._update(name, "disabled = ?", 1, new_epoch=True)
+        self._update(name, {"disabled": 1}, new_epoch=True)
 
     def enable(self, name: str) -> None:
         """The user can log in again."""
-        self._update(name, "disabled = ?", 0, new_epoch=True)
+        self._update(name, {"disabled": 0}, new_epoch=True)
 
     def set(
         self, name: str, *, display_name: str | None = None, email: str | None = None, role: str | None = None
     ) -> User:
-        """Change what is given; returns the user as it is then."""
+        """Change what is given, all of it or nothing; returns the user as it is then."""
         if role is not None:
             check_role(role)
         check_text(display_name or "", "A display name")
         check_text(email or "", "An e-mail address")
-        for column, value in (("display_name", display_name), ("email", email), ("role", role)):
-            if value is not None:
-                self._update(name, f"{column} = ?", value, new_epoch=column == "role")
+        given = {"display_name": display_name, "email": email, "role": role}
+        self._update(name, {k: v for k, v in given.items() if v is not None}, new_epoch=role is not None)
         return self.get(name)
 
-    def _update(self, name: str, assignment: str, value: str | int, *, new_epoch: bool) -> None:
+    def _update(self, name: str, values: Mapping[str, str | int], *, new_epoch: bool) -> None:
         user = self.get(name)
         with self.installation.write() as db:
-            db.execute(f"UPDATE users SET {assignment} WHERE id = ?", (value, user.id))
+            for column, value in values.items():
+                db.execute(f"UPDATE users SET {column} = ? WHERE id = ?", (value, user.id))
             if new_epoch:
                 db.execute("UPDATE users SET epoch = ? WHERE id = ?", (next_epoch(db), user.id))
             _keep_an_admin(db, user)
@@ -281,7 +281,7 @@ class Accounts:
 
     def add_group(self, name: str) -> None:
         """Make an empty group. Raises NameRefused, FileExistsError."""
-        name = check_account_name(name, "group")
+        name = check_account_name(name, "A group name")
         with self.installation.write() as db:
             if db.execute("SELECT 1 FROM groups WHERE folded = ?", (fold(name),)).fetchone():
                 raise FileExistsError(errno.EEXIST, f"There is a group '{name}' already.")
@@ -294,18 +294,21 @@ class Accounts:
             db.execute("DELETE FROM membership WHERE group_id = ?", (ident,))
             db.execute("DELETE FROM groups WHERE id = ?", (ident,))
 
-    def join(self, group: str, user: str) -> None:
-        """Put a user into a group; nothing happens if they are in it."""
-        ident = self.get(user).id
+    def join(self, group: str, *users: str) -> None:
+        """Put users into a group, all or none; nothing happens for who is in it. FileNotFoundError."""
+        members = [self.get(user).id for user in users]
         with self.installation.write() as db:
-            _join(db, _group_id(db, group), ident)
+            ident = _group_id(db, group)
+            for member in members:
+                _join(db, ident, member)
 
-    def leave(self, group: str, user: str) -> None:
-        """Take a user out of a group; nothing happens if they aren't in it."""
-        ident = self.get(user).id
+    def leave(self, group: str, *users: str) -> None:
+        """Take users out of a group, all or none; nothing happens for who isn't in it. FileNotFoundError."""
+        members = [self.get(user).id for user in users]
         with self.installation.write() as db:
-            parameters = (_group_id(db, group), ident)
-            db.execute("DELETE FROM membership WHERE group_id = ? AND user_id = ?", parameters)
+            ident = _group_id(db, group)
+            for member in members:
+                db.execute("DELETE FROM membership WHERE group_id = ? AND user_id = ?", (ident, member))
 
 
 def check_text(text: str, what: str) -> str:

@@ -73,7 +73,7 @@ def is_large(space: Space, path: bytes) -> bool:
     if not tree.never_looked_at(space, path):
         return False
     try:
-        fd = tree.open_dir(space, path)
+        fd = tree.open_listed(space, path)
     except NotADirectoryError:
         return False
     try:

@@ -151,6 +151,9 @@ class Maker(Catalogue):
         A directory of that name that is there already is only taken with `take_over`, else FileExistsError.
         """
         name = check_account_name(name)
+        known = self.accounts.find(name)
+        if known is not None:
+            raise FileExistsError(errno.EEXIST, f"There is a user '{known.name}' already.")
         has_space = fields.get("role", "user") != "guest"
         if has_space and not take_over:
             self._check_untouched(name)
@@ -369,7 +372,7 @@ class Maker(Catalogue):
             fold(record.alias) for record in self.spaces() if record.type == "project" and record.id != own
         }
         if alias is not None:
-            alias = check_account_name(alias, "alias")
+            alias = check_account_name(alias, "An alias")
             if fold(alias) in taken:
                 raise FileExistsError(errno.EEXIST, f"There is a space with the alias '{alias}' already.")
             return alias

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from fsd.core import lease, roots, shadows, trash
-from fsd.core.accounts import check_account_name
 from fsd.core.catalogue import SOURCE
 from fsd.core.errors import FsdError, NameRefused, StorageUnavailable
 from fsd.core.hosts import within
@@ -43,16 +42,12 @@ class Registry(Maker):
         source: str | None = None,
     ) -> SpaceRecord:
         """Change what is given; returns the record as it is then. Names never move directories."""
+        self.check_settable(space_id, name=name, label=label)
         record = self.get(space_id)
         changes: dict[str, object] = {}
         if name is not None:
-            check_space_name(name)
-            if record.type == "project":
-                self._check_name_free(name, record.id)
             changes["name"] = name
         if label is not None:
-            if record.read_only and label != "none":
-                raise NameRefused("A read-only space is never labelled.")
             changes["label"] = label
         if owner is not None:
             changes |= {"uid": owner.uid, "gid": owner.gid}
@@ -64,6 +59,38 @@ class Registry(Maker):
                 db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (SOURCE + record.id, source))
         return self.get(space_id)
 
+    def check_settable(
+        self,
+        space_id: str,
+        *,
+        name: str | None = None,
+        label: Label | None = None,
+        alias: str | None = None,
+    ) -> None:
+        """What `set` and `set_alias` would refuse is refused here, before anything is changed."""
+        record = self.get(space_id)
+        if name is not None:
+            check_space_name(name)
+            if record.type == "project":
+                self._check_name_free(name, record.id)
+        if label is not None and record.read_only and label != "none":
+            raise NameRefused("A read-only space is never labelled.")
+        if alias is not None:
+            self._settable_alias(record, alias)
+
+    def _settable_alias(self, record: SpaceRecord, alias: str) -> tuple[str, bytes]:
+        """The alias as it will be, and the directory that moves along; the record's own if none does."""
+        if record.type != "project":
+            raise NameRefused("The directory of a personal space has its user's name.")
+        alias = self._free_alias(record.name, alias, record.id)
+        projects = self.installation.data_root + b"/projects/"
+        target = projects + os.fsencode(alias)
+        if record.path != projects + os.fsencode(record.alias) or target == record.path:
+            return alias, record.path
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, f"{os.fsdecode(target)} exists already.")
+        return alias, target
+
     def set_alias(self, space_id: str, alias: str) -> SpaceRecord:
         """Change the alias of a project; one that was created under the data root moves its directory along.
 
@@ -71,16 +98,10 @@ class Registry(Maker):
         """
         with self.installation.db.exclusive():
             record = self.get(space_id)
-            if record.type != "project":
-                raise NameRefused("The directory of a personal space has its user's name.")
-            alias = self._free_alias(record.name, check_account_name(alias, "alias"), record.id)
-            data_root = self.installation.data_root
-            target = data_root + b"/projects/" + os.fsencode(alias)
-            if record.path != data_root + b"/projects/" + os.fsencode(record.alias) or target == record.path:
+            alias, target = self._settable_alias(record, alias)
+            if target == record.path:
                 self._set_place(record.id, alias, None)
                 return self.get(space_id)
-            if os.path.lexists(target):
-                raise FileExistsError(errno.EEXIST, f"{os.fsdecode(target)} exists already.")
             plan = json.dumps({"alias": alias, "from": os.fsdecode(record.path), "to": os.fsdecode(target)})
             self.installation.set_setting(_MOVE + record.id, plan)
             self._finish_move(record.id, plan)

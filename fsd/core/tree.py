@@ -83,7 +83,7 @@ def listing_with_rows(space: Space, path: bytes) -> tuple[Entry, list[Entry], Ro
     """`listing`, and the rows that all of its entries were made of; None if some were made of the disk alone."""
     settle(space)
     for turn in range(_TURNS):
-        fd = open_dir(space, path)
+        fd = open_listed(space, path)
         try:
             own = lookup(space, path)
             if own.kind != "d":
@@ -222,6 +222,16 @@ def open_dir(space: Space, path: bytes) -> int:
         if error.errno == errno.ENOTDIR:
             raise
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+
+
+def open_listed(space: Space, path: bytes) -> int:
+    """`open_dir` for what is listed itself: a link is there, and no directory (NotADirectoryError, as for a file)."""
+    try:
+        return open_dir(space, path)
+    except FileNotFoundError:
+        if path and lookup(space, path).kind != "d":
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+        raise
 
 
 def _stat(space: Space, fd: int, parent: bytes, name: bytes) -> os.stat_result:

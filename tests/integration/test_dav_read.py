@@ -256,7 +256,13 @@ def test_what_cannot_be_served_is_still_listed(served, dav):
     for name in (b"mix/dangling", b"mix/out", b"mix/fifo"):
         assert dav.request("GET", name).status == 403
         assert dav.request("PUT", name, b"x").status == 403
-    assert dav.request("GET", b"mix/out/passwd").status == 404
+        for depth in "01":
+            answer = ask(dav, name, depth=depth)
+            assert answer.status == 207 and answer.body.count(b"<d:response>") == 1
+        assert dav.request("GET", name + b"/").status in (403, 404)
+    for below in (b"mix/out/passwd", b"mix/dangling/x", b"mix/plain/x", b"mix/fifo/x"):
+        assert dav.request("GET", below).status == 404
+        assert [ask(dav, below, depth=depth).status for depth in "01"] == [404, 404]
 
 
 def test_many_entries_are_streamed_whole(served, dav):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 
 import pytest
 
@@ -45,6 +46,60 @@ def test_what_can_not_be_meant_is_refused_in_one_sentence(ready, words, tmp_path
         code, out, err = error.code, "", "fsd: "
     assert code in (1, 2) and out == "" and "Traceback" not in err
     assert os.listdir(".") == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["user", "add", "admin", "--password-stdin"],
+        ["user", "add", "ANN", "--password-stdin", "--take-over"],
+        ["user", "set", "admin", "--display-name", "Changed", "--email", "x@y", "--role", "user"],
+        ["group", "join", "team", "ann", "nobody"],
+        ["group", "leave", "crew", "ann", "nobody"],
+        ["space", "set", "proj", "--quota", "5M", "--name", "x/y"],
+        ["space", "set", "proj", "--quota", "5M", "--source", "poll", "--name", "other"],
+        ["space", "set", "proj", "--alias", "moved", "--yes", "--name", "other"],
+        ["space", "set", "proj", "--alias", "moved", "--yes", "--group", "no such group"],
+        ["space", "set", "proj", "--alias", "moved", "--yes", "--quota", "much"],
+        ["space", "set", "proj", "--mount-trash", "off", "--alias", "other"],
+        ["space", "set", "proj", "--name", "New", "--alias", "a b"],
+        ["space", "set", "ro", "--name", "New", "--quota", "5M", "--label", "now"],
+        ["space", "members", "proj", "--add", "ann:viewer", "--add", "nobody:viewer"],
+        ["space", "members", "proj", "--add", "ann:viewer", "--remove", "nobody"],
+    ],
+    ids=" ".join,
+)
+def test_what_fails_has_changed_nothing(ready, words, tmp_path):
+    (tmp_path / "ro").mkdir()
+    for made in (
+        ["user", "add", "ann", "--password-stdin"],
+        ["group", "add", "team"],
+        ["group", "add", "crew"],
+        ["group", "join", "crew", "ann"],
+        ["space", "create", "Proj"],
+        ["space", "create", "Other"],
+        ["space", "adopt", str(tmp_path / "ro"), "--read-only"],
+    ):
+        assert ready(*made, stdin="secret\n")[0] == 0
+
+    def everything():
+        with sqlite3.connect(tmp_path / "state" / "fsd.db") as db:
+            settings = db.execute("SELECT key, value FROM settings ORDER BY key").fetchall()
+        return settings, [
+            ready(*listed, "--json")[1] for listed in (["user", "list"], ["group", "list"], ["space", "list"])
+        ]
+
+    before = everything()
+    code, out, err = ready(*words, stdin="secret\n")
+    assert code in (1, 2) and out == "" and len(err.splitlines()) == 1
+    assert everything() == before
+
+
+def test_a_name_that_is_taken_is_the_reason(ready):
+    code, _, err = ready("user", "add", "Admin", "--password-stdin", stdin="secret\n")
+    assert (code, err) == (1, "fsd: There is a user 'admin' already.\n")
+    code, _, err = ready("space", "create", "X", "--alias", "a b")
+    assert code == 1 and err.startswith("fsd: An alias has letters")
 
 
 def test_an_error_can_not_move_the_cursor(ready):

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsd.core import check, dirty, index, relabel, store, tree
+from fsd.core import check, dirty, index, longlisting, relabel, store, tree
 from fsd.core import reconcile as core_reconcile
 from fsd.core.errors import DatabaseDamaged, Forbidden, NameRefused, NotYetKnown, StorageUnavailable
 from fsd.core.names import check_new_name, quote_path, to_text, unquote_path
@@ -203,6 +203,12 @@ def test_odd_entries_are_listed_and_never_followed(space: Space) -> None:
         assert caught.value.errno in (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENOENT)
     with pytest.raises(FileNotFoundError):
         tree.lookup(space, b"out/passwd")
+    for name in (b"out", b"loop", b"dangling", b"pipe", b"sp ace"):
+        with pytest.raises(NotADirectoryError):
+            tree.listing(space, name)
+        assert not longlisting.is_large(space, name)
+    with pytest.raises(FileNotFoundError):
+        tree.listing(space, b"out/ssl")
 
 
 def test_the_internals_do_not_exist(space: Space) -> None:
