@@ -291,6 +291,9 @@ class Commit:
         if row.kind != DIRECTORY and seen.nlink == 1 < row.nlink:
             # The last one of several names: what each was called, by its place, counts no more.
             self.memory.keep(seen.binding, row.id, rev)
+        else:
+            # It may have been seen as the last one at its old place, and still be remembered by that.
+            self.memory.correct(seen, row.id, rev)
         self.note_label(row.n, seen, flags, rebound or rev != row.rev)
         self.deltas.add(self.n, seen.size, total)
         stayed = (row.parent, row.name) == (self.n, seen.name)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fsd.core import commit, dirty, index, labels, limbo, relabel
+from fsd.core import check, commit, dirty, index, labels, limbo, relabel
 from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
 from fsd.core.tree import Entry, listing, lookup
@@ -314,4 +314,23 @@ def test_a_name_that_went_with_its_directory_is_not_the_one_that_moved(space: Sp
     os.rename(root(space) / "b", root(space) / "c")
     reconcile(space, b"", [b"b"])
     reconcile(space, b"", [b"c"])
+    assert ids_in(space) == {b"c": kept}
+
+
+def test_the_last_name_keeps_its_id_elsewhere_while_another_waits_in_limbo(space: Space) -> None:
+    (root(space) / "d").mkdir()
+    os.mkfifo(root(space) / "d/a")
+    sweep(space)
+    os.link(root(space) / "d/a", root(space) / "b")
+    reconcile(space, b"")
+    kept = ids_in(space)[b"b"]
+    shutil.rmtree(root(space) / "d")
+    reconcile(space, b"", [b"d", b"b"])
+    os.rename(root(space) / "b", root(space) / "c")
+    reconcile(space, b"", [b"b", b"c"])
+    assert ids_in(space) == {b"c": kept}
+    assert list(check.check(space)) == []
+    limbo.settle(space, now=4e9)
+    space.index.path.unlink()
+    sweep(space)
     assert ids_in(space) == {b"c": kept}
