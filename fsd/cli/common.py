@@ -178,7 +178,8 @@ def read_password(args: argparse.Namespace, name: str, minimum: int) -> str:
 def check_password(password: str, minimum: int) -> None:
     """UserError unless the policy is met."""
     if len(password) < max(minimum, 1):
-        raise UserError(f"A password has at least {max(minimum, 1)} characters here; nothing was changed.")
+        wanted = "must not be empty" if minimum <= 1 else f"has at least {minimum} characters here"
+        raise UserError(f"A password {wanted}; nothing was changed.")
 
 
 def actor() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 import time
 
 from fsd.cli.common import add_json, audit, positive, print_json, print_table, registry_of, say
@@ -17,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     create = verbs.add_parser("create", help="make a token and show it, this once")
     create.add_argument("user")
-    create.add_argument("--name", required=True, metavar="TEXT", help="what it is for, such as 'laptop'")
+    create.add_argument(
+        "--name", metavar="TEXT", help="what it is for, such as 'laptop'; by default the date and something random"
+    )
     create.add_argument("--expires", type=positive, metavar="DAYS", help="it ends after so many days")
     add_json(create)
     create.set_defaults(do=_create)
@@ -40,7 +43,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _create(args: argparse.Namespace, registry: Registry) -> int:
     expires = None if args.expires is None else int(time.time() + args.expires * _DAY)
-    token, text = Tokens(registry.accounts).create(args.user, args.name, expires)
+    name = args.name
+    if name is None:
+        name = f"{time.strftime('%Y-%m-%d %H:%M')} {secrets.token_hex(3)}"
+    token, text = Tokens(registry.accounts).create(args.user, name, expires)
     audit(args, "token create", args.user, token=token.id, name=token.name)
     if args.json:
         print_json({**_as_json(args.user, token), "token": text})

@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _password(add)
     _details(add)
     add.add_argument(
-        "--group", action="append", default=[], metavar="GROUP", help="a group to join (repeatable)"
+        "--group",
+        action="append",
+        default=[],
+        metavar="GROUP",
+        help="a group to join, made if there is none of that name (repeatable)",
     )
     add.add_argument(
         "--take-over", action="store_true", help="give them the files that lie in users/NAME already"
@@ -76,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
 def _add(args: argparse.Namespace, registry: Registry) -> int:
     settings = settings_of(args)
     password = read_password(args, args.name, settings.auth_password_min)
+    before = {group.name for group in registry.accounts.groups()}
     user = registry.add_user(
         args.name,
         password,
@@ -93,6 +98,8 @@ def _add(args: argparse.Namespace, registry: Registry) -> int:
         print_json(_as_json(user))
         return 0
     say(f"user '{user.name}' ({user.role})")
+    for group in sorted(user.groups):
+        say(f"group '{group}'{'' if group in before else ' (new)'}")
     if record is not None:
         say(f"space {record.id} at {record.path.decode(errors='replace')}")
     return 0

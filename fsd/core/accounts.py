@@ -196,7 +196,8 @@ class Accounts:
     ) -> User:
         """Make a user. Without a password nobody can log in as them. Raises NameRefused, FileExistsError.
 
-        Groups must exist. The personal space is the registry's work (`Registry.add_user`).
+        Groups that don't exist are made, all in one transaction. The personal space is the registry's work
+        (`Registry.add_user`).
         """
         name = check_account_name(name)
         check_role(role)
@@ -223,7 +224,7 @@ class Accounts:
                 ),
             )
             for group in groups:
-                _join(db, _group_id(db, group), ident)
+                _join(db, _find_group(db, group) or _make_group(db, group), ident)
         return self.get(name)
 
     def set_password(self, name: str, password: str) -> None:
@@ -281,11 +282,10 @@ class Accounts:
 
     def add_group(self, name: str) -> None:
         """Make an empty group. Raises NameRefused, FileExistsError."""
-        name = check_account_name(name, "A group name")
         with self.installation.write() as db:
-            if db.execute("SELECT 1 FROM groups WHERE folded = ?", (fold(name),)).fetchone():
+            if _find_group(db, check_account_name(name, "A group name")) is not None:
                 raise FileExistsError(errno.EEXIST, f"There is a group '{name}' already.")
-            db.execute("INSERT INTO groups VALUES (?, ?, ?)", (secrets.token_hex(16), name, fold(name)))
+            _make_group(db, name)
 
     def remove_group(self, name: str) -> None:
         """Delete a group; what was granted to it ends."""
@@ -324,11 +324,22 @@ def check_role(role: str) -> None:
         raise NameRefused(f"A user's role is one of {', '.join(get_args(UserRole))}, not '{role}'.")
 
 
-def _group_id(db: sqlite3.Connection, name: str) -> str:
+def _find_group(db: sqlite3.Connection, name: str) -> str | None:
     row = db.execute("SELECT id FROM groups WHERE folded = ?", (fold(name),)).fetchone()
-    if row is None:
+    return None if row is None else str(row[0])
+
+
+def _make_group(db: sqlite3.Connection, name: str) -> str:
+    name, ident = check_account_name(name, "A group name"), secrets.token_hex(16)
+    db.execute("INSERT INTO groups VALUES (?, ?, ?)", (ident, name, fold(name)))
+    return ident
+
+
+def _group_id(db: sqlite3.Connection, name: str) -> str:
+    ident = _find_group(db, name)
+    if ident is None:
         raise FileNotFoundError(errno.ENOENT, f"There is no group '{name}'.")
-    return str(row[0])
+    return ident
 
 
 def _join(db: sqlite3.Connection, group_id: str, user_id: str) -> None:

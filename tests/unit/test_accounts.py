@@ -190,10 +190,16 @@ def test_groups(accounts: Accounts) -> None:
     assert accounts.groups() == []
 
 
-def test_an_unknown_group_makes_no_user(accounts: Accounts) -> None:
-    with pytest.raises(FileNotFoundError):
-        accounts.add("ann", None, groups=["nothing"])
-    assert accounts.users() == []
+def test_a_group_that_is_not_there_is_made_with_its_first_member(accounts: Accounts) -> None:
+    accounts.add("ann", None, groups=["lab", "Lab"])
+    accounts.add("bob", None, groups=["LAB"])
+    assert [(group.name, group.members) for group in accounts.groups()] == [("lab", ("ann", "bob"))]
+
+
+def test_a_bad_name_of_a_group_makes_no_user(accounts: Accounts) -> None:
+    with pytest.raises(NameRefused):
+        accounts.add("ann", None, groups=["lab", "a/b"])
+    assert accounts.users() == [] and accounts.groups() == []
 
 
 def test_other_processes_see_changes(accounts: Accounts, tmp_path: Path) -> None:

@@ -272,6 +272,9 @@ def test_groups(ready: Run) -> None:
     assert ready("group", "leave", "team", "admin")[0] == 0
     assert ready("group", "delete", "team")[0] == 0
     assert loaded(ready, "group", "list", "--json") == []
+    joined = ready("user", "add", "ann", "--password-stdin", "--group", "lab", stdin="secret\n")
+    assert joined[0] == 0 and "group 'lab' (new)" in joined[1] + joined[2]
+    assert loaded(ready, "group", "list", "--json") == [{"name": "lab", "members": ["ann"]}]
 
 
 # ---- spaces

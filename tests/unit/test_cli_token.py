@@ -28,3 +28,9 @@ def test_token_life(ready: Run, registry: Registry) -> None:
     assert ready("token", "revoke", "admin", made["id"])[0] == 0
     assert ready("token", "revoke", "admin", "phone")[0] == 1
     assert ready("token", "list", "nobody")[0] == 1
+
+
+def test_a_token_needs_no_name(ready: Run, registry: Registry) -> None:
+    made = [json.loads(ready("token", "create", "admin", "--json")[1]) for _ in range(2)]
+    assert made[0]["name"] != made[1]["name"]
+    assert ready("token", "revoke", "admin", made[0]["name"])[0] == 0
