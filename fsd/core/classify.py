@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from fsd.core.claims import Claim
-from fsd.core.index import DIRECTORY, FILE, READY, NodeRow
+from fsd.core.index import DIRECTORY, DOUBTED, FILE, READY, NodeRow
 from fsd.core.observe import Seen
 
 Source = Literal["place", "limbo", "recent"]
@@ -108,6 +108,8 @@ def content_rev(row: NodeRow, seen: Seen, *, same: bool = False) -> int:
         return rev
     if (row.size, row.mtime_ns) != (seen.size, seen.mtime_ns):
         return rev if seen.mtime_ns > row.mtime_ns else rev + 1
+    if row.ctime_ns == DOUBTED:
+        return rev + 1
     if row.ctime_ns == seen.ctime_ns or same:
         return rev
     explained = (

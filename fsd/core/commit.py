@@ -100,7 +100,7 @@ class Commit:
         label = seen.label
         free = label is not None and label.proven and facts.owner is None and verdict.node_id == label.id
         self._place(row, seen, verdict, free=free)
-        if has_names(seen):
+        if has_names(seen) or (verdict.row is not None and verdict.row.nlink > 1 and seen.kind != DIRECTORY):
             self.memory.met(seen)
 
     def _mount_is_gone(self, row: NodeRow, seen: Seen) -> bool:
@@ -161,7 +161,20 @@ class Commit:
             self._attach(verdict.row, seen, rev, rebound=verdict.rebound)
             return
         node_id, special = self._choose_id(seen, verdict, free)
-        self._insert(seen, node_id, verdict.rev, urgent=special, claiming=verdict.waits)
+        rev = max(verdict.rev, self._rev_elsewhere(seen, node_id) + 1)
+        self._insert(seen, node_id, rev, urgent=special or rev != verdict.rev, claiming=verdict.waits)
+
+    def _rev_elsewhere(self, seen: Seen, node_id: bytes) -> int:
+        """The rev that a file reached under an id that another node has now, -1 if it had none.
+
+        A file that took over an id and lost it again gets back the one that derives, under which it may have had another
+        content with the same size and mtime.
+        """
+        if seen.kind != FILE:
+            return -1
+        label = seen.label
+        told = label.rev if label is not None and label.proven and label.id != node_id else -1
+        return max(told, self.memory.taken.get(seen.binding, -1))
 
     def _choose_id(self, seen: Seen, verdict: Verdict, free: bool) -> tuple[bytes, bool]:
         """(a free id, whether it must be written on the node at once because derivation alone won't find it)."""
@@ -184,7 +197,9 @@ class Commit:
 
     def _inherit(self, row: NodeRow | None, seen: Seen, moved: NodeRow | None, donor: Donor) -> None:
         """`seen` takes the donor's id and its history; the donor's node, if it lives on as a backup, gets a spare."""
-        heir_id, rev = donor.row.id, donor.row.rev + 1
+        # Higher than what the node reached under its own id, which may come back to it (`_rev_elsewhere`).
+        heir_id = donor.row.id
+        rev = max(donor.row.rev, moved.rev if moved is not None else 0, self._rev_elsewhere(seen, heir_id)) + 1
         if donor.source == "recent":
             turn = 1
             spare = ids.derived_id(self.space.key, donor.row.binding)

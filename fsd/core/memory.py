@@ -7,11 +7,12 @@ process and the index are lost. What is remembered of a node counts more than it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import dirty, index
-from fsd.core.index import DIRECTORY, FILE, NodeRow
+from fsd.core.index import DIRECTORY, DOUBTED, FILE, NodeRow
 
 if TYPE_CHECKING:
     from fsd.core.commit import Commit
@@ -44,10 +45,12 @@ class Memory:
     def __init__(self, work: Commit) -> None:
         self._work = work
         self._rows: list[tuple[bytes, bytes, bytes, int]] = []
-        self._linked: dict[bytes, int] = {}
-        """Hard-linked nodes that were met, with the ctime they have now (0: not known)."""
+        self._linked: dict[bytes, tuple[int, int]] = {}
+        """Hard-linked nodes that were met, with the ctime and the number of names they have now (0: not known)."""
         self._renamed: dict[bytes, NodeRow] = {}
         """Hard-linked files of which a name was moved and nothing else: what its row said."""
+        self.taken: dict[bytes, int] = {}
+        """Nodes whose remembered id somebody else has now, with the rev that they had under it."""
 
     @property
     def _any(self) -> bool:
@@ -66,11 +69,14 @@ class Memory:
         known = state.bound(seen.binding, place_key(self._work.id, seen.name))
         if known is None:
             return Recalled(None, has_names(seen) and state.remembered([seen.binding]) != set())
-        return Recalled(None if index.by_id(self._work.db, known[0]) else known, False)
+        if index.by_id(self._work.db, known[0]) is not None:
+            self.taken[seen.binding] = known[1]
+            return Recalled(None, False)
+        return Recalled(known, False)
 
     def met(self, seen: Seen) -> None:
         """A node that has, or had, several names was looked at."""
-        self._linked[seen.binding] = seen.ctime_ns
+        self._linked[seen.binding] = seen.ctime_ns, seen.nlink
 
     def renamed(self, old: NodeRow, new: NodeRow) -> None:
         """A row came to another place. Of a file with several names the others can't tell why their ctime moved."""
@@ -80,7 +86,7 @@ class Memory:
     def lose_name(self, row: NodeRow) -> None:
         """A row is no longer one of its node's names: the others are looked at."""
         if row.nlink > 1 and row.kind != DIRECTORY:
-            self._linked.setdefault(row.binding, 0)
+            self._linked.setdefault(row.binding, (0, 0))
 
     def keep(self, binding: bytes, node_id: bytes, rev: int) -> None:
         """Remember a node with one name."""
@@ -105,17 +111,20 @@ class Memory:
 
     def write(self) -> None:
         """At the end of the transaction, before it is committed. Durable when it returns."""
-        for binding, ctime_ns in self._linked.items():
-            self._settle_names(binding, ctime_ns)
+        for binding, (ctime_ns, nlink) in self._linked.items():
+            self._settle_names(binding, ctime_ns, nlink)
         if self._rows:
             self._work.space.state.bind(self._rows)
             self._work.head.remembers = True
 
-    def _settle_names(self, binding: bytes, ctime_ns: int) -> None:
+    def _settle_names(self, binding: bytes, ctime_ns: int, nlink: int) -> None:
         """Remember which name of a hard-linked node has which id: the one label on the inode can't tell."""
         work = self._work
         db = work.db
-        names = [row for row in index.by_binding(db, work.space.key, binding) if row.parent is not None]
+        rows = index.by_binding(db, work.space.key, binding)
+        if 0 < nlink < len(rows):
+            self._doubt(rows, nlink)
+        names = [row for row in rows if row.parent is not None]
         for row in names:
             parent = index.node(db, row.parent) if row.parent is not None else None
             if parent is None:
@@ -139,6 +148,15 @@ class Memory:
             db.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, 0)", due)
         elif len(names) == 1 and names[0].kind == FILE:
             db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (names[0].n, work.now))
+
+    def _doubt(self, rows: Sequence[NodeRow], nlink: int) -> None:
+        """All `nlink` names are known, so the rows in limbo are of names that went. Until one of them comes back the
+        content may change through the others, which its size and mtime need not show: it comes back with a higher rev.
+        """
+        db = self._work.db
+        gone = [(DOUBTED, row.n) for row in rows if index.path_of(db, row.n) is None]
+        if len(rows) - len(gone) >= nlink:
+            db.executemany("UPDATE node SET ctime_ns=? WHERE n=?", gone)
 
 
 def _but_for_ctime(row: NodeRow) -> tuple[object, ...]:

@@ -334,3 +334,51 @@ def test_the_last_name_keeps_its_id_elsewhere_while_another_waits_in_limbo(space
     space.index.path.unlink()
     sweep(space)
     assert ids_in(space) == {b"c": kept}
+
+
+def edit_unseen(path: Path, text: str) -> None:
+    """Other content of the same length, with the same mtime."""
+    before = path.stat()
+    assert before.st_size == len(text)
+    path.write_text(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_name_that_comes_back_has_another_etag_if_the_file_went_on_without_it(space: Space) -> None:
+    settle_old(space, root(space) / "a", "one")
+    os.link(root(space) / "a", root(space) / "z")
+    reconcile(space, b"")
+    before = lookup(space, b"z")
+    (root(space) / "z").unlink()
+    reconcile(space, b"", [b"a", b"z"])
+    edit_unseen(root(space) / "a", "two")
+    reconcile(space, b"", [b"a"])
+    os.rename(root(space) / "a", root(space) / "z")
+    (root(space) / "a").write_text("new")
+    reconcile(space, b"", [b"a", b"z"])
+    after = lookup(space, b"z")
+    assert (after.id, after.size, after.mtime_ns) == (before.id, before.size, before.mtime_ns)
+    assert after.etag != before.etag
+    assert list(check.check(space)) == []
+
+
+def test_an_id_that_comes_back_to_a_file_has_no_etag_of_before(space: Space) -> None:
+    (root(space) / "b").write_text("old")
+    reconcile(space, b"")
+    (root(space) / "tmp").write_text("one")
+    reconcile(space, b"", [b"tmp"])
+    before = lookup(space, b"tmp")
+    os.rename(root(space) / "tmp", root(space) / "b")
+    reconcile(space, b"", [b"tmp", b"b"])
+    edit_unseen(root(space) / "b", "two")
+    reconcile(space, b"", [b"b"])
+    os.rename(root(space) / "b", root(space) / "b~")
+    (root(space) / "b").write_text("new")
+    reconcile(space, b"", [b"b", b"b~"])
+    after = lookup(space, b"b~")
+    assert after.id == before.id and after.etag != before.etag
+    drain(space)
+    assert list(check.check(space)) == []
+    space.index.path.unlink()
+    sweep(space)
+    assert lookup(space, b"b~").etag == after.etag
