@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create = verbs.add_parser("create", help="make a token and show it, this once")
     create.add_argument("user")
     create.add_argument(
-        "--name", metavar="TEXT", help="what it is for, such as 'laptop'; by default the date and something random"
+        "--name",
+        metavar="TEXT",
+        help="what it is for, such as 'laptop'; by default the date and something random",
     )
     create.add_argument("--expires", type=positive, metavar="DAYS", help="it ends after so many days")
     add_json(create)

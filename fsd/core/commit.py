@@ -199,7 +199,9 @@ class Commit:
         """`seen` takes the donor's id and its history; the donor's node, if it lives on as a backup, gets a spare."""
         # Higher than what the node reached under its own id, which may come back to it (`_rev_elsewhere`).
         heir_id = donor.row.id
-        rev = max(donor.row.rev, moved.rev if moved is not None else 0, self._rev_elsewhere(seen, heir_id)) + 1
+        rev = (
+            max(donor.row.rev, moved.rev if moved is not None else 0, self._rev_elsewhere(seen, heir_id)) + 1
+        )
         if donor.source == "recent":
             turn = 1
             spare = ids.derived_id(self.space.key, donor.row.binding)

@@ -39,8 +39,8 @@ CLAIMING = 32
 """Flag: it carries a label of another node, and whether that one is gone can't be told yet (claims.py)."""
 
 DOUBTED = 0
-"""In `node.ctime_ns`: of a file's name that went while the file lived on under others, so that its content may be another
-one although size and mtime are the same."""
+"""In `node.ctime_ns`: of a file's name that went while the file lived on under others, so that its content may be
+another one although size and mtime are the same."""
 
 DUBIOUS = -1
 """In `dir.mtime_ns`: the tree was put back, so its entries may be other nodes with all their numbers the same, as those

@@ -257,7 +257,6 @@ def _commit(
 ) -> Result | None:
     """Commit in chunks; None if `dir.seq` shows that another writer was faster."""
     whole, expected, overtaken = Result(), scan.seq, False
-    sweep = item.sweep if item is not None else place.dir.epoch == 0
     first_look = full and place.dir.epoch == 0
     # A reader's own reconcile writes only the labels that can't wait; the watcher writes the rest.
     defer = item is None and not explicit
@@ -274,6 +273,7 @@ def _commit(
                 expected, overtaken = seq, True
             if head.moves != scan.moves and index.path_of(db, place.row.n) != path:
                 return None
+            sweep = item.sweep if item is not None else _is_swept(db, place)
             work = Commit(
                 space, db, head, place.row, place.dir._replace(seq=expected),
                 place.found.mnt_id, path, now,
@@ -303,6 +303,15 @@ def _commit(
         whole.add(result)
         whole.rows = whole.rows | result.rows if not full else {}
     return whole
+
+
+def _is_swept(db: sqlite3.Connection, place: Place) -> bool:
+    """Whether new directories that somebody meets here on the way are for the first sweep: nobody has looked at all of
+    this one yet, nor is it hinted, as a new one is, whose own ones are new as well."""
+    if place.dir.epoch != 0:
+        return False
+    row = db.execute("SELECT sweep FROM dirty WHERE n=?", (place.row.n,)).fetchone()
+    return row is None or bool(row[0])
 
 
 def _untouched(db: sqlite3.Connection, place: Place, batch: list[Seen], now: float) -> list[Seen]:

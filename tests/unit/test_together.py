@@ -271,3 +271,14 @@ def test_killed_at_each_step_it_is_done_or_waits(many: Space):
         assert stop.error is None, stop
     drain(many)
     assert differences(many) == []
+
+
+def test_a_new_tree_that_is_hinted_is_no_matter_of_sweeps(space: Space) -> None:
+    """Also where a reader was faster than the hint, and went down into it."""
+    sweep(space)
+    os.makedirs(on_disk(space, b"d/e/f"))
+    write(space, b"d/e/other", b"x")
+    dirty.mark(space, [(b"d/e", [b"f"])])
+    reconcile(space, b"d/e/f")
+    drain(space)
+    assert differences(space) == []
