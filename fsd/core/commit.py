@@ -167,8 +167,8 @@ class Commit:
     def _rev_elsewhere(self, seen: Seen, node_id: bytes) -> int:
         """The rev that a file reached under an id that another node has now, -1 if it had none.
 
-        A file that took over an id and lost it again gets back the one that derives, under which it may have had another
-        content with the same size and mtime.
+        A file that took over an id and lost it again gets back the one that derives, under which it may have had
+        another content with the same size and mtime.
         """
         if seen.kind != FILE:
             return -1
