@@ -1,6 +1,7 @@
 """Collections above the spaces: what the user sees there, never anything on disk."""
 
 import hashlib
+import logging
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
@@ -8,6 +9,8 @@ from dav.http.dates import http_date
 from dav.routes import Child, Virtual, root_entry
 from dav.webdav.properties import ROOT_PERMISSIONS
 from dav.webdav.xml import DAV, OC, element
+from fsd.core import tree
+from fsd.core.errors import FsdError, NotYetKnown
 from fsd.core.names import quote_path, to_text
 from fsd.core.space import SpaceRecord
 from fsd.core.tree import Entry
@@ -17,19 +20,51 @@ if TYPE_CHECKING:
     from dav.webdav.propfind import Plan
 
 
+_log = logging.getLogger(__name__)
+_FINGERPRINT = f"{OC}data-fingerprint"
+
+
 class _Seen:
     """The roots of the spaces below a virtual collection, looked up once for one answer."""
 
-    def __init__(self, call: "Call") -> None:
+    def __init__(self, call: "Call", plan: "Plan") -> None:
         self._call = call
+        self.fingerprints = any(name == _FINGERPRINT for *_, name in plan.live)
+        """Whether they were asked for: each is read from a database."""
         self._roots: dict[str, Entry | None] = {}
 
     def root(self, child: Child) -> Entry | None:
         if child.record is None:
             return None
         if child.record.id not in self._roots:
-            self._roots[child.record.id] = root_entry(self._call.router.view, child.record)
+            # As last known while the storage is away: its id, size and etag are still those of the space.
+            found = root_entry(self._call.router.view, child.record)
+            self._roots[child.record.id] = found or self._last_known(child.record)
         return self._roots[child.record.id]
+
+    def _last_known(self, record: SpaceRecord) -> Entry | None:
+        try:
+            return tree.last_known_root(self._call.router.view.space(record))
+        except FsdError as error:
+            _log.info("space %s: nothing is known of its root: %s", record.id, error)
+            return None
+
+    def fingerprint(self, target: Virtual | Child) -> str:
+        """The data fingerprint of a space, or one of all spaces of a collection that were rolled back or restored."""
+        if isinstance(target, Child):
+            return "" if target.record is None else self._fingerprint(target.record)
+        told = [
+            (child.record.id, self._fingerprint(child.record)) for child in target.children if child.record
+        ]
+        restored = sorted(f"{ident} {value}" for ident, value in told if value)
+        return hashlib.blake2b("\n".join(restored).encode(), digest_size=16).hexdigest() if restored else ""
+
+    def _fingerprint(self, record: SpaceRecord) -> str:
+        try:
+            return tree.data_fingerprint(self._call.router.view.space(record))
+        except FsdError as error:
+            _log.info("space %s: its data fingerprint is not known: %s", record.id, error)
+            raise NotYetKnown("The answer is not known yet; ask again.") from error
 
     def meant(self, target: Virtual, child: Child) -> Virtual | Child:
         """What a member is: such a collection itself, or a space, also under the name that an alias has for it."""
@@ -46,7 +81,7 @@ class _Seen:
 
 def responses(call: "Call", target: Virtual, plan: "Plan", children: bool, minimal: bool) -> list[bytes]:
     """The response elements of the collection and, if asked, its members."""
-    seen = _Seen(call)
+    seen = _Seen(call, plan)
     pieces = [_response(target.href + "/", _own_values(target, seen), plan, minimal)]
     if children:
         for child in target.children:
@@ -64,7 +99,8 @@ def _own_values(target: Virtual, seen: _Seen) -> dict[str, str]:
         if root is not None:
             size += root.size
             mtime = max(mtime, root.mtime_ns // 1_000_000_000)
-    return _values(b"/".join(target.names), digest.hexdigest(), size, mtime, target.names[-1:] or (b"",))
+    values = _values(b"/".join(target.names), digest.hexdigest(), size, mtime, target.names[-1:] or (b"",))
+    return values | {_FINGERPRINT: seen.fingerprint(target)} if seen.fingerprints else values
 
 
 def _child_values(target: Virtual, child: Child, seen: _Seen) -> dict[str, str]:
@@ -75,15 +111,16 @@ def _child_values(target: Virtual, child: Child, seen: _Seen) -> dict[str, str]:
     path = b"/".join((*target.names, child.name))
     if child.record is None or root is None:
         etag = hashlib.blake2b(b"unavailable\0" + path, digest_size=16).hexdigest()
-        return _values(path, etag, 0, 0, (child.name,))
-    values = _values(path, root.etag, root.size, root.mtime_ns // 1_000_000_000, (child.name,))
-    ident = f"{child.record.id}!{root.id}"
-    return {
-        **values,
-        f"{OC}id": ident,
-        f"{OC}fileid": ident,
-        f"{OC}permissions": seen.permissions(child.record),
-    }
+        values = _values(path, etag, 0, 0, (child.name,))
+    else:
+        values = _values(path, root.etag, root.size, root.mtime_ns // 1_000_000_000, (child.name,))
+    if child.record is not None:
+        ident = f"{child.record.id}!{root.id if root is not None else child.record.hex}"
+        values |= {f"{OC}id": ident, f"{OC}fileid": ident}
+        values[f"{OC}permissions"] = seen.permissions(child.record)
+    if seen.fingerprints:
+        values[_FINGERPRINT] = seen.fingerprint(child)
+    return values
 
 
 def _values(path: bytes, etag: str, size: int, mtime: int, name: tuple[bytes, ...]) -> dict[str, str]:

@@ -218,6 +218,7 @@ def test_missing_storage_is_503_never_404(served):
     prefix = f"/dav/spaces/{served.shared.id}"
     client = served.dav(prefix)
     client.put(b"f", b"1")
+    above = [(alias, served.dav(alias).propfind(b"")) for alias in ("/dav/home", "/dav/spaces")]
     path = served.shared.path.decode()
     os.rename(path, path + ".away")
     try:
@@ -238,11 +239,36 @@ def test_missing_storage_is_503_never_404(served):
         os.rmdir(path)
         home = served.dav("/dav/home").raw("PROPFIND", "/dav/home", None, {"Depth": "1"})
         assert home.status == 207 and b"Shared" in home.body, "the space stays in sight"
+        for alias, listed in above:
+            assert served.dav(alias).propfind(b"") == listed, (
+                "as it was last known, the sums above it as well"
+            )
         assert served.ask("GET", "/").status == 200
     finally:
         shutil.rmtree(path, ignore_errors=True)
         os.rename(path + ".away", path)
     assert client.get(b"f") == b"1"
+
+
+def test_a_restored_space_shows_from_above(served):
+    """Who syncs all spaces at once has to ask before newer files are deleted as well."""
+    body = (
+        b'<d:propfind xmlns:d="DAV:" xmlns:oc="http://owncloud.org/ns"><d:prop><d:resourcetype/><d:getetag/><oc:id/>'
+        b"<oc:fileid/><oc:data-fingerprint/></d:prop></d:propfind>"
+    )
+
+    def fingerprints(alias: str, depth: int = 1) -> dict[str, str]:
+        found = served.dav(alias).propfind(b"", depth, body)
+        return {each.href: each.properties["{http://owncloud.org/ns}data-fingerprint"] for each in found}
+
+    assert set(fingerprints("/dav/home").values()) == {""}
+    with served.registry.open(served.shared.id).state.write() as db:
+        db.execute("UPDATE ident SET fingerprint = 'restored'")
+    told = fingerprints("/dav/home")
+    assert told["/dav/home/Shared/"] == "restored" and told["/dav/home/"] not in ("", "restored")
+    assert fingerprints("/dav/home", 0) == {"/dav/home/": told["/dav/home/"]}
+    assert [value for href, value in told.items() if href not in ("/dav/home/Shared/", "/dav/home/")] == [""]
+    assert fingerprints("/dav/spaces")[f"/dav/spaces/{served.shared.id}/"] == "restored"
 
 
 def test_a_disabled_space_is_gone(served):
