@@ -8,6 +8,7 @@ from dav.http.errors import HttpError
 _ENCODED_SLASH = re.compile(r"%2f", re.IGNORECASE)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(/[^?#]*)?(?:\?[^#]*)?(?:#.*)?\Z", re.S)
+_HOST = re.compile(r"(?:[^@]*@)?(?:\[[0-9A-Fa-f:.]+\]|[^\[\]:@\s]+)(?::[0-9]{0,5})?")
 _PORTS = {"http": "80", "https": "443"}
 
 
@@ -56,7 +57,7 @@ def destination_path(header: str, hosts: list[str]) -> str:
         # Clients that send a bare path encode '?' and '#'; unencoded ones start a query or fragment.
         return re.split(r"[?#]", header, maxsplit=1)[0]
     match = _URL.match(header)
-    if match is None or match[1].lower() not in _PORTS:
+    if match is None or match[1].lower() not in _PORTS or not _HOST.fullmatch(match[2]):
         raise HttpError(400, "The Destination must be a URL or an absolute path.")
     if not same_host(match[2], match[1].lower(), hosts):
         raise HttpError(502, "The Destination lies on another server.")

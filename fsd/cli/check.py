@@ -83,7 +83,7 @@ class _Output:
         if self._json:
             sys.stdout.write("[]\n" if not self._count else "\n]\n")
         elif not self._count:
-            say(f"{spaces} spaces checked, nothing found")
+            say(f"{spaces} {'space' if spaces == 1 else 'spaces'} checked, nothing found")
 
 
 def _print(finding: dict[str, Any]) -> None:

@@ -120,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Never a traceback for a mistake of the person."""
     argv = sys.argv[1:] if argv is None else argv
     try:
+        _open_standard_files()
         code = _run(argv)
         sys.stdout.flush()
         return code
@@ -134,6 +135,22 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
         return _fail(f"{error.strerror or error}{where}", 1)
+
+
+def _open_standard_files() -> None:
+    """Give the standard descriptors that the caller closed to /dev/null: else the next database that is opened would
+    get such a number, and whatever is printed would be written into it."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, and those below are taken
+    if sys.stdin is None:
+        sys.stdin = open(0)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w")
+    if sys.stderr is None:
+        sys.stderr = open(2, "w")
 
 
 def _run(argv: list[str]) -> int:

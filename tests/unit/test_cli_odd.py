@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 
@@ -93,6 +95,20 @@ def test_what_fails_has_changed_nothing(ready, words, tmp_path):
     code, out, err = ready(*words, stdin="secret\n")
     assert code in (1, 2) and out == "" and len(err.splitlines()) == 1
     assert everything() == before
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.usefixtures("ready")
+def test_closed_standard_files_are_no_databases(closed, tmp_path):
+    """What is printed must not go into the next file that is opened."""
+    listed = f"{sys.executable} -m fsd.cli.main user list {closed}; echo $?"
+    done = subprocess.run(["bash", "-c", listed], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1:] == ["0"] and done.stderr == ""
+    refused = f"{sys.executable} -m fsd.cli.main user passwd admin {closed}; echo $?"
+    done = subprocess.run(["bash", "-c", refused], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stdout == "2\n" and "Traceback" not in done.stderr
+    with sqlite3.connect(tmp_path / "state" / "fsd.db") as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_a_name_that_is_taken_is_the_reason(ready):

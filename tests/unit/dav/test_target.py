@@ -61,6 +61,12 @@ def test_destinations(header, path):
     ("header", "status"),
     [
         ("http://elsewhere/a", 502),
+        ("http://user@elsewhere:8080/a", 502),
+        ("http://[::1]:80/a", 502),
+        ("http://[::1/a", 400),
+        ("http://host:port/a", 400),
+        ("http:///a", 400),
+        ("http://ho st/a", 400),
         ("http://host:81/a", 502),
         ("http://host.evil/a", 502),
         ("ftp://host/a", 400),
