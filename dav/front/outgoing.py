@@ -18,6 +18,10 @@ _TOGETHER = 64 * 1024
 _SENDFILE = 1 << 24
 
 
+class Shortened(ConnectionAbortedError):
+    """A file that lost bytes since its length was put into the head, of which nothing was sent yet."""
+
+
 class Outgoing:
     """Head and body of one reply.  Owns the body: ``close`` closes it, sent or not (PEP 3333).
 
@@ -135,13 +139,18 @@ class Outgoing:
     def close(self) -> None:
         """Let go of the body; safe to call twice."""
         body, self._body = self._body, None
-        close = getattr(body, "close", None)
-        if close is not None:
-            close()
+        close_body(body)
+
+
+def close_body(body: Any) -> None:
+    """Close a body of a reply if it has something to close (PEP 3333)."""
+    close = getattr(body, "close", None)
+    if close is not None:
+        close()
 
 
 def _exactly(fd: int, offset: int, count: int) -> bytes:
     data = os.pread(fd, count, offset) if count else b""
     if len(data) != count:
-        raise ConnectionAbortedError("The file became shorter while it was being sent.")
+        raise Shortened("The file became shorter while it was being sent.")
     return data

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from dav.front.body import Body, ChunkedBody, FixedBody
-from dav.front.outgoing import Outgoing
+from dav.front.outgoing import Outgoing, Shortened, close_body
 from dav.front.streams import Stream
 from dav.http import limits
 from dav.http.errors import status_line
@@ -75,10 +75,11 @@ def _start(status: int) -> bytes:
 class Plain:
     """A text answer of the front's own."""
 
-    def __init__(self, status: int, sentence: str) -> None:
+    def __init__(self, status: int, sentence: str, *more: tuple[str, str]) -> None:
         data = (sentence + "\n").encode()
         self.status = status
-        self.headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(data)))]
+        kind, length = ("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(data)))
+        self.headers = [kind, length, *more]
         self.body = [data]
 
 
@@ -172,6 +173,11 @@ class Request:
 
     def _failed(self, error: Exception) -> None:
         """Log what went wrong; 500 if nothing was sent yet, else the connection must be cut."""
+        if isinstance(error, Shortened):
+            self.reply(
+                Plain(503, "The file changed while it was being read; ask again.", ("Retry-After", "1"))
+            )
+            return
         head = self.head
         what = f"{head.method} {head.target.decode('latin-1')}" if head is not None else "?"
         log.error("request failed: %s", what, exc_info=error)
@@ -236,9 +242,13 @@ class Request:
         elif head is not None and head.version < (1, 1):
             lines += "Connection: keep-alive\r\n"
         data = b"%b%b\r\n" % (_start(status), lines.encode("latin-1"))
-        self.outgoing = Outgoing(
-            self.conn, data, body, length=None if empty else length, chunked=chunked, empty=empty
-        )
+        try:
+            self.outgoing = Outgoing(
+                self.conn, data, body, length=None if empty else length, chunked=chunked, empty=empty
+            )
+        except BaseException:
+            close_body(body)
+            raise
 
     def _settle_body(self) -> None:
         """What happens to request bytes the application did not read (never read before the reply)."""

@@ -146,11 +146,11 @@ def _open_standard_files() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number, and those below are taken
     if sys.stdin is None:
-        sys.stdin = open(0)
+        sys.stdin = os.fdopen(0)
     if sys.stdout is None:
-        sys.stdout = open(1, "w")
+        sys.stdout = os.fdopen(1, "w")
     if sys.stderr is None:
-        sys.stderr = open(2, "w")
+        sys.stderr = os.fdopen(2, "w")
 
 
 def _run(argv: list[str]) -> int:

@@ -8,6 +8,7 @@ import pytest
 from lxml import etree
 
 from dav.http import limits
+from dav.webdav import get
 from tests.support.davclient import parse_multistatus
 from tests.unit.dav.served import Served, serving
 
@@ -263,6 +264,27 @@ def test_what_cannot_be_served_is_still_listed(served, dav):
     for below in (b"mix/out/passwd", b"mix/dangling/x", b"mix/plain/x", b"mix/fifo/x"):
         assert dav.request("GET", below).status == 404
         assert [ask(dav, below, depth=depth).status for depth in "01"] == [404, 404]
+
+
+def test_a_file_that_is_cut_off_while_it_is_opened(served, dav, monkeypatch):
+    """Of the announced length there are no bytes any more: nothing was sent, so the client may ask again."""
+    path = served.root() / "cut"
+    path.write_bytes(b"0123456789")
+    opened = []
+
+    def cut(body: get.FileBody, fd: int, offset: int, count: int) -> None:
+        made(body, fd, offset, count)
+        opened.append(fd)
+        path.write_bytes(b"0123")
+
+    made = get.FileBody.__init__
+    with monkeypatch.context() as patched:
+        patched.setattr(get.FileBody, "__init__", cut)
+        answer = dav.request("GET", b"cut")
+    assert answer.status == 503 and answer.headers["retry-after"] and b"changed" in answer.body
+    with pytest.raises(OSError):
+        os.fstat(opened[0])
+    assert dav.get(b"cut") == b"0123"
 
 
 def test_many_entries_are_streamed_whole(served, dav):
