@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _BURST = 32
 """Pipelined requests that are answered before others get their turn."""
+_DISCARDED_AT_ONCE = 8
+"""Blocks of an unwanted body that are read before others have their turn."""
 _MOMENT = 0.01
 """A thread that is no longer the leader waits so long for more of a transfer before it gives the connection back."""
 _LITTLE = 16 << 10
@@ -312,7 +314,9 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
 
     def _discard(self) -> bool | None:
         """Throw away what nobody wanted; behind a small body comes the next head."""
-        while True:
+        turns = 0
+        while turns < _DISCARDED_AT_ONCE or (self.wire.tls and self.socket.pending()):
+            turns += 1
             data = self.wire.recv(limits.HEAD_BYTES)
             if data is None:
                 return True
@@ -328,6 +332,8 @@ class Connection(HTTPConnection):  # type: ignore[misc,unused-ignore]
                 self.deadline = time.monotonic() + self.server.timeout
                 self.buffer += data[took:]
                 return None
+        self.wire.wants = READ  # there is more: after the others
+        return True
 
     # -- what bodies read from -------------------------------------------------------------------
 

@@ -103,7 +103,7 @@ class Request:
 
     def refuse(self, error: BadRequest) -> None:
         """Answer what could not be parsed; the connection ends."""
-        self.conn.unwanted = limits.DRAIN_BYTES
+        self.conn.unwanted = limits.LINGER_BYTES
         self.reply(Plain(int(error.status[:3]), error.sentence))
 
     def begin(self) -> None:
@@ -264,7 +264,7 @@ class Request:
             if body.broken or body.expecting or left > limits.DRAIN_BYTES:
                 # A client that expected may or may not send it now: the framing is lost.
                 self.keep = False
-                conn.unwanted = limits.DRAIN_BYTES
+                conn.unwanted = limits.LINGER_BYTES
                 return
             arrived = min(len(conn.buffer), left)
             del conn.buffer[:arrived]
@@ -272,4 +272,4 @@ class Request:
             conn.discarding = conn.unwanted > 0
         elif body.broken or (isinstance(body, ChunkedBody) and not body.done):
             self.keep = False
-            conn.unwanted = limits.DRAIN_BYTES
+            conn.unwanted = limits.LINGER_BYTES

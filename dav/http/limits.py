@@ -44,5 +44,9 @@ GRACE_SECONDS = 10.0
 RATE_BYTES = 1024
 """Minimum bytes a second, averaged since the body or reply began."""
 
-LINGER_SECONDS = 2.0
-"""After an early answer: how long unwanted bytes are discarded, so that no reset eats the answer."""
+LINGER_SECONDS = 10.0
+"""After an early answer: how long unwanted bytes are discarded, so that no reset eats the answer (RFC 9112 section
+9.6). Many clients read no answer before all of their body is sent."""
+
+LINGER_BYTES = 1 << 30
+"""The most that is discarded meanwhile."""

@@ -54,6 +54,23 @@ def test_put_answers_with_the_etag_of_the_next_listing(served, dav):
     assert root_etag(served) != before
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_early_answer_reaches_who_sends_everything_first(served: Served, chunked: bool):
+    """Most clients read nothing before all of the body has left: a reset would take the answer from them."""
+    size = 48 << 20
+    framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {size}"
+    with served.wire() as wire:
+        wire.send(served.head("PUT", f"{FILES}/refused", framing, 'If-Match: "other"'))
+        if chunked:
+            wire.send(b"%x\r\n" % size)
+        for _ in range(size >> 20):
+            wire.send(b"z" * (1 << 20))
+        answer = wire.answer()
+        assert answer is not None and answer.status == 412
+        assert wire.closed()
+    assert not (served.root() / "refused").exists()
+
+
 def test_a_truncated_put_changes_nothing(served, dav):
     dav.put(b"keep", b"old content")
     for name in ("keep", "fresh"):
