@@ -192,19 +192,40 @@ def answer(environ: dict[str, Any], user: User, view: View) -> Reply | tuple[Cal
             allowed = ("Allow", ", ".join(("OPTIONS", *_METHODS)))
             raise HttpError(405, "This is an upload under way.", headers=(allowed,))
         _check_version(environ)
-        return handler(_resolve(environ, user, view))
+        try:
+            return handler(_resolve(environ, user, view))
+        except _Gone:
+            ended = _finished(environ, user, view) if handler is _head else None
+            if ended is None:
+                raise
+            return ended
+
+
+class _Gone(HttpError):
+    def __init__(self) -> None:
+        super().__init__(404, "There is no such upload (any more).")
+
+
+def _finished(environ: dict[str, Any], user: User, view: View) -> Reply | None:
+    """All bytes are here: for a client that lost the last answer, and would send all of it once more."""
+    address = beside.address(environ, _PREFIXES)
+    space, _ = beside.enter_by_id(view, user, address.text(0))
+    length = partials.finished(space, user.id, address.text(1))
+    if length is None:
+        return None
+    headers = [("Upload-Offset", str(length)), ("Upload-Length", str(length)), ("Tus-Resumable", VERSION)]
+    return Reply(200, [*headers, ("Cache-Control", "no-store"), ("Content-Length", "0")])
 
 
 def _resolve(environ: dict[str, Any], user: User, view: View) -> _Upload:
     address = beside.address(environ, _PREFIXES)
-    gone = HttpError(404, "There is no such upload (any more).")
     space, role = beside.enter_by_id(view, user, address.text(0))
     try:
         partial = partials.get(space, user.id, ident=address.text(1))
     except FileNotFoundError:
-        raise gone from None
+        raise _Gone from None
     if partial.path is None:
-        raise gone
+        raise _Gone
     href = f"/dav/spaces/{space.record.id}"
     place = Place(space, role, partial.path, href, href, b"", False)
     return _Upload(finishing.target_call(address.call(environ, user, view, 2), place), space, partial)

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import lease
-from fsd.core.errors import Locked
+from fsd.core.errors import Locked, NameRefused
 from fsd.core.groupsync import sync_directory
 from fsd.core.names import check_new_name
 
@@ -31,6 +31,13 @@ CREATE TABLE IF NOT EXISTS upload (
     id TEXT PRIMARY KEY, name TEXT, user_id TEXT NOT NULL, path BLOB, length INTEGER, reserved INTEGER NOT NULL,
     terms TEXT NOT NULL, created REAL NOT NULL, expires REAL NOT NULL, UNIQUE (user_id, name))
 """
+FINISHED = """
+CREATE TABLE IF NOT EXISTS finished (
+    id TEXT PRIMARY KEY, user_id TEXT NOT NULL, length INTEGER NOT NULL, until REAL NOT NULL)
+"""
+REMEMBER_S = 86400.0
+"""How long an upload that became a file is known to have done so, for a client that did not get the last answer.
+Seconds."""
 KEEP_S = 7 * 86400.0
 """How long an upload waits for its next byte. Seconds."""
 DATA = b"data"
@@ -104,6 +111,14 @@ def get(space: Space, user_id: str, *, ident: str | None = None, name: str | Non
     return _partial(row)
 
 
+def finished(space: Space, user_id: str, ident: str) -> int | None:
+    """How many bytes an upload had that became its file within the last day; None if it is not known to."""
+    query = "SELECT length FROM finished WHERE id=? AND user_id=? AND until>?"
+    with space.state.read() as db:
+        row = db.execute(query, (ident, user_id, time.time())).fetchone()
+    return None if row is None else int(row[0])
+
+
 def every(space: Space) -> list[Partial]:
     """All uploads under way, oldest first."""
     with space.state.read() as db:
@@ -166,7 +181,7 @@ class Part:
         """NameRefused for a name that no part may have."""
         check_new_name(name)
         if name.startswith(b"."):
-            raise PermissionError(errno.EPERM, "Names that begin with a dot are not for parts")
+            raise NameRefused("The name of a chunk does not begin with a dot.")
         self._space = space
         self._directory = os.dup(directory)
         self._name = name
@@ -225,10 +240,16 @@ def check_room_for_part(directory: int) -> None:
         raise OSError(errno.ENOSPC, "There are too many parts")
 
 
-def drop(space: Space, partial: Partial) -> None:
-    """End an upload; its parts and its reservation are gone. Idempotent; a crash leaves the parts to `expire`."""
+def drop(space: Space, partial: Partial, *, became: int | None = None) -> None:
+    """End an upload; its parts and its reservation are gone. Idempotent; a crash leaves the parts to `expire`.
+
+    `became`: it ended as a file of so many bytes, which is remembered for `finished`.
+    """
     with space.state.write() as db:
         db.execute("DELETE FROM upload WHERE id=?", (partial.id,))
+        if became is not None:
+            row = (partial.id, partial.user_id, became, time.time() + REMEMBER_S)
+            db.execute("INSERT OR REPLACE INTO finished VALUES (?, ?, ?, ?)", row)
     with _all(space) as above:
         _remove(space, above, os.fsencode(partial.id))
 
@@ -239,6 +260,8 @@ def expire(space: Space, now: float | None = None) -> int:
     late = [partial for partial in every(space) if partial.expires <= moment]
     for partial in late:
         drop(space, partial)
+    with space.state.write() as db:
+        db.execute("DELETE FROM finished WHERE until<=?", (moment,))
     with _all(space) as above:
         names = os.listdir(b"/proc/self/fd/%d" % above)
         # Rows are read after the names: a directory is made before its row.

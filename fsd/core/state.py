@@ -51,7 +51,9 @@ class State(Database):
     """The state database of one space."""
 
     def __init__(self, path: Path, lock: Path) -> None:
-        schema = ";".join((SCHEMA, intents.SCHEMA, locks.SCHEMA, writers.SCHEMA, partials.SCHEMA))
+        schema = ";".join(
+            (SCHEMA, intents.SCHEMA, locks.SCHEMA, writers.SCHEMA, partials.SCHEMA, partials.FINISHED)
+        )
         super().__init__(path, schema, synchronous="FULL", lock=lock)
 
     def created(self, db: sqlite3.Connection) -> None:
@@ -62,6 +64,7 @@ class State(Database):
         """Tables that came after the first release."""
         writers.upgrade(db)
         db.execute(partials.SCHEMA)
+        db.execute(partials.FINISHED)
 
     def reserve(self, at_least: int, *, apart: bool = False) -> tuple[int, int]:
         """Reserve a block of journal numbers: (first, first one behind it), durable when this returns.

@@ -129,7 +129,8 @@ def finish(source: Space, partial: Partial, target: Space, path: bytes, terms: T
             for name, _ in found:
                 _pour(directory, name, upload)
             done = upload.commit()
-        partials.drop(source, partial)
+        # One of a known path has an address of its own (TUS), where a client may ask how it ended.
+        partials.drop(source, partial, became=total if partial.path is not None else None)
     return done
 
 
