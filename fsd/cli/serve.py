@@ -65,35 +65,43 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args)
     logs.setup("serve", settings.log_format, settings.log_level)
     run_dir = settings.state / "run"
-    held = supervisor.lock(run_dir) if run_dir.is_dir() else None
+    held = [supervisor.lock(run_dir)] if run_dir.is_dir() else []
     sockets: list[socket.socket] = []
     slots: dict[str, socket.socket] = {}
     untold: list[str] = []
     try:
-        # Before anything is set up: who got an address wrong finds nothing changed.
+        # Before anything is set up: who got an address or a directory wrong finds nothing changed.
+        alone = _alone(settings)
         if "web" in settings.only:
             sockets.append(supervisor.reserve(settings.listen.host, settings.listen.port))
             settings = replace(settings, listen=Address(settings.listen.host, sockets[0].getsockname()[1]))
         _check_operations(settings)
         password = ensure_initialised(settings)
         untold += [password] if password is not None else []
-        held = held if held is not None else supervisor.lock(run_dir)
+        held = held or [supervisor.lock(run_dir)]
+        held += alone or _alone(settings)  # the directory is there now
         if sockets:
             slots = supervisor.slots(sockets[0], settings.workers)
         settings = _with_certificate(settings)
         for name in settings.unknown_environment:
             note(f"The environment variable {name} is not a setting of fsd.")
         metrics.prepare(settings.workers)
-        return supervisor.Supervisor(_plan(args, settings, untold, slots), [held], sockets, slots).run()
+        return supervisor.Supervisor(_plan(args, settings, untold, slots), held, sockets, slots).run()
     finally:
-        if held is not None:
+        if held:
             serve_mounts.clear(settings)
         if untold:  # it could not start; the password that was made exists all the same
             announce(settings, untold.pop())
         for each in (*sockets, *slots.values()):
             each.close()
-        if held is not None:
-            os.close(held)
+        for lock in held:
+            os.close(lock)
+
+
+def _alone(settings: Settings) -> list[int]:
+    """The lock that keeps other servers of this machine off the data root, if there can be one: hosts share it."""
+    held = None if settings.cluster_shared else supervisor.lock_data(settings.data)
+    return [] if held is None else [held]
 
 
 def _settings(args: argparse.Namespace) -> Settings:

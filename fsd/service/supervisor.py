@@ -77,6 +77,29 @@ def lock(run_dir: Path) -> int:
     return fd
 
 
+def lock_data(data: Path) -> int | None:
+    """Become the only server of this data root, also among those with another state directory; the descriptor holds
+    the lock, None where there is none to be had (no such directory yet, a filesystem without locks).
+
+    UserError (exit code 4) if another one runs.
+    """
+    try:
+        fd = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        text = f"A server with another state directory already runs on {data}; nothing was started."
+        raise UserError(text, BUSY) from None
+    except OSError as error:
+        os.close(fd)
+        log.info("%s can't be locked against a second server: %s", data, error)
+        return None
+    return fd
+
+
 def reserve(host: str, port: int) -> socket.socket:
     """Make sure that nobody has the address, and keep it: a bound socket that never listens.
 

@@ -57,6 +57,19 @@ def test_a_second_server_on_the_same_data_says_so(server: Server):
     assert server.ops("/readyz")[0] == 200
 
 
+def test_a_second_server_with_a_state_of_its_own_says_so(server: Server, tmp_path: Path):
+    """It would take what the first one has in its hands for left by a crash."""
+    other = tmp_path / "other"
+    for _ in range(2):
+        second = server.run("serve", str(server.data), "--state", str(other), "--listen", "127.0.0.1:0")
+        assert second.returncode == 4
+        assert "already runs" in second.stderr and len(second.stderr.strip().splitlines()) == 1
+        assert not other.exists()
+    assert server.ops("/readyz")[0] == 200
+    server.stop()
+    server.start()  # it keeps nobody out afterwards
+
+
 @pytest.mark.parametrize("option", ["--listen", "--ops-listen"])
 def test_a_taken_address_is_refused_before_anything_starts(make_server: Callable[..., Server], option: str):
     server = make_server(started=False)
