@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, cast
 
-from fsd.core import intents, lease, ownfiles, quota
+from fsd.core import intents, lease, ownfiles, quota, spare
 from fsd.core.errors import ParentMissing
 from fsd.core.groupsync import sync_directory
 from fsd.core.index import DIRECTORY, KIND_LETTERS
@@ -65,7 +65,8 @@ class TrashItem(NamedTuple):
 
 
 def write_info(space: Space, name: bytes, path: bytes, node_id: str | None, size: int) -> None:
-    """Make the info file of the key `name`, durably. ENOSPC and others: no info file is left."""
+    """Make the info file of the key `name`, durably. ENOSPC, also without what is kept for this, and others: no info
+    file is left."""
     now = time.time()
     lines = [
         _HEAD,
@@ -76,12 +77,16 @@ def write_info(space: Space, name: bytes, path: bytes, node_id: str | None, size
     ]
     if node_id:
         lines.append(f"X-Fsd-Id={node_id}")
+    spare.using(space, lambda: _write_info(space, name, "\n".join(lines) + "\n"))
+
+
+def _write_info(space: Space, name: bytes, text: str) -> None:
     with internal(space, "trash/info") as info:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name + SUFFIX, flags, 0o600, dir_fd=info)
         try:
             with open(fd, "w", encoding="ascii") as file:
-                file.write("\n".join(lines) + "\n")
+                file.write(text)
                 file.flush()
                 os.fsync(fd)
             sync_directory(info)
@@ -104,6 +109,10 @@ def take_in(space: Space, ticket: Ticket, place: Place, node_id: str | None, siz
 
     The caller reconciles. On an error nothing was moved and nothing is left behind.
     """
+    spare.using(space, lambda: _take_in(space, ticket, place, node_id, size))
+
+
+def _take_in(space: Space, ticket: Ticket, place: Place, node_id: str | None, size: int) -> None:
     write_info(space, ticket.name, place.path, node_id, size)
     with internal(space, "trash/files") as files:
         try:

@@ -17,7 +17,19 @@ from functools import partial
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
-from fsd.core import journal, lease, partials, replay, restoring, returning, shadows, trash, versions, writers
+from fsd.core import (
+    journal,
+    lease,
+    partials,
+    replay,
+    restoring,
+    returning,
+    shadows,
+    spare,
+    trash,
+    versions,
+    writers,
+)
 from fsd.core.errors import FsdError, StorageUnavailable
 from fsd.core.hashing import forget_gone
 from fsd.core.limbo import TOMBSTONE_S
@@ -39,6 +51,7 @@ log = logging.getLogger(__name__)
 REPLAY_EVERY = 20.0
 """A worker that was killed leaves its change to be finished or undone: after so many seconds at most."""
 LOCKS_EVERY = 60.0
+SPARE_EVERY = 60.0
 TRASH_EVERY = 600.0
 GRANTS_EVERY = 60.0
 EPOCH_EVERY = 60.0
@@ -106,6 +119,7 @@ class Jobs:
             Job("grants", GRANTS_EVERY, self._grants, everywhere=True),
             Job("epoch", EPOCH_EVERY, self._epoch),
             Job("root", ROOT_EVERY, self._root),
+            Job("spare room", SPARE_EVERY, spare.keep),
             Job("trash", TRASH_EVERY, self._trash, first=time.monotonic() + 30.0),
             Job("versions", VERSIONS_EVERY, self._versions, first=time.monotonic() + 90.0),
             Job("uploads", UPLOADS_EVERY, partials.expire, first=time.monotonic() + 45.0),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fsd.core import operations, properties, tree
+from fsd.core import check, operations, properties, spare, trash, tree
 from fsd.core.content import Upload
 from fsd.core.space import Space
 from tests.faults.disks import fill_up, loop_disk, may_mount, small_disk
@@ -95,6 +95,46 @@ def test_a_full_data_disk(name: str, kind: str, tmp_path: Path, allow_log) -> No
             assert tree.lookup(made, b"again").size == LARGE // 1000 * 1000
         finally:
             made.close()
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_who_has_filled_a_disk_can_delete(kind: str, tmp_path: Path, allow_log) -> None:
+    """Into the trash, whose notes take the room that is kept for them, and then for good."""
+    allow_log(".")
+    base = tmp_path / "world"
+    small = small_disk(base, "8m") if kind == "tmpfs" else loop_disk(tmp_path / "image", base, 24)
+    with small:
+        made = make_space_on(base, tmp_path / "state")
+        try:
+            fill(made.root, TREE)
+            sweep(made)
+            spare.keep(made)
+            assert differences(made) == []
+            hog = fill_up(base)
+            with pytest.raises(OSError) as caught:
+                put(made, b"new", LARGE)
+            assert caught.value.errno == errno.ENOSPC
+            operations.delete(made, b"dir")
+            operations.move(made, b"file", made, b"other", overwrite=True)
+            assert {entry.name for entry in tree.listing(made, b"")[1]} == {b"other", b"full"}
+            assert {item.path for item in trash.items(made)} == {b"dir", b"other"}
+            trash.empty(made)
+            assert trash.items(made) == [] and differences(made) == []
+            hog.unlink()
+            spare.keep(made)
+            again = os.stat(os.path.join(made.root, b".fsd", spare.NAME))
+            assert again.st_blocks * 512 >= spare.SIZE
+            assert list(check.check(made)) == []
+        finally:
+            made.close()
+
+
+def test_a_disk_without_much_room_gives_none_away(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "world", "900k"):
+        made = make_space_on(tmp_path / "world", tmp_path / "state")
+        spare.keep(made)
+        assert not os.path.lexists(os.path.join(made.root, b".fsd", spare.NAME))
+        made.close()
 
 
 def make_space_on(base: Path, state: Path) -> Space:

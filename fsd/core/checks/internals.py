@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fsd.core import index, intents, ownfiles, partials, replay, trash, versions
+from fsd.core import index, intents, ownfiles, partials, replay, spare, trash, versions
 from fsd.core.checks.finding import JOBS_S, Suspect
 from fsd.core.places import internal
 from fsd.core.space import INTERNAL_PARTS
@@ -32,6 +32,7 @@ _KNOWN = {
     b"uploads",
     b"shadows",
     b"lease",
+    spare.NAME,
 }
 _PASSING = re.compile(rb"\.?(space\.json|acl\.json|epoch)\.new")
 """Temporary names of files that are written aside; a crash leaves at most one of each."""
