@@ -42,12 +42,14 @@ def build(
 
     `into`: the directory where it will appear; group, modes and ACLs are those that it would have got there.
     All of it is durable when this returns (one syncfs(2), however large). An entry that can't be read fails the
-    whole copy. With `keep`, a source that changes while it is copied is PreconditionFailed.
+    whole copy; devices below a directory are left out, one by itself is Forbidden. With `keep`, a source that changes while it is copied is PreconditionFailed.
     """
     copy = _Copy(src, space, staging, name, into, keep)
     found = src.seen()
     if found is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), src.path)
+    if stat.S_IFMT(found.mode) in (stat.S_IFBLK, stat.S_IFCHR):
+        raise Forbidden(f"'{src.text}' is a device; it can't be copied, nor moved to another filesystem.")
     copy.entry(src.fd, src.name, found, staging, name, src.path)
     if stat.S_ISDIR(found.mode):
         copy.tree(deep)

@@ -366,6 +366,9 @@ class TestCopy:
         assert stat.S_ISFIFO(os.lstat(on_disk(filled, b"e/fifo")).st_mode)
         assert not os.path.lexists(on_disk(filled, b"e/null"))
         copy(filled, b"d/fifo", b"e/again")
+        if may_mount():
+            with pytest.raises(Forbidden):
+                copy(filled, b"d/null", b"e/null")
         assert_right(filled, outside=True)
 
     def test_the_quota(self, filled, monkeypatch):
