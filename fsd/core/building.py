@@ -42,7 +42,8 @@ def build(
 
     `into`: the directory where it will appear; group, modes and ACLs are those that it would have got there.
     All of it is durable when this returns (one syncfs(2), however large). An entry that can't be read fails the
-    whole copy; devices below a directory are left out, one by itself is Forbidden. With `keep`, a source that changes while it is copied is PreconditionFailed.
+    whole copy; devices below a directory are left out, one by itself is Forbidden. With `keep`, a source that changes
+    while it is copied is PreconditionFailed.
     """
     copy = _Copy(src, space, staging, name, into, keep)
     found = src.seen()
