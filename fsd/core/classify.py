@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from fsd.core.claims import Claim
-from fsd.core.index import DIRECTORY, DOUBTED, FILE, READY, NodeRow
+from fsd.core.index import DIRECTORY, DOUBTED, FILE, LABELLED, READY, NodeRow
 from fsd.core.observe import Seen
 
 Source = Literal["place", "limbo", "recent"]
@@ -115,7 +115,7 @@ def content_rev(row: NodeRow, seen: Seen, *, same: bool = False) -> int:
     explained = (
         (row.mode, row.uid, row.gid, row.nlink, row.xattrs)
         != (seen.mode, seen.uid, seen.gid, seen.nlink, seen.xattrs)
-        or (ours is not None and not row.flags & 2)
+        or (ours is not None and ours.rev == row.rev and not row.flags & LABELLED)
         or (ours is not None and ours.rev > row.rev)
     )
     return rev if explained else rev + 1

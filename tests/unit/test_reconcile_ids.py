@@ -382,3 +382,16 @@ def test_an_id_that_comes_back_to_a_file_has_no_etag_of_before(space: Space) -> 
     space.index.path.unlink()
     sweep(space)
     assert lookup(space, b"b~").etag == after.etag
+
+
+def test_each_unseen_edit_has_an_etag_of_its_own_also_where_no_label_is_written(space: Space) -> None:
+    settle_old(space, root(space) / "a", "one")
+    os.link(root(space) / "a", root(space) / "b")
+    reconcile(space, b"")
+    etags = [lookup(space, b"a").etag]
+    for text in ("two", "six", "ten"):
+        edit_unseen(root(space) / "a", text)
+        reconcile(space, b"", [b"a"])
+        drain(space)
+        etags.append(lookup(space, b"a").etag)
+    assert len(set(etags)) == 4
