@@ -42,6 +42,20 @@ mount_packages() {
     command -v fusermount3 >/dev/null 2>&1 || echo fuse3
 }
 
+# extras_of ARGUMENT…: what the command that they name needs beyond the base. Only a mount needs pyfuse3, and only pyfuse3 needs a compiler;
+# without them everything else still works.
+extras_of() {
+    local word value=
+    for word in "$@"; do
+        case $value$word in
+        --data | --state | --config) value=" " ;; # these take the next word
+        " "*) value= ;;
+        -*) ;;
+        *) [ "$word" != mount ] || echo mount; return ;;
+        esac
+    done
+}
+
 # The interpreter a new environment is made from: $FSD_PYTHON, else python3; at least 3.11.
 _base_python() {
     local python=${FSD_PYTHON:-python3}
