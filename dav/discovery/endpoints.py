@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 from dav.discovery import documents
 from dav.discovery.documents import Document
 from dav.http.errors import HttpError
-from dav.http.target import request_path
+from dav.http.target import request_path, segments
 from dav.webdav.call import Reply
 
 if TYPE_CHECKING:
@@ -106,6 +106,11 @@ def _xml(value: Any) -> str:
 def _nothing(environ: Environ, user: User, view: View) -> Reply:
     path = request_path(environ["REQUEST_URI"])
     if path.startswith(tuple(_OCS)):
+        # Some clients ask for themselves by name. Of others nothing is told, not even that there are any.
+        asked = segments(path)[2:]
+        if asked[:2] == [b"cloud", b"users"] and asked[2:] == [user.name.encode()]:
+            _only_read(environ)
+            return _ocs(environ, documents.ocs_user(user, view))
         return _ocs(environ, {}, 404)
     raise HttpError(404, "There is nothing here.")
 

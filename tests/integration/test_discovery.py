@@ -117,6 +117,15 @@ def test_who_am_i(ask):
     assert data["quota"]["total"] == data["quota"]["free"] + data["quota"]["used"]
 
 
+def test_who_i_am_by_my_name_and_nobody_else(ask):
+    _, mine = ask("/ocs/v1.php/cloud/user?format=json")
+    _, named = ask("/ocs/v1.php/cloud/users/alice?format=json")
+    assert named["ocs"]["meta"]["statuscode"] == 100
+    assert named["ocs"]["data"]["id"] == mine["ocs"]["data"]["id"] == "alice"
+    for other in ("bob", "nobody", "alice/groups", ""):
+        assert ask(f"/ocs/v2.php/cloud/users/{other}?format=json")[0].status == 404
+
+
 def test_a_drive_says_what_propfind_of_its_root_says(ask, served):
     client = served.dav()
     client.put(b"in a drive", b"12345")
