@@ -7,6 +7,7 @@ whatever these are. They lie in the user's personal space; the file may go into 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from fsd.core.space import Space
 _PREFIXES = beside.Prefixes("/dav/uploads")
 _WHOLE = b".file"
 _ALLOW = ("Allow", "OPTIONS, PROPFIND, MKCOL, PUT, MOVE, DELETE")
+_ALLOW_ABOVE = ("Allow", "OPTIONS, PROPFIND")
 
 
 def is_here(path: str) -> bool:
@@ -59,19 +61,59 @@ class _Request:
 
 def answer(environ: dict[str, Any], user: User, view: View) -> Reply | tuple[Call, Body]:
     """The reply, or the chunk that was agreed to. HttpError, OSError."""
-    request = _resolve(environ, user, view)
+    address = beside.address(environ, _PREFIXES)
+    if len(address.names) == 1:
+        return _of_user(address, environ, user, view)
+    request = _resolve(address, environ, user, view)
     handler = _METHODS.get(environ["REQUEST_METHOD"])
     if handler is None:
         raise HttpError(405, "Chunks are put here, and moved into place together.", headers=(_ALLOW,))
     return handler(request)
 
 
-def _resolve(environ: dict[str, Any], user: User, view: View) -> _Request:
-    address = beside.address(environ, _PREFIXES)
+def _enter(address: beside.Address, user: User, view: View) -> Space:
     owner = view.user(address.text(0))
-    if owner is None or owner.id != user.id or not 2 <= len(address.names) <= 3:
+    if owner is None or owner.id != user.id or len(address.names) > 3:
         raise beside.nothing_here()
-    space, _ = beside.enter(view, user, view.personal(user))
+    return beside.enter(view, user, view.personal(user))[0]
+
+
+def _of_user(address: beside.Address, environ: dict[str, Any], user: User, view: View) -> Reply:
+    """What is above the uploads: a collection that lists them."""
+    space = _enter(address, user, view)
+    if environ["REQUEST_METHOD"] == "OPTIONS":
+        return beside.options(_ALLOW_ABOVE)
+    if environ["REQUEST_METHOD"] != "PROPFIND":
+        raise HttpError(405, "An upload begins with MKCOL of a name below this.", headers=(_ALLOW_ABOVE,))
+    wanted = beside.Listing(environ)
+    listed: list[tuple[str, dict[str, str]]] = []
+    total, latest, etags = 0, 0.0, hashlib.blake2b(user.id.encode(), digest_size=16)
+    for name, partial in _under_way(space, user):
+        try:
+            size = uploads.size(space, partial)
+        except FileNotFoundError:
+            continue  # it has ended meanwhile
+        values = {f"{DAV}resourcetype": "<d:collection/>", **_common(partial, b"", size)}
+        listed.append((f"{address.href(1)}/{quote(name)}/", values))
+        total, latest = total + size, max(latest, partial.created)
+        etags.update(values[f"{DAV}getetag"].encode())
+    own = {
+        f"{DAV}resourcetype": "<d:collection/>",
+        **_values(
+            hashlib.blake2b(user.id.encode(), digest_size=16).hexdigest(), etags.hexdigest(), latest, total
+        ),
+    }
+    return wanted.reply([(f"{address.href(1)}/", own), *(listed if wanted.deep else [])])
+
+
+def _under_way(space: Space, user: User) -> list[tuple[str, Partial]]:
+    """The user's uploads by the names that MKCOL gave them: those of version 1 have a slash, those of TUS none."""
+    now, own = time.time(), (each for each in partials.every(space) if each.user_id == user.id)
+    return [(each.name, each) for each in own if each.name and each.name[0] != "/" and each.expires > now]
+
+
+def _resolve(address: beside.Address, environ: dict[str, Any], user: User, view: View) -> _Request:
+    space = _enter(address, user, view)
     name = address.names[1]
     check_new_name(name)
     part = address.names[2] if len(address.names) > 2 else None
@@ -166,9 +208,13 @@ def _propfind(request: _Request) -> Reply:
 def _common(partial: Partial, name: bytes, size: int) -> dict[str, str]:
     ident = hashlib.blake2b(partial.id.encode() + b"/" + name, digest_size=16).hexdigest()
     etag = hashlib.blake2b(f"{ident}.{size}".encode(), digest_size=16).hexdigest()
+    return _values(ident, etag, partial.created, size)
+
+
+def _values(ident: str, etag: str, modified: float, size: int) -> dict[str, str]:
     return {
         f"{DAV}getetag": f'"{etag}"',
-        f"{DAV}getlastmodified": http_date(int(partial.created)),
+        f"{DAV}getlastmodified": http_date(int(modified)),
         f"{OC}id": ident,
         f"{OC}fileid": ident,
         f"{OC}permissions": "",

@@ -46,6 +46,39 @@ def whole(up, dav, path, **headers):
     return up.request("MOVE", b"n/.file", None, {"Destination": dav.url(path), **headers})
 
 
+# -- what is above the uploads ----------------------------------------------------------------------------------------
+
+
+def test_uploads_under_way_are_listed(served, dav, up):
+    assert [(each.href, each.size) for each in up.propfind(b"")] == [("/remote.php/dav/uploads/alice/", 0)]
+    before = up.stat(b"").etag
+    up.mkcol(b"one")
+    up.mkcol(b"t w\xc3\xb6")
+    assert up.request("PUT", b"one/1", b"12345").status == 201
+    begun = dav.request(
+        "POST",
+        b"",
+        None,
+        {"Tus-Resumable": "1.0.0", "Upload-Length": "9", "Upload-Metadata": "filename eA=="},
+    )
+    assert begun.status == 201, "one that has another address of its own"
+    for client in (up, served.dav("/dav/uploads/alice")):
+        own, *listed = client.propfind(b"")
+        assert [(each.path, each.size, each.is_dir) for each in listed] == [
+            (b"one", 5, True),
+            (b"t w\xc3\xb6", 0, True),
+        ]
+        assert own.size == 5 and own.etag != before and own.is_dir
+        assert listed[0] == client.propfind(b"one", 0)[0]
+    assert len(up.propfind(b"", 0)) == 1
+    assert up.request("OPTIONS", b"").headers["allow"] == "OPTIONS, PROPFIND"
+    for method in ("PUT", "DELETE", "MKCOL", "MOVE", "GET"):
+        assert up.request(method, b"", None, {"Destination": dav.url(b"x")}).status == 405
+    for other in ("bob", "alice"):
+        stranger = served.dav(f"/dav/uploads/{other}", "bob" if other == "alice" else "alice")
+        assert stranger.request("PROPFIND", b"").status == 404
+
+
 # -- chunks -----------------------------------------------------------------------------------------------------------
 
 
