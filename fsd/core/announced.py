@@ -346,22 +346,30 @@ def _reconcile(space: Space, names: Names) -> bool:
 
 
 def _other_names(space: Space, directory: bytes, names: set[bytes]) -> Names:
-    """The other names of files with several: they changed as well, wherever they are."""
-    from fsd.core import index
+    """The other names of files with several: they changed as well, wherever they are. Of very many the watcher looks
+    at some after the other (hardlinks.py)."""
+    from fsd.core import hardlinks, index
 
     found = Names()
     with space.index.read() as db:
         above = index.find(db, directory)
         if above is None:
             return found
-        bindings = {
-            row.binding
+        met = {
+            row.binding: row
             for row in index.children(db, above.n, sorted(names))
             if row.nlink > 1 and row.kind == index.FILE
         }
-        for binding in bindings:
+        for binding, one in met.items():
+            if hardlinks.count(db, space.key, binding) > hardlinks.MANY:
+                continue
             for row in index.by_binding(db, space.key, binding):
-                place = None if row.parent is None else index.path_of(db, row.parent)
+                # What says the same ctime was told already.
+                place = (
+                    None
+                    if row.parent is None or row.ctime_ns == one.ctime_ns
+                    else index.path_of(db, row.parent)
+                )
                 if place is not None and not (place == directory and row.name in names):
                     found.setdefault(place, set()).add(row.name)
     return found

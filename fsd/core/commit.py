@@ -6,18 +6,19 @@ Everything is read again inside the transaction; what the disk said is given. Id
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import claims, dirty, heirs, ids, index, journal, weak
 from fsd.core.classify import Donor, Facts, Verdict, content_rev, identify
+from fsd.core.hardlinks import Others, has_names
 from fsd.core.index import CLAIMING, DIRECTORY, FILE, LABELLED, READY, SYMLINK, WRITING, DirRow, Head, NodeRow
 from fsd.core.journal import Change
-from fsd.core.memory import SETTLE_S, Memory, has_names
+from fsd.core.memory import SETTLE_S, Memory
 from fsd.core.names import join
-from fsd.core.observe import Seen, still_at
+from fsd.core.observe import Seen
 from fsd.core.totals import Deltas
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Commit:
         self.deltas = Deltas()
         self.changes: list[Change] = []
         self.result = Result()
-        self.memory = Memory(self)
+        self.memory, self._others = Memory(self), Others(self)
         self._proven = proven or {}
 
     def tell_look(self) -> None:
@@ -82,6 +83,12 @@ class Commit:
                 self.changes.append(Change("scanned", self.id, DIRECTORY, self.id, b""))
 
     # -- entries that are there -------------------------------------------------------------------------------
+
+    def put_all(self, entries: Sequence[Seen]) -> None:
+        """`put` each, with one look for the other names of all."""
+        self._others.look(entries)
+        for seen in entries:
+            self.put(seen)
 
     def put(self, seen: Seen) -> None:
         """Make the row at `seen.name` say what was seen."""
@@ -118,11 +125,13 @@ class Commit:
 
     def _facts(self, row: NodeRow | None, seen: Seen) -> Facts:
         known: list[NodeRow] = []
-        linked = False
-        for other in index.by_binding(self.db, self.space.key, seen.binding):
-            hard = has_names(seen)
+        hard = has_names(seen)
+        rows, linked = self._others.of(seen)
+        for other in rows:
             # The root hangs nowhere and is not in limbo: mounted inside itself it is a second appearance.
-            if other.n == index.ROOT or (other.parent is not None and self._alive(other, unknown=hard)):
+            if other.n == index.ROOT or (
+                other.parent is not None and self._others.alive(other, unknown=hard)
+            ):
                 linked = True
             elif weak.may_have_moved(other, seen):
                 known.append(other)
@@ -137,14 +146,9 @@ class Commit:
                 owner = index.by_id(self.db, seen.label.id)
             else:
                 claim = claims.judge(self, seen)
-        alive = owner is not None and owner.parent is not None and self._alive(owner)
+        alive = owner is not None and owner.parent is not None and self._others.alive(owner)
         donor = heirs.donor(self, row, seen, known) if seen.kind == FILE and not linked else None
         return Facts(seen, self.explicit, known, linked, remembered, owner, alive, claim, donor)
-
-    def _alive(self, row: NodeRow, *, unknown: bool = True) -> bool:
-        """Whether a row's node is still at its place. Below a directory in limbo it can't be told: `unknown`."""
-        path = index.path_of(self.db, row.n)
-        return unknown if path is None else still_at(self.space, path, row.binding)
 
     # -- carrying out a verdict -------------------------------------------------------------------------------
 
@@ -353,7 +357,7 @@ class Commit:
             Change("changed" if visible else "metadata", row.id, seen.kind, self.id, seen.name)
         )
         if has_names(seen) or row.nlink > 1:
-            self.memory.met(seen)
+            self.memory.met(seen, again=True)
 
     # -- entries that are gone --------------------------------------------------------------------------------
 

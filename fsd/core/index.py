@@ -408,6 +408,7 @@ class Head:
         self.remembers: bool | None = None
         """Whether the state database remembers any node's id; None: nobody asked yet."""
         self._before = self._state()
+        self._paths: tuple[int, dict[int, bytes | None]] = self._moves, {}
 
     def _state(self) -> tuple[int, int, int, str, int]:
         return self._next_n, self._number, self._limit, self._boot, self._moves
@@ -429,6 +430,15 @@ class Head:
     def moved(self) -> None:
         """A directory changed its place: remembered paths don't hold any more."""
         self._moves += 1
+
+    def path_of(self, n: int) -> bytes | None:
+        """`path_of` a directory's row, remembered until a directory moves."""
+        if self._paths[0] != self._moves:
+            self._paths = self._moves, {}
+        paths = self._paths[1]
+        if n not in paths:
+            paths[n] = path_of(self._db, n)
+        return paths[n]
 
     def has_moved(self, since: int) -> bool:
         """Whether a directory changed its place after `moves` was `since`, this transaction included."""

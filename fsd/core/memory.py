@@ -7,12 +7,12 @@ process and the index are lost. What is remembered of a node counts more than it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import dirty, index
-from fsd.core.index import DIRECTORY, DOUBTED, FILE, NodeRow
+from fsd.core import hardlinks, index
+from fsd.core.hardlinks import Met, has_names
+from fsd.core.index import DIRECTORY, FILE, NodeRow
 
 if TYPE_CHECKING:
     from fsd.core.commit import Commit
@@ -34,21 +34,18 @@ def place_key(parent_id: bytes, name: bytes) -> bytes:
     return blake2b(parent_id + name, digest_size=8).digest()
 
 
-def has_names(seen: Seen) -> bool:
-    """Whether a node has several names."""
-    return seen.nlink > 1 and seen.kind != DIRECTORY
-
-
 class Memory:
     """Collects for one `Commit`."""
 
     def __init__(self, work: Commit) -> None:
         self._work = work
         self._rows: list[tuple[bytes, bytes, bytes, int]] = []
-        self._linked: dict[bytes, tuple[int, int]] = {}
-        """Hard-linked nodes that were met, with the ctime and the number of names they have now (0: not known)."""
-        self._renamed: dict[bytes, NodeRow] = {}
-        """Hard-linked files of which a name was moved and nothing else: what its row said."""
+        self._linked: dict[bytes, Met] = {}
+        """Hard-linked nodes that were met."""
+        self._parents: dict[int, bytes | None] = {}
+        """Ids of the directories that their names are in."""
+        self.told: set[int] = set()
+        """Row numbers of other directories in which rows were told what was learnt here."""
         self.taken: dict[bytes, int] = {}
         """Nodes whose remembered id somebody else has now, with the rev that they had under it."""
 
@@ -74,19 +71,20 @@ class Memory:
             return Recalled(None, False)
         return Recalled(known, False)
 
-    def met(self, seen: Seen) -> None:
-        """A node that has, or had, several names was looked at."""
-        self._linked[seen.binding] = seen.ctime_ns, seen.nlink
+    def met(self, seen: Seen, *, again: bool = False) -> None:
+        """A node that has, or had, several names was looked at; `again`: at a place where it was known."""
+        old = self._linked.get(seen.binding, Met())
+        self._linked[seen.binding] = Met(seen, again or old.again, old.here | {seen.name}, old.moved)
 
     def renamed(self, old: NodeRow, new: NodeRow) -> None:
         """A row came to another place. Of a file with several names the others can't tell why their ctime moved."""
-        if new.kind == FILE and new.nlink > 1 and _but_for_ctime(old) == _but_for_ctime(new):
-            self._renamed[new.binding] = old
+        if hardlinks.is_renamed(old, new):
+            self._linked[new.binding] = self._linked.get(new.binding, Met())._replace(moved=old)
 
     def lose_name(self, row: NodeRow) -> None:
         """A row is no longer one of its node's names: the others are looked at."""
         if row.nlink > 1 and row.kind != DIRECTORY:
-            self._linked.setdefault(row.binding, (0, 0))
+            self._linked.setdefault(row.binding, Met())
 
     def keep(self, binding: bytes, node_id: bytes, rev: int) -> None:
         """Remember a node with one name."""
@@ -111,53 +109,71 @@ class Memory:
 
     def write(self) -> None:
         """At the end of the transaction, before it is committed. Durable when it returns."""
-        for binding, (ctime_ns, nlink) in self._linked.items():
-            self._settle_names(binding, ctime_ns, nlink)
+        db = self._work.db
+        for binding, met in self._linked.items():
+            self._settle_names(binding, met)
+        db.executemany("UPDATE dir SET seq=seq+1 WHERE n=?", [(n,) for n in self.told])
         if self._rows:
             self._work.space.state.bind(self._rows)
             self._work.head.remembers = True
 
-    def _settle_names(self, binding: bytes, ctime_ns: int, nlink: int) -> None:
+    def _settle_names(self, binding: bytes, met: Met) -> None:
         """Remember which name of a hard-linked node has which id: the one label on the inode can't tell."""
+        work, seen = self._work, met.seen
+        if seen is None:
+            if not hardlinks.lost(work, binding):
+                self._remember_all(binding)
+            return
+        known = hardlinks.count(work.db, work.space.key, binding)
+        if 0 < seen.nlink < known:
+            hardlinks.doubt(work, binding, seen.nlink)
+        # Most of very many may be in limbo: then there are few.
+        few = min(known, seen.nlink) <= hardlinks.MANY
+        hardlinks.tell(work, met, few=few)
+        if few:
+            self._remember_all(binding)
+        else:
+            self._remember_met(binding, met, known)
+
+    def _remember_all(self, binding: bytes) -> None:
         work = self._work
-        db = work.db
-        rows = index.by_binding(db, work.space.key, binding)
-        if 0 < nlink < len(rows):
-            self._doubt(rows, nlink)
-        names = [row for row in rows if row.parent is not None]
+        names = [row for row in index.by_binding(work.db, work.space.key, binding) if row.parent is not None]
+        have = work.space.state.bound_names(binding) if self._any else {}
         for row in names:
-            parent = index.node(db, row.parent) if row.parent is not None else None
-            if parent is None:
+            place = self._place(row)
+            if place is None:
                 continue
-            old = self._renamed.get(binding)
-            if (
-                old is not None
-                and old.ctime_ns == row.ctime_ns
-                and _but_for_ctime(old) == _but_for_ctime(row)
-            ):
-                db.execute("UPDATE node SET ctime_ns=? WHERE n=?", (ctime_ns, row.n))
-            elif row.ctime_ns != ctime_ns:
-                # What happened through one name holds for all, but nobody tells about the others.
-                dirty.mark_row(db, parent.n, [row.name], work.now, sweep=work.sweep)
-            single = len(names) == 1 and row.nlink == 1
-            place = b"" if single else place_key(parent.id, row.name)
-            self._rows.append((binding, place, row.id, row.rev))
+            if len(names) == 1 and row.nlink == 1:
+                place = b""
+            if have.get(place) != (row.id, row.rev) or (place == b"" and len(have) > 1):
+                self._rows.append((binding, place, row.id, row.rev))
         if names and names[0].nlink > len(names):
-            # Through a name that was never seen here its content may change unheard: look once more when quiet.
-            due = (names[0].n, work.now + SETTLE_S)
-            db.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, 0)", due)
+            self._look_again(names[0])
         elif len(names) == 1 and names[0].kind == FILE:
-            db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (names[0].n, work.now))
+            work.db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, 1)", (names[0].n, work.now))
 
-    def _doubt(self, rows: Sequence[NodeRow], nlink: int) -> None:
-        """All `nlink` names are known, so the rows in limbo are of names that went. Until one of them comes back the
-        content may change through the others, which its size and mtime need not show: it comes back with a higher rev.
-        """
-        db = self._work.db
-        gone = [(DOUBTED, row.n) for row in rows if index.path_of(db, row.n) is None]
-        if len(rows) - len(gone) >= nlink:
-            db.executemany("UPDATE node SET ctime_ns=? WHERE n=?", gone)
+    def _remember_met(self, binding: bytes, met: Met, known: int) -> None:
+        """Of very many those that are at hand: the others were remembered when they were."""
+        last: NodeRow | None = None
+        for name in met.here:
+            row = index.at(self._work.db, self._work.n, name)
+            place = self._place(row) if row is not None and row.binding == binding else None
+            if row is not None and place is not None:
+                self._rows.append((binding, place, row.id, row.rev))
+                last = row
+        if last is not None and last.nlink > known:
+            self._look_again(last)
 
+    def _look_again(self, row: NodeRow) -> None:
+        """Through a name that was never seen here its content may change unheard: look once more when quiet."""
+        due = (row.n, self._work.now + SETTLE_S)
+        self._work.db.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, 0)", due)
 
-def _but_for_ctime(row: NodeRow) -> tuple[object, ...]:
-    return row.binding, row.size, row.mtime_ns, row.mode, row.uid, row.gid, row.nlink, row.xattrs
+    def _place(self, row: NodeRow) -> bytes | None:
+        if row.parent is None:
+            return None
+        if row.parent not in self._parents:
+            parent = index.node(self._work.db, row.parent)
+            self._parents[row.parent] = parent.id if parent is not None else None
+        above = self._parents[row.parent]
+        return None if above is None else place_key(above, row.name)

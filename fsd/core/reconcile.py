@@ -284,8 +284,7 @@ def _commit(
                 batch = _untouched(db, place, batch, now)
             if len(batch) >= BULK:
                 batch = populate(work, place.fd, batch, label=item is not None)
-            for entry in batch:
-                work.put(entry)
+            work.put_all(batch)
             if last:
                 for row in scan.vanished:
                     if not overtaken or is_gone(space, place.fd, row):

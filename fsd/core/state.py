@@ -97,8 +97,9 @@ class State(Database):
         """
         with self.write() as db:
             for row in rows:
-                query = "DELETE FROM binding WHERE binding=? AND (place=x'' OR ?=x'')"
-                db.execute(query, row[:2])
+                # As one of several names, or as the only one; of a node with thousands not each is looked at.
+                query = "DELETE FROM binding WHERE binding=?" + (" AND place=x''" if row[1] else "")
+                db.execute(query, row[:1])
                 db.execute("INSERT OR REPLACE INTO binding VALUES (?, ?, ?, ?)", row)
 
     def bound(self, binding: bytes, place: bytes) -> tuple[bytes, int] | None:
@@ -110,6 +111,12 @@ class State(Database):
             row: tuple[bytes, int] | None = db.execute(query, (binding, place)).fetchone()
         return row
 
+    def bound_names(self, binding: bytes) -> dict[bytes, tuple[bytes, int]]:
+        """All that is remembered of a node: the (id, rev) by place."""
+        with self.read() as db:
+            rows = db.execute("SELECT place, id, rev FROM binding WHERE binding=?", (binding,)).fetchall()
+        return {place: (node_id, rev) for place, node_id, rev in rows}
+
     def bury(self, gone: Iterable[Tombstone], bound: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Write tombstones, durably, before the rows of the gone nodes are deleted; `bound`: their bindings with the
         ids that may be remembered for them, and need not be any more."""
@@ -120,11 +127,17 @@ class State(Database):
 
     def remembered(self, bindings: Sequence[bytes]) -> set[bytes]:
         """Those of the bindings that an id is remembered for."""
-        marks = ",".join("?" * len(bindings))
+        if not bindings:
+            return set()
+        marks = ",".join(["(?)"] * len(bindings))
+        query = (
+            f"WITH asked(one) AS (VALUES {marks}) SELECT one FROM asked"
+            " WHERE EXISTS (SELECT 1 FROM binding WHERE binding=one)"
+        )
         with self.read() as db:
             if db.execute("SELECT 1 FROM binding LIMIT 1").fetchone() is None:
                 return set()
-            rows = db.execute(f"SELECT binding FROM binding WHERE binding IN ({marks})", bindings)
+            rows = db.execute(query, bindings)
             return {binding for (binding,) in rows}
 
     def tombstone(self, node_id: bytes) -> Tombstone | None:

@@ -168,8 +168,7 @@ def _take_in(work: Commit, look: _Look) -> int | None:
     entries, fd = look.seen, look.place.fd
     if len(entries) >= BULK:
         entries = populate(work, fd, entries, label=True)
-    for entry in entries:
-        work.put(entry)
+    work.put_all(entries)
     for row in look.scan.vanished:
         work.remove(row)
     for n in look.scan.stale_dirs:

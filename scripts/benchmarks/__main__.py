@@ -21,6 +21,7 @@ from scripts.benchmarks import (
     million,
     mount,
     remote,
+    snapshots,
     synthetic,
     watcher,
 )
@@ -49,6 +50,7 @@ GROUPS = {
     "dav": [dav.dav_requests, dav.dav_puts_unsynced, dav_crowd.dav_crowd, dav_puts.syncs_per_put],
     "clients": [clients.rclone_copies, clients.first_sync, clients.polls],
     "mount": [mount.mount_figures],
+    "snapshots": [snapshots.snapshots, snapshots.snapshots_mounted],
     "remote": [remote.remote_figures],
     "dav-parts": [dav.dav_reads, dav.dav_puts, dav.dav_large],
 }
