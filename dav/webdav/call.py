@@ -51,6 +51,10 @@ def error_reply(error: HttpError) -> Reply:
     return Reply(error.status, error_headers(error, len(body)), [body])
 
 
+_MAKING = frozenset({"PUT", "MKCOL", "LOCK"})
+_OUTSIDE = "Only what is inside a space can be changed."
+
+
 class Call:
     """A request on a resolved target.  ``place`` refuses virtual targets.  ``target``: if it is not in the tree."""
 
@@ -62,15 +66,31 @@ class Call:
         self.router = router
         self.method: str = environ["REQUEST_METHOD"]
         self.uri = request_path(environ["REQUEST_URI"])
-        self.target = router.resolve(user, self.uri) if target is None else target
+        self.target = self._find() if target is None else target
         self._if: ifheader.IfHeader | None = None
         self._if_parsed = False
+
+    def _find(self) -> Place | Virtual:
+        try:
+            return self.router.resolve(self.user, self.uri)
+        except HttpError as error:
+            if error.status == 404 and self.method in _MAKING and self._would_be_a_space(self.uri):
+                raise HttpError(403, _OUTSIDE) from None
+            raise
+
+    def _would_be_a_space(self, uri: str) -> bool:
+        """Whether what is not there would stand beside the spaces, by a name (an id is not made up by anybody)."""
+        try:
+            above = self.router.resolve(self.user, uri.rstrip("/").rpartition("/")[0] + "/")
+        except HttpError:
+            return False
+        return isinstance(above, Virtual) and above.names[-1:] != (b"spaces",)
 
     @property
     def place(self) -> Place:
         """The target in a space.  403 for virtual collections: nothing can be changed there."""
         if isinstance(self.target, Virtual):
-            raise HttpError(403, "Only what is inside a space can be changed.")
+            raise HttpError(403, _OUTSIDE)
         return self.target
 
     @property
@@ -122,8 +142,10 @@ class Call:
         try:
             target = self.router.resolve(self.user, path)
         except HttpError as error:
-            if error.status == 404:
+            if error.status == 404 and not self._would_be_a_space(path):
                 raise HttpError(409, "The Destination lies in no space of yours.") from None
+            if error.status == 404:
+                raise HttpError(403, "The Destination must be inside a space.") from None
             raise
         if isinstance(target, Virtual):
             raise HttpError(403, "The Destination must be inside a space.")

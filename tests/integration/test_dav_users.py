@@ -250,6 +250,22 @@ def test_missing_storage_is_503_never_404(served):
     assert client.get(b"f") == b"1"
 
 
+@pytest.mark.parametrize("above", ["/dav/home", "/dav/files", "/dav", ""])
+def test_nothing_is_made_beside_the_spaces(served, above):
+    """Who has all spaces as a network drive may try: the answer is no, not that something is missing."""
+    client = served.dav("/dav/files/alice")
+    client.put(b"mine", b"1")
+    for method, body in (("PUT", b"x"), ("MKCOL", None), ("LOCK", None)):
+        answer = served.dav(above).raw(method, f"{above}/new", body, {})
+        assert answer.status == 403 and b"inside a space" in answer.body, method
+        assert served.dav(above).raw(method, f"{above}/new/below", body, {}).status == 404
+    for method in ("COPY", "MOVE"):
+        answer = client.request(method, b"mine", None, {"Destination": f"{above}/new"})
+        assert answer.status == 403 and b"inside a space" in answer.body, method
+    assert client.get(b"mine") == b"1"
+    assert served.dav(above).raw("PROPFIND", f"{above}/new", None, {"Depth": "0"}).status == 404
+
+
 def test_a_restored_space_shows_from_above(served):
     """Who syncs all spaces at once has to ask before newer files are deleted as well."""
     body = (
