@@ -19,7 +19,7 @@ from fsd.core.entries import CHILDREN, Child, child_of, entry_of, fits
 from fsd.core.entries import Entry as Entry
 from fsd.core.entries import file_entry as file_entry
 from fsd.core.errors import Forbidden, FsdError, NotYetKnown, StorageUnavailable
-from fsd.core.index import DIRECTORY, FILE, KIND_LETTERS, DirRow, NodeRow
+from fsd.core.index import DIRECTORY, FILE, KIND_LETTERS, READY, DirRow, NodeRow
 from fsd.core.names import INTERNAL, join, split
 from fsd.core.observe import Seen, kind_of, look, still_at
 from fsd.core.reconcile import reconcile
@@ -356,19 +356,23 @@ def provisional(space: Space, fd: int, parent: bytes, name: bytes) -> Entry:
         return Entry(path, name, kind, node_id.hex(), 0, etag, clamp_ns(found.st_mtime_ns),
                      clamp_ns(found.st_ctime_ns), found.st_mode, found.st_uid, found.st_gid, found.st_nlink,
                      found.st_ino, True)  # fmt: skip
-    child, incarnation = _known_as(space, seen)
+    child, incarnation = _known_as(space, parent, seen)
     return entry_of(path, child, found, incarnation)
 
 
-def _known_as(space: Space, seen: Seen) -> tuple[Child, bytes]:
+def _known_as(space: Space, parent: bytes, seen: Seen) -> tuple[Child, bytes]:
     rows: list[NodeRow] = []
     parts: DirRow | None = None
     with space.index.read() as db:
         rows = index.by_binding(db, space.key, seen.binding)
         parts = index.directory(db, rows[0].n) if rows else None
         incarnation = _incarnation(db)
+        n, _ = index.resolve(space.index, db, parent)
+        before = index.at(db, n, seen.name) if n is not None else None
     label = seen.label if seen.label is not None and seen.label.proven else None
-    if rows:
+    if before is not None and _saved_over(before, seen, rows):
+        node_id, rev = before.id, max([before.rev, *(row.rev for row in rows)]) + 1
+    elif rows:
         node_id, rev = rows[0].id, rows[0].rev
     elif label is not None:
         node_id, rev = label.id, label.rev
@@ -379,6 +383,13 @@ def _known_as(space: Space, seen: Seen) -> tuple[Child, bytes]:
     return Child(
         row, parts.total if parts else seen.assumed, parts.counter if parts else 0, False, {}
     ), incarnation
+
+
+def _saved_over(before: NodeRow, seen: Seen, rows: list[NodeRow]) -> bool:
+    """Whether a node took the place of a file and will have its id: as `classify` decides of a save by rename."""
+    if before.kind != FILE or seen.kind != FILE or seen.nlink > 1 or before.binding == seen.binding:
+        return False
+    return not rows[0].flags & READY if rows else seen.label is None
 
 
 def never_looked_at(space: Space, path: bytes) -> bool:

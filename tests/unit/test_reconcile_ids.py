@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fsd.core import check, commit, dirty, index, labels, limbo, relabel
+from fsd.core import check, commit, dirty, index, labels, limbo, relabel, tree
 from fsd.core.reconcile import reconcile
 from fsd.core.space import Space
 from fsd.core.tree import Entry, listing, lookup
@@ -395,3 +395,23 @@ def test_each_unseen_edit_has_an_etag_of_its_own_also_where_no_label_is_written(
         drain(space)
         etags.append(lookup(space, b"a").etag)
     assert len(set(etags)) == 4
+
+
+@pytest.mark.parametrize("temporary_known", [False, True])
+def test_a_save_by_rename_keeps_its_id_also_where_it_is_not_yet_taken_in(
+    space: Space, monkeypatch: pytest.MonkeyPatch, temporary_known: bool
+) -> None:
+    """In a directory that changes faster than it is listed, or while the state disk is full."""
+    mine = settle_old(space, root(space) / "a", "one")
+    before = lookup(space, b"a")
+    (root(space) / "a.tmp").write_text("two")
+    if temporary_known:
+        reconcile(space, b"")
+    os.rename(root(space) / "a.tmp", root(space) / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(tree, "take_in", lambda space, path, names: False)
+        (listed,) = listing(space, b"")[1]
+        told = lookup(space, b"a")
+    assert listed == told and told.id == mine and told.etag != before.etag
+    reconcile(space, b"")
+    assert (lookup(space, b"a").id, lookup(space, b"a").etag) == (told.id, told.etag)
