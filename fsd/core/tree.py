@@ -19,7 +19,7 @@ from fsd.core.entries import CHILDREN, Child, child_of, entry_of, fits
 from fsd.core.entries import Entry as Entry
 from fsd.core.entries import file_entry as file_entry
 from fsd.core.errors import Forbidden, FsdError, NotYetKnown, StorageUnavailable
-from fsd.core.index import DIRECTORY, FILE, KIND_LETTERS, READY, DirRow, NodeRow
+from fsd.core.index import DIRECTORY, FILE, KIND_LETTERS, READY, NodeRow
 from fsd.core.names import INTERNAL, join, split
 from fsd.core.observe import Seen, kind_of, look, still_at
 from fsd.core.reconcile import reconcile
@@ -361,16 +361,15 @@ def provisional(space: Space, fd: int, parent: bytes, name: bytes) -> Entry:
 
 
 def _known_as(space: Space, parent: bytes, seen: Seen) -> tuple[Child, bytes]:
-    rows: list[NodeRow] = []
-    parts: DirRow | None = None
     with space.index.read() as db:
-        rows = index.by_binding(db, space.key, seen.binding)
-        parts = index.directory(db, rows[0].n) if rows else None
-        incarnation = _incarnation(db)
         n, _ = index.resolve(space.index, db, parent)
         before = index.at(db, n, seen.name) if n is not None else None
+        here = before is not None and before.binding == seen.binding
+        rows = [before] if before is not None and here else index.by_binding(db, space.key, seen.binding)
+        parts = index.directory(db, rows[0].n) if rows else None
+        incarnation = _incarnation(db)
     label = seen.label if seen.label is not None and seen.label.proven else None
-    if before is not None and _saved_over(before, seen, rows):
+    if before is not None and not here and _saved_over(before, seen, rows):
         node_id, rev = before.id, max([before.rev, *(row.rev for row in rows)]) + 1
     elif rows:
         node_id, rev = rows[0].id, rows[0].rev
@@ -387,7 +386,7 @@ def _known_as(space: Space, parent: bytes, seen: Seen) -> tuple[Child, bytes]:
 
 def _saved_over(before: NodeRow, seen: Seen, rows: list[NodeRow]) -> bool:
     """Whether a node took the place of a file and will have its id: as `classify` decides of a save by rename."""
-    if before.kind != FILE or seen.kind != FILE or seen.nlink > 1 or before.binding == seen.binding:
+    if before.kind != FILE or seen.kind != FILE or seen.nlink > 1:
         return False
     return not rows[0].flags & READY if rows else seen.label is None
 
