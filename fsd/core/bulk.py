@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fsd.core import ids, index, relabel
 from fsd.core.commit import Commit
+from fsd.core.hardlinks import has_names
 from fsd.core.names import INTERNAL
 from fsd.core.populate import (
     Plain,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 ENTRIES = 2000
 """Taken in by one transaction, about. A larger directory is left to reconcile, which commits it in parts."""
+_LINKED = 10
+"""For how many entries one with several names counts: its others are asked for, and told."""
 _CACHE_KIB = 16_000
 _USUAL_CACHE_KIB = 2_000
 
@@ -85,7 +88,7 @@ def first_looks(space: Space, items: list[Item], deadline: float) -> list[Item]:
                         left.append(item)
                     else:
                         looks.append(look)
-                        entries += len(look.seen)
+                        entries += sum(_LINKED if has_names(entry) else 1 for entry in look.seen)
                 ready = _sorted_out(space, db, looks, left)
             finally:
                 for look in looks:
@@ -228,8 +231,7 @@ def _take_in(space: Space, db: sqlite3.Connection, head: Head, ready: _Ready, no
         explicit=False, sweep=look.item.sweep, first_look=True, defer_labels=True,
     )  # fmt: skip
     insert(work, ready.plain)
-    for entry in ready.others:
-        work.put(entry)
+    work.put_all(ready.others)
     result = relabel.kept(space, db, None, work.finish())
     scan = Scan(*look.generation, look.found, True, [], [], [], [], 0, {})
     close_full(space, db, n, scan, result, path)
