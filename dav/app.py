@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from dav import events, forward, links
 from dav.auth.basic import BasicAuth
 from dav.auth.forwarded import TrustedProxies
+from dav.auth.session import Sessions
 from dav.auth.signed import SignedUrls
 from dav.discovery import endpoints
 from dav.graph import endpoint as graph
@@ -22,7 +23,7 @@ from dav.http.errors import HttpError, from_os_error
 from dav.http.failures import Malformed
 from dav.http.target import request_path
 from dav.routes import Place, Router, Virtual
-from dav.ui import pages
+from dav.ui import login, pages
 from dav.uploads import chunks, tus
 from dav.view import View, Views
 from dav.webdav import archive, meta, trashbin
@@ -88,6 +89,7 @@ class App:
         self.events = events.Hub(self.views, options.listeners)
         self._auth = auth
         self._signed = SignedUrls(lambda: registry.installation.key, auth.throttle)
+        self._sessions = Sessions(lambda: registry.installation.key)
         self._extra["fsd.signing_key"] = self._signed.key
         self._extra["fsd.sign"] = self._signed.sign
         self._links = links.PublicLinks(auth.throttle)
@@ -124,6 +126,11 @@ class App:
         """Complete a reply and count it."""
         if environ.get("wsgi.url_scheme") == "https":
             reply.headers.append(("Strict-Transport-Security", "max-age=31536000"))
+        if "fsd.session" in environ:
+            # What credentials in a header do by themselves (RFC 9111 section 3.5): no cache that others share keeps it.
+            reply.headers.append(("Vary", "Cookie"))
+            if not any(name == "Cache-Control" for name, _ in reply.headers):
+                reply.headers.append(("Cache-Control", "private, no-cache"))
         reply.headers.append(("X-Request-ID", ident))
         metrics.observe_request(environ["REQUEST_METHOD"], reply.status, time.perf_counter() - began)
         return reply
@@ -137,11 +144,9 @@ class App:
             view = self.views.current()
             if links.is_here(environ["REQUEST_URI"]):
                 return self._of_the_tree(self._links.call(environ, view))
-            user = (
-                self._signed.user(environ, view)
-                if self._signed.claimed(environ)
-                else self._auth(environ, view)
-            )
+            if login.is_here(environ):
+                return login.answer(environ, self._auth, self._sessions, view)
+            user = self._user(environ, view)
             if (beside := self._beside_the_tree(environ)) is not None:
                 if beside != self.events.reply:
                     _may_block(environ)
@@ -152,6 +157,20 @@ class App:
             return self._of_the_tree(Call(environ, user, Router(view)))
         except (HttpError, OSError) as error:
             return self._refusal(environ, error)
+
+    def _user(self, environ: dict[str, Any], view: View) -> User:
+        """Who asks. HttpError 401, 429, 503."""
+        if self._signed.claimed(environ):
+            return self._signed.user(environ, view)
+        if self._sessions.claimed(environ):
+            user = self._sessions.user(environ, view)
+            if user is not None:
+                environ["fsd.session"] = True
+                return user
+            if pages.wants_page(environ):
+                # It has ended: whoever logged in with the form is to see the form, not the browser's dialog.
+                raise HttpError(303, "Log in, please.", headers=(("Location", login.address(environ)),))
+        return self._auth(environ, view)
 
     def _of_the_tree(self, call: Call) -> Reply | tuple[Call, Body]:
         """The answer of its method. HttpError, OSError of passing it on."""
@@ -206,8 +225,8 @@ class App:
             error = answer
         if environ["REQUEST_URI"].startswith("/graph/"):
             return graph.error_reply(environ, error)
-        if error.status == 304:
-            return Reply(304, list(error.headers))
+        if error.status in (303, 304):
+            return Reply(error.status, list(error.headers))
         reply = error_reply(error)
         return pages.error_page(reply, error.sentence) if pages.wants_page(environ) else reply
 

@@ -25,7 +25,7 @@ _HEADERS = [
     ("Content-Type", "text/html; charset=utf-8"),
     (
         "Content-Security-Policy",
-        "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; form-action 'none'; "
+        "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; form-action 'self'; "
         "base-uri 'none'; frame-ancestors 'none'",
     ),
     ("X-Content-Type-Options", "nosniff"),
@@ -116,6 +116,7 @@ def folder_page(call: "Call") -> "Reply":
         rows=rows,
         total=human_size(own.size),
         user=call.user.display_name or call.user.name,
+        session=call.environ.get("fsd.session", False),
     )
 
 
@@ -161,12 +162,18 @@ def virtual_page(call: "Call") -> "Reply":
         rows=rows,
         total="",
         user=call.user.display_name or call.user.name,
+        session=call.environ.get("fsd.session", False),
     )
+
+
+def login_page(code: int, sentence: str, onward: str, name: str) -> "Reply":
+    """The form to log in with; `onward`: the page after it, `name`: who tried before."""
+    return _page("login.html", code, title="Log in", sentence=sentence, onward=onward, name=name)
 
 
 def wants_page(environ: dict[str, Any]) -> bool:
     """Whether a browser asks, for whom an XML error would be no answer."""
-    return environ.get("REQUEST_METHOD") == "GET" and "text/html" in environ.get("HTTP_ACCEPT", "")
+    return environ.get("REQUEST_METHOD") in ("GET", "POST") and "text/html" in environ.get("HTTP_ACCEPT", "")
 
 
 def error_page(reply: "Reply", sentence: str = "") -> "Reply":
