@@ -53,7 +53,36 @@ def elsewhere(call: Call) -> Holder | None:
     refuses, and the client asks again."""
     if call.method in _HERE or not isinstance(call.target, Place):
         return None
-    return _holder(call.target.space, call.environ)
+    # A copy changes nothing but where it goes to; what is read of the other space is the disk, which all see.
+    changed = call.destination() if call.method == "COPY" else call.target
+    return _holder(changed.space, call.environ)
+
+
+def of_destination(call: Call, target: Place) -> Holder | None:
+    """Who has to put there what this host moves away; None if it does so itself. HttpError 503 if nobody can."""
+    if lease.may_write(target.space):
+        return None
+    found = _holder(target.space, {})
+    if found is None:
+        raise HttpError(503, "No host works on the destination's space just now; ask again.", headers=_RETRY)
+    return found
+
+
+def copied(call: Call, target: Place, holder: Holder) -> Reply:
+    """The other host's reply to a COPY of what the call is about to move. The conditions on the source are this host's
+    matter, and the locks of the destination that one's, which is told all lock tokens that the client has."""
+    environ = {
+        key: value
+        for key, value in call.environ.items()
+        if key not in ("HTTP_IF", "HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH", "HTTP_IF_UNMODIFIED_SINCE")
+    }
+    environ |= {"REQUEST_METHOD": "COPY", "HTTP_DEPTH": "infinity", "CONTENT_LENGTH": "0"}
+    environ.pop("HTTP_TRANSFER_ENCODING", None)
+    if call.tokens:
+        # Lists are alternatives, and the last one always holds (RFC 4918, 10.4.8).
+        lists = "".join(f"(<{token}>)" for token in sorted(call.tokens))
+        environ["HTTP_IF"] = f"{lists}(Not <DAV:no-lock>)"
+    return _Passing(environ, holder.address, holder.space).finish()
 
 
 def beside(environ: dict[str, Any], user: User, view: View) -> Holder | None:

@@ -11,7 +11,7 @@ from dav.http.errors import HttpError, error_body, error_headers, status_line
 from dav.http.target import destination_path, request_path
 from dav.routes import Place, Router, Virtual
 from dav.webdav.properties import permissions
-from fsd.core import tree
+from fsd.core import lease, tree
 from fsd.core.accounts import User
 from fsd.core.locks import LockTable
 from fsd.core.tree import Entry
@@ -196,6 +196,9 @@ class Call:
             etag = _etag_at(place)
         if isinstance(place, Virtual):
             return etag, frozenset()
+        if not lease.may_write(place.space):
+            # Its locks are another host's to know, and to insist on where something is changed there.
+            return etag, self.tokens
         tokens = frozenset(lock.token for lock in LockTable(place.space).covering(place.path))
         return etag, tokens
 

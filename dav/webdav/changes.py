@@ -1,10 +1,11 @@
 """MKCOL, DELETE, COPY and MOVE."""
 
+from dav import forward
 from dav.http.errors import HttpError
 from dav.routes import Place
 from dav.webdav.call import Call, Headers, Reply, entry_headers, lookup_or_none, require_writable
-from fsd.core import operations, tree
-from fsd.core.errors import FsdError
+from fsd.core import lease, operations, tree
+from fsd.core.errors import FsdError, PreconditionFailed
 from fsd.core.locks import LockTable
 from fsd.core.names import split
 
@@ -66,6 +67,8 @@ def _transfer(call: Call, *, moving: bool) -> Reply:
     user, tokens = call.user.id, call.tokens
     if moving:
         call.locks.check(source.path, tokens, user, subtree=True, binding=True)
+        if (holder := forward.of_destination(call, target)) is not None:
+            return _move_to_another_host(call, source, target, entry, holder)
     target_locks = LockTable(target.space)
     target_locks.check(target.path, tokens, user, subtree=True, binding=True)
     if_match = frozenset({entry.etag}) if call.is_conditional else None
@@ -92,6 +95,24 @@ def _transfer(call: Call, *, moving: bool) -> Reply:
     except FileExistsError:
         raise HttpError(412, "Something is at the Destination, and Overwrite is F.") from None
     return Reply(201 if created else 204, _headers_of(target))
+
+
+def _move_to_another_host(
+    call: Call, source: Place, target: Place, entry: tree.Entry, holder: forward.Holder
+) -> Reply:
+    """That one copies, then this one takes what was copied into the trash, as between two filesystems. Whatever happens
+    in between leaves both."""
+    since = lease.token(source.space)
+    lease.require(source.space, since)
+    reply = forward.copied(call, target, holder)
+    if reply.status not in (201, 204):
+        return reply
+    lease.require(source.space, since)
+    try:
+        operations.delete(source.space, source.path, if_match=frozenset({entry.etag}))
+    except (FileNotFoundError, PreconditionFailed):
+        raise HttpError(409, f"{_name(source)} changed while it was being moved; both are kept.") from None
+    return reply
 
 
 def _headers_of(place: Place) -> Headers:

@@ -235,6 +235,8 @@ class Upload:
     def _publish(self) -> Steps[tuple[Entry, bool]]:
         # What was seen first serves: both ways of publishing notice when it is no longer so.
         old = self._old
+        # Bytes may come in for long; another host that had the lease meanwhile is noticed like any other writer.
+        self._place.token = lease.token(self._space)
         for _ in range(_TRIES):
             grows = self._written - self._reserved - (old.entry.size if old else 0)
             try:

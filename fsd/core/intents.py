@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import waits
+from fsd.core import bequest, lease, waits
 from fsd.core.groupsync import Group
 
 if TYPE_CHECKING:
@@ -106,12 +106,20 @@ class Intents:
 
     @contextmanager
     def begin(self) -> Iterator[Ticket]:
-        """A ticket for one change. An error in the change leaves its intent to `replay`."""
+        """A ticket for one change. An error in the change leaves its intent to `replay`.
+
+        What is not found because another host has taken over what was staged is Elsewhere, and no 404.
+        """
+        space = self._open_space()
+        since = lease.token(space)
         number = secrets.randbits(_NUMBER_BITS)
         fd = self._owners()
         _set_lock(fd, fcntl.F_WRLCK, number)
         try:
             yield Ticket(self, number)
+        except FileNotFoundError:
+            lease.require(space, since)
+            raise
         finally:
             _set_lock(fd, fcntl.F_UNLCK, number)
 
@@ -160,19 +168,27 @@ class Intents:
 
     def pending(self) -> list[Intent]:
         """Every intent that is written down, finished ones not yet deleted included."""
-        with self._open_space().state.read() as db:
+        space = self._open_space()
+        with space.state.read() as db:
             rows = db.execute("SELECT number, kind, body FROM intent ORDER BY rowid").fetchall()
-        return [Intent(number, kind, json.loads(body)) for number, kind, body in rows]
+        found = [Intent(number, kind, json.loads(body)) for number, kind, body in rows]
+        return found + [Intent(*row) for row in bequest.rows(space)] if _shared(space) else found
 
     def get(self, number: int) -> Intent | None:
         """The intent with this number, if it is still written down."""
-        with self._open_space().state.read() as db:
+        space = self._open_space()
+        if _shared(space) and (found := bequest.row(space, number)) is not None:
+            return Intent(*found)
+        with space.state.read() as db:
             row = db.execute("SELECT number, kind, body FROM intent WHERE number=?", (number,)).fetchone()
         return Intent(row[0], row[1], json.loads(row[2])) if row else None
 
     def delete(self, numbers: Sequence[int]) -> None:
         """Delete intents now, durably."""
-        with self._open_space().state.write() as db:
+        space = self._open_space()
+        if _shared(space):
+            bequest.drop(space, numbers, durably=True)
+        with space.state.write() as db:
             db.executemany("DELETE FROM intent WHERE number=?", ((number,) for number in numbers))
 
     def write(self, intent: Intent) -> None:
@@ -187,13 +203,18 @@ class Intents:
     def _write_all(self, batch: Sequence[Intent]) -> None:
         with self._guard:
             done, self._finished = self._finished, set()
+        space = self._open_space()
         try:
-            with self._open_space().state.write() as db:
-                db.executemany("DELETE FROM intent WHERE number=?", ((number,) for number in done))
-                db.executemany(
-                    "INSERT OR REPLACE INTO intent VALUES (?, ?, ?)",
-                    ((intent.number, intent.kind, json.dumps(intent.body)) for intent in batch),
-                )
+            if _shared(space):
+                bequest.write(space, batch)
+                bequest.drop(space, sorted(done), durably=False)
+            else:
+                with space.state.write() as db:
+                    db.executemany("DELETE FROM intent WHERE number=?", ((number,) for number in done))
+                    db.executemany(
+                        "INSERT OR REPLACE INTO intent VALUES (?, ?, ?)",
+                        ((intent.number, intent.kind, json.dumps(intent.body)) for intent in batch),
+                    )
         except BaseException:
             with self._guard:
                 self._finished |= done
@@ -209,6 +230,11 @@ class Intents:
         space = self._space()
         assert space is not None, "the caller holds the space while it changes it"
         return space
+
+
+def _shared(space: Space) -> bool:
+    """Whether other hosts may have to end what this one begins: then intents stand beside what they are about."""
+    return lease.host_of(space.state_dir) is not None and not space.record.read_only
 
 
 class _Alone:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsd.core import handover, ownfiles
+from fsd.core import bequest, handover, ownfiles
 from fsd.core.errors import Elsewhere
 from fsd.core.index import boot_id
 from fsd.core.installation import write_file
@@ -122,14 +122,16 @@ def is_ours(space: Space, found: Record, boot: str = _BOOT) -> bool:
 # -- what every process of the host asks
 
 
-def require(space: Space) -> None:
-    """Raise Elsewhere unless this host may change the space now."""
-    if not may_write(space):
+def require(space: Space, since: int | None = None) -> None:
+    """Raise Elsewhere unless this host may change the space now; `since`: by the same token (see `token`)."""
+    if not may_write(space, since):
         raise Elsewhere(_sentence(holder(space)))
 
 
-def may_write(space: Space) -> bool:
-    """Whether this host may change the space now; always, where spaces are not shared.
+def may_write(space: Space, since: int | None = None) -> bool:
+    """Whether this host may change the space now; always, where spaces are not shared. `since`: and by this token.
+
+    A change that began under an earlier one has seen what another host may have changed meanwhile.
 
     To be asked before each system call that others see: between any two of them the host may have stood still, and
     another one may have taken over.
@@ -137,11 +139,13 @@ def may_write(space: Space) -> bool:
     if not _hosts or space.state_dir not in _hosts or space.record.read_only:
         return True
     found = _local(space)
-    return found is not None and boottime() < found[1]
+    return found is not None and boottime() < found[1] and since in (None, found[0])
 
 
 def token(space: Space) -> int:
-    """The token this host holds or held last; 0 if none."""
+    """The token this host holds or held last; 0 if none, or where spaces are not shared."""
+    if not _hosts or space.state_dir not in _hosts:
+        return 0
     found = _local(space)
     return 0 if found is None else found[0]
 
@@ -336,6 +340,8 @@ class Lease:
         if old is not None and not is_ours(self.space, old, self._boot):
             with closing(_Directory(self.space)) as directory:
                 handover.take_in(self.space, directory.fd, old.token)
+        # Whoever had it, and whichever host began something long ago: what lies there is this host's to end.
+        bequest.take_in(self.space, self.id)
         self._handed = b""
         self._taken(old)
         self.seen, self._since = self._record(), began

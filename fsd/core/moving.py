@@ -61,18 +61,34 @@ def over(src: Place, dst: Place, old: Entry) -> None:
             }  # fmt: skip
             ticket.record("over", body)
             plain = not stat.S_ISDIR(moved.mode) and not stat.S_ISDIR(replaced.mode)
+            if lease.host_of(space.state_dir) is not None:
+                # A host that stood still before a rename(2) would drop what the next one has put there meanwhile; an
+                # exchange drops nothing. Where there is none, the name would be free for a moment, for every client.
+                plain = plain and not _can_exchange(space)
             if not (plain and _link_and_rename(src, dst, ticket)):
                 _exchange_and_trash(src, dst, ticket, new, displaced)
             sync_directory(dst.fd)
             sync_directory(src.fd)
             make_move_known(space, src, dst)
         except BaseException:
-            lease.require(space)  # else it is another host's: the intent waits until it is this one's again
+            dst.require()  # else what was begun is for whoever has the lease next
             _undo_over(src, dst, ticket, new, displaced)
             raise
         if stat.S_ISREG(moved.mode) and stat.S_ISREG(replaced.mode):
             _dress_like_replaced(dst, ticket, new)
         ticket.finish()
+
+
+def _can_exchange(space: Space) -> bool:
+    """Whether the space's filesystem exchanges names: with names that are not there it says ENOENT then."""
+    with internal(space, "staging") as staging:
+        try:
+            rename_exchange(staging, b"-", staging, b"--")
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+    return True
 
 
 def _dress_like_replaced(dst: Place, ticket: Ticket, new: bytes) -> None:
@@ -85,7 +101,7 @@ def _dress_like_replaced(dst: Place, ticket: Ticket, new: bytes) -> None:
             fd = os.open(dst.name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dst.fd)
             try:
                 if binding_at(fd, b"") == new:
-                    lease.require(space)
+                    dst.require()
                     model = b"/proc/self/fd/%d/%b" % (files, ticket.name)
                     lasting = copying.lasting_attributes(model, copying.user_attributes(fd))
                     copying.set_user_attributes(fd, lasting)
@@ -128,11 +144,11 @@ def _exchange_and_trash(src: Place, dst: Place, ticket: Ticket, new: bytes, disp
         return
     if src.binding() != displaced:
         if dst.binding() == new:
-            lease.require(src.space)
+            src.require()
             rename_exchange(src.fd, src.name, dst.fd, dst.name)
         raise PreconditionFailed(f"'{dst.text}' is being changed by somebody else.")
     with internal(src.space, "trash/files") as files:
-        lease.require(src.space)
+        src.require()
         rename_new(src.fd, src.name, files, ticket.name)
         sync_directory(files)
 
@@ -217,13 +233,13 @@ def out_of_trash(space: Space, key: str, path: bytes) -> bool:
             raise FileNotFoundError(errno.ENOENT, f"There is no '{key}' in the trash")
         body: intents.Body = {"path": path.hex(), "new": binding.hex(), "only": True, "overwrite": True}
         ticket.record("place", body)
-        lease.require(space)
+        there.require()
         rename_new(files, name, staging, ticket.name)
         try:
             created = put_staged(ticket, there, staging, overwrite=True, only=True)
             make_known(space, there, new=True)
         except BaseException:
-            lease.require(space)  # else it is another host's: the intent waits until it is this one's again
+            there.require()  # else what was begun is for whoever has the lease next
             take_out(ticket, there, staging, binding)
             rename_new(staging, ticket.name, files, name)
             settle_quietly(space, path)
@@ -297,16 +313,16 @@ def _carry(here: Place, there: Place, binding: bytes, overwrite: bool) -> bool:
             leaving.record("out", {"src": here.path.hex(), "old": binding.hex(), "copied": False})
             _carry_properties(here, there.space)
             with _busy_explained(here):
-                lease.require(here.space)
-                lease.require(there.space)
+                here.require()
+                there.require()
                 rename_new(here.fd, here.name, staging, ticket.name)
             created = put_staged(ticket, there, staging, overwrite=overwrite, only=True)
             sync_directory(here.fd)
             make_known(there.space, there, new=True)
             make_known(here.space, here)
         except BaseException:
-            lease.require(there.space)
-            lease.require(here.space)
+            there.require()
+            here.require()
             if here.binding() is None:
                 take_out(ticket, there, staging, binding)
                 rename_new(staging, ticket.name, here.fd, here.name)
@@ -334,8 +350,8 @@ def _carry_copy(here: Place, there: Place, binding: bytes, entry: Entry, overwri
             _trash_source(here, leaving, binding, entry)
             make_known(here.space, here)
         except BaseException:
-            lease.require(there.space)
-            lease.require(here.space)
+            there.require()
+            here.require()
             _undo_copy(here, there, ticket, leaving, staging, copy)
             raise
         ticket.finish()

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from fsd.core import copying, hashing, intents, labels, lease, moving, properties, quota, trash
+from fsd.core import copying, hashing, intents, labels, moving, properties, quota, trash
 from fsd.core.building import build
 from fsd.core.content import Upload, set_owner
 from fsd.core.errors import Forbidden, PreconditionFailed
@@ -47,7 +47,7 @@ def make_directory(space: Space, path: bytes) -> Entry:
     require_writable(space)
     with destination(space, path) as place:
         record = space.record
-        lease.require(space)
+        place.require()
         os.mkdir(place.name, 0o777 if record.dir_mode is None else record.dir_mode, dir_fd=place.fd)
 
         def undo() -> None:
@@ -57,7 +57,7 @@ def make_directory(space: Space, path: bytes) -> Entry:
             _dress_directory(place)
             sync_directory(place.fd)
         except OSError:
-            if lease.may_write(space):
+            if place.may_write():
                 undo()
             raise
         make_known(space, place, undo, new=True)
@@ -68,13 +68,13 @@ def _dress_directory(place: Place) -> None:
     record = place.space.record
     fd = os.open(place.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd)
     try:
-        lease.require(place.space)
+        place.require()
         set_owner(fd, record.uid, record.gid, place.fd)
         if record.dir_mode is not None and copying.get_attribute(fd, "system.posix_acl_access") is None:
             # The setgid bit was inherited from the directory above and stays.
-            lease.require(place.space)
+            place.require()
             os.fchmod(fd, record.dir_mode | (os.fstat(fd).st_mode & stat.S_ISGID))
-        lease.require(place.space)
+        place.require()
         labels.write_label(place.space, fd, *labels.new_label(place.space, fd))
     finally:
         os.close(fd)
@@ -145,7 +145,7 @@ def _rename(here: Place, there: Place, overwrite: bool) -> bool:
             sync_directory(there.fd)
             sync_directory(here.fd)
         except OSError:
-            if lease.may_write(space):
+            if there.may_write():
                 undo()
             raise
         make_move_known(space, here, there, undo)
@@ -162,7 +162,7 @@ def _replace(here: Place, there: Place) -> None:
         refuse_mounts_below(there)
     if here.binding() == there.binding():
         # Two names of one file: rename(2) would do nothing at all.
-        lease.require(here.space)
+        here.require()
         os.unlink(here.name, dir_fd=here.fd)
         sync_directory(here.fd)
         make_move_known(here.space, here, there)
@@ -255,7 +255,7 @@ def _copy_aside(here: Place, there: Place, overwrite: bool, deep: bool) -> bool:
                 created = put_staged(ticket, there, staging, overwrite=overwrite)
                 make_known(space, there, new=True)
         except BaseException:
-            lease.require(space)  # else what is staged waits for this host's next lease
+            there.require()  # else what is staged is for whoever has the lease next
             if new:
                 take_out(ticket, there, staging, new)
             remove_staged(space, staging, ticket.name)
@@ -280,7 +280,7 @@ def set_mtime(space: Space, path: bytes, mtime_ns: int) -> None:
     require_writable(space)
     with source(space, path) as place:
         ns = (place_atime(place), mtime_ns)
-        lease.require(space)
+        place.require()
         os.utime(place.name, ns=ns, dir_fd=place.fd, follow_symlinks=False)
         _sync_node(place)
         make_known(space, place)

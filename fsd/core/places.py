@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Place:
     """`name` in the directory behind `fd`. Owns the descriptor."""
 
-    __slots__ = ("_ident", "fd", "met", "name", "path", "space")
+    __slots__ = ("_ident", "fd", "met", "name", "path", "space", "token")
 
     def __init__(self, space: Space, path: bytes, fd: int, name: bytes) -> None:
         self.space = space
@@ -35,6 +35,8 @@ class Place:
         self.name = name
         self.met: Statx | None = None
         """What stood here when the place was opened."""
+        self.token = lease.token(space)
+        """By which this host had the space's lease then."""
         self._ident: tuple[int, int] | None = None
 
     @property
@@ -59,6 +61,15 @@ class Place:
     def link(self) -> bytes:
         """A path through /proc to the entry itself, for calls that have no *at form (xattrs)."""
         return b"/proc/self/fd/%d/%b" % (self.fd, self.name)
+
+    def require(self) -> None:
+        """Raise Elsewhere if this host has lost the space's lease since the place was opened; also if it has got it
+        again, as another one may have changed what was looked at."""
+        lease.require(self.space, self.token)
+
+    def may_write(self) -> bool:
+        """Whether `require` would let it pass."""
+        return lease.may_write(self.space, self.token)
 
     def seen(self) -> Statx | None:
         """What stands here, None if nothing does."""
@@ -215,7 +226,7 @@ def internal(space: Space, name: str) -> Iterator[int]:
 def changing(place: Place) -> Iterator[None]:
     """A step that others see, and so one of the host that has the space's lease (Elsewhere): asked at the last moment,
     as it may have stood still since it began. The kernel's answers about mount points become sentences."""
-    lease.require(place.space)
+    place.require()
     try:
         yield
     except OSError as error:

@@ -18,7 +18,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, unquote
 
-from fsd.core import copying, ids, intents, labels, lease, ownfiles
+from fsd.core import bequest, copying, ids, intents, labels, lease, ownfiles
 from fsd.core.errors import Forbidden, NameRefused, QuotaExceeded
 from fsd.core.groupsync import sync_directory
 from fsd.core.labels import PROPERTY_PREFIX
@@ -101,6 +101,7 @@ def update(space: Space, path: bytes, set: Mapping[str, bytes], remove: Collecti
     with intents.of(space).alone(path):
         node_id = lookup(space, path).id
         with closing(_open(space, path)) as place:
+            _settle(place)
             _update(place, node_id, set, remove)
             if path:
                 make_known(space, place)
@@ -156,20 +157,38 @@ def overflows_below(place: Place) -> Iterator[tuple[bytes, str, dict[str, bytes]
             os.close(fd)
 
 
+def _settle(place: Place) -> None:
+    """Take back what was cut off at this node, before it is changed: later it would undo this change, too."""
+    known = intents.of(place.space)
+    binding = (place.binding() or b"").hex()
+    for found in known.pending():
+        if found.kind != "properties" or found.body.get("binding") != binding:
+            continue
+        with known.take_over(found.number) as abandoned:
+            if abandoned and (intent := known.get(found.number)) is not None:
+                _undo(place, intent)
+                known.delete([intent.number])
+
+
+def _undo(place: Place, intent: Intent) -> None:
+    attributes, overflow = json.loads(str(intent.body["old"]))
+    _write(place, str(intent.body["id"]), _State(_from_hex(attributes), _from_hex(overflow)))
+
+
 def finish_update(space: Space, intent: Intent) -> list[bytes]:
     """After a crash in `update`: take it back, it was not answered."""
-    body = intent.body
-    path = bytes.fromhex(str(body["path"]))
-    try:
-        place = _open(space, path)
-    except FileNotFoundError:
-        return []
-    try:
-        if (place.binding() or b"").hex() == body["binding"]:
-            attributes, overflow = json.loads(str(body["old"]))
-            _write(place, str(body["id"]), _State(_from_hex(attributes), _from_hex(overflow)))
-    finally:
-        place.close()
+    path = bytes.fromhex(str(intent.body["path"]))
+    known = intents.of(space)
+    with known.alone(path):
+        try:
+            place = _open(space, path)
+        except FileNotFoundError:
+            return []
+        with closing(place):
+            # Who changed them in the meantime has settled it first, and deleted it.
+            if known.get(intent.number) and (place.binding() or b"").hex() == intent.body["binding"]:
+                _undo(place, intent)
+                known.delete([intent.number])
     return [path] if path else []
 
 
@@ -227,7 +246,7 @@ def _change(place: Place, node_id: str, old: _State, new: _State) -> None:
         try:
             _write_somewhere(place, node_id, new)
         except OSError as error:
-            if lease.may_write(place.space):
+            if place.may_write():
                 _write(place, node_id, old)
             if steps > 1:
                 known.delete([ticket.number])
@@ -257,7 +276,7 @@ def _write(place: Place, node_id: str, state: _State) -> None:
         if name.startswith(PROPERTY_PREFIX) and name != MORE and name not in state.attributes:
             _remove(place, name)
     if state.overflow and MORE not in names:
-        lease.require(place.space)
+        place.require()
         try:
             os.setxattr(place.link, MORE, b"1", follow_symlinks=False)
         except OSError as error:
@@ -265,7 +284,7 @@ def _write(place: Place, node_id: str, state: _State) -> None:
                 raise
     for name, value in state.attributes.items():
         if copying.get_attribute(place.link, name) != value:
-            lease.require(place.space)
+            place.require()
             os.setxattr(place.link, name, value, follow_symlinks=False)
     if not state.overflow:
         if MORE in names:
@@ -274,7 +293,7 @@ def _write(place: Place, node_id: str, state: _State) -> None:
 
 
 def _remove(place: Place, name: str) -> None:
-    lease.require(place.space)
+    place.require()
     try:
         os.removexattr(place.link, name, follow_symlinks=False)
     except OSError as error:
@@ -305,29 +324,42 @@ def _load(space: Space, node_id: str) -> dict[str, bytes]:
 
 def store_overflow(space: Space, node_id: str, overflow: Mapping[str, bytes]) -> None:
     """Replace the overflow file atomically and durably; without content there is no file."""
-    with internal(space, "meta") as meta:
-        name = _file_name(node_id)
+    name = _file_name(node_id)
+    with (
+        internal(space, "meta") as meta,
+        internal(space, "staging") as staging,
+        intents.of(space).begin() as ticket,
+    ):
         if not overflow:
-            lease.require(space)
-            try:
-                os.unlink(name, dir_fd=meta)
-            except FileNotFoundError:
-                pass
+            _drop_overflow(space, meta, name, staging, ticket.name)
             return
         texts = {clark: value.decode("utf-8", "surrogateescape") for clark, value in overflow.items()}
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name + b".new", flags, 0o600, dir_fd=meta)
-        try:
-            with open(fd, "w", encoding="ascii") as file:
-                json.dump({"version": 1, "properties": texts}, file)
-                file.flush()
-                os.fsync(fd)
-            lease.require(space)
-            os.rename(name + b".new", name, src_dir_fd=meta, dst_dir_fd=meta)
-        except BaseException:
-            os.unlink(name + b".new", dir_fd=meta)
-            raise
+        with bequest.fenced():
+            fd = os.open(ticket.name, flags, 0o600, dir_fd=staging)
+            try:
+                with open(fd, "w", encoding="ascii") as file:
+                    json.dump({"version": 1, "properties": texts}, file)
+                    file.flush()
+                    os.fsync(fd)
+                lease.require(space)
+                os.rename(ticket.name, name, src_dir_fd=staging, dst_dir_fd=meta)
+            except BaseException:
+                os.unlink(ticket.name, dir_fd=staging)
+                raise
         sync_directory(meta)
+
+
+def _drop_overflow(space: Space, meta: int, name: bytes, staging: int, aside: bytes) -> None:
+    """By way of this host's own place, which another one that has taken over has taken away: it may have put another
+    file there. A crash leaves it to the next sweep."""
+    lease.require(space)
+    try:
+        os.rename(name, aside, src_dir_fd=meta, dst_dir_fd=staging)
+    except FileNotFoundError:
+        lease.require(space)
+        return
+    os.unlink(aside, dir_fd=staging)
 
 
 def has_overflow(space: Space, node_id: str) -> bool:

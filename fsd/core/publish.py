@@ -120,7 +120,7 @@ def _swap_by_link(ticket: Ticket, place: Place, staging: int, body: Body) -> byt
     try:
         if not _is_same(staging, old, body):
             raise Changed
-        lease.require(place.space)
+        place.require()
         os.rename(ticket.name, place.name, src_dir_fd=staging, dst_dir_fd=place.fd)
     except BaseException as error:
         os.unlink(old, dir_fd=staging)

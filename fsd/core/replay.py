@@ -41,16 +41,19 @@ def replay(space: Space, peers: Peers | None = None) -> None:
         return
     space.root_fd()
     known = intents.of(space)
+    since = lease.token(space)
     done = []
     for found in known.pending():
         with known.take_over(found.number) as abandoned:
             intent = known.get(found.number) if abandoned else None
             if intent is not None and _settle(space, intent, peers):
                 done.append(intent.number)
-    if done:
+    # What was looked at under an earlier lease may have been the half of what another host had begun.
+    if done and lease.may_write(space, since):
         known.delete(done)
-    _sweep_staging(space)
-    trash.sweep_info(space)
+    _sweep_staging(space, since)
+    if lease.may_write(space, since):
+        trash.sweep_info(space)
 
 
 def _settle(space: Space, intent: Intent, peers: Peers | None) -> bool:
@@ -89,7 +92,7 @@ def _finish(space: Space, intent: Intent, peers: Peers | None) -> list[bytes] | 
             return None
 
 
-def _sweep_staging(space: Space) -> None:
+def _sweep_staging(space: Space, since: int) -> None:
     known = intents.of(space)
     with internal(space, "staging") as staging:
         for name in sorted(os.listdir(b"/proc/self/fd/%d" % staging)):
@@ -97,7 +100,7 @@ def _sweep_staging(space: Space) -> None:
             if number is None:
                 continue
             with known.take_over(number) as abandoned:
-                if abandoned and known.get(number) is None:
+                if abandoned and known.get(number) is None and lease.may_write(space, since):
                     try:
                         remove_staged(space, staging, name)
                     except OSError as error:

@@ -28,6 +28,7 @@ from fsd.core.syscalls import open_beneath, statx
 INTERNAL_PARTS = (b"trash", b"trash/files", b"trash/info", b"versions", b"staging", b"meta")
 _PROOF_S = 0.002
 """The root is proven once for the calls of one operation; the descriptor leads to the right tree in any case."""
+_TRIES = 5
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -184,20 +185,26 @@ class Space:
         Raises ReadOnlySpace when `.fsd` was displaced: nothing may be written without it.
         """
         if name == "staging" and lease.host_of(self.state_dir) is not None:
-            name = f"staging/host-{lease.host_id(self.state_dir)}"
+            name = f"staging/work-{lease.host_id(self.state_dir)}"
         fd = self._open_internals()
         try:
             found = os.fstat(fd)
             if (found.st_dev, found.st_ino) != self.fsd_ident:
                 raise ReadOnlySpace("The space's internal directory was replaced; the space is read-only.")
-            here = b""
-            for part in os.fsencode(name).split(b"/"):
-                here = here + b"/" + part if here else part
+            for turn in range(_TRIES):
+                here = b""
+                for part in os.fsencode(name).split(b"/"):
+                    here = here + b"/" + part if here else part
+                    try:
+                        os.mkdir(here, 0o700, dir_fd=fd)
+                    except FileExistsError:
+                        pass
                 try:
-                    os.mkdir(here, 0o700, dir_fd=fd)
-                except FileExistsError:
-                    pass
-            return open_beneath(fd, here, _DIRECTORY)
+                    return open_beneath(fd, here, _DIRECTORY)
+                except FileNotFoundError:  # another host took it over in this very moment
+                    if turn == _TRIES - 1:
+                        raise
+            raise AssertionError
         finally:
             os.close(fd)
 

@@ -121,7 +121,7 @@ def _take_in(space: Space, ticket: Ticket, place: Place, node_id: str | None, si
             sync_directory(place.fd)
             sync_directory(files)
         except BaseException:
-            lease.require(space)
+            place.require()
             if _stands(files, ticket.name):
                 rename_new(files, ticket.name, place.fd, place.name)
             drop_info(space, ticket.name)
@@ -246,6 +246,7 @@ def remove(space: Space, key: str) -> None:
                 lease.require(space)
                 rename_new(files, name, staging, ticket.name)
             except FileNotFoundError:
+                lease.require(space)
                 return  # somebody else was quicker
         drop_info(space, name)
         remove_staged(space, staging, ticket.name)
@@ -405,7 +406,7 @@ def _put_at(space: Space, name: bytes, path: bytes, known_name: bytes) -> None:
         try:
             sync_directory(place.fd)
         except OSError:
-            if lease.may_write(space):
+            if place.may_write():
                 undo()
             raise
         make_known(space, place, undo, new=True)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TAKEN_EVERY = 1.0
 REPLAY_EVERY = 20.0
 """A worker that was killed leaves its change to be finished or undone: after so many seconds at most."""
 LOCKS_EVERY = 60.0
@@ -115,6 +116,7 @@ class Jobs:
         self._ops_due = self._alarms_due = 0.0
         self._jobs = [
             Job("replay", REPLAY_EVERY, self._replay),
+            Job("taken over", TAKEN_EVERY, self._end_what_others_began),
             Job("locks", LOCKS_EVERY, lambda space: LockTable(space).expire()),
             Job("grants", GRANTS_EVERY, self._grants, everywhere=True),
             Job("epoch", EPOCH_EVERY, self._epoch),
@@ -138,6 +140,8 @@ class Jobs:
         self._at_work: dict[str, tuple[str, str, float]] = {}
         """(job, space, since) by space, for whoever asks whether its storage hangs."""
         self._sums_swept: dict[str, bytes] = {}
+        self._tokens: dict[str, int] = {}
+        """Of the leases under which each space was replayed last."""
         self._said: set[tuple[str, str, str]] = set()
         self._guard = threading.Lock()
 
@@ -259,6 +263,13 @@ class Jobs:
                 return None
 
         replay.replay(space, peer)
+
+    def _end_what_others_began(self, space: Space) -> None:
+        """At once: what another host was moving when it was killed is to be seen nowhere till then."""
+        token = lease.token(space)
+        if token != self._tokens.get(space.record.id, 0):
+            self._replay(space)
+            self._tokens[space.record.id] = token
 
     def _grants(self, space: Space) -> None:
         """acl.json in the tree against what is in force: a difference is an alarm, said once."""

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fsd.core import commit, lease, populate
 from tests.faults.cases import TWO, Case
 from tests.faults.disks import may_mount, small_disk
+from tests.faults.two_hosts import Clock
 from tests.faults.world import World
 
 
@@ -38,3 +40,13 @@ def make_world(tmp_path: Path) -> Iterator[Callable[[Case], World]]:
             return world
 
         yield make
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    made = Clock()
+    monkeypatch.setattr(lease, "boottime", made)
+    # Whatever is there is quiet, so that labels are written as soon as it is seen.
+    monkeypatch.setattr(commit, "QUIET_S", -1e6)
+    monkeypatch.setattr(populate, "QUIET_S", -1e6)
+    yield made

@@ -2,30 +2,24 @@
 call is made, and no more.
 
 The second host takes over while the first stands still, by a clock that both share. What is looked at is the whole
-tree with its attributes, `.fsd` as well, but for the leases, for what the stopped host has staged for itself, and for
+tree with its attributes, `.fsd` as well, but for the leases, for what is staged, and for
 what means nothing without the change that it prepares: the words on a deletion, properties under a name of their own.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-import shutil
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from fsd.core import (
-    commit,
     dirty,
-    lease,
     moving,
     operations,
     partials,
-    populate,
     properties,
     relabel,
     together,
@@ -35,115 +29,14 @@ from fsd.core import (
     versions,
 )
 from fsd.core.errors import Elsewhere
-from fsd.core.lease import Host, Lease
 from fsd.core.partials import Partial
 from fsd.core.space import Space
+from tests.faults.two_hosts import SEEN, Clock, Stopped, World, changed
 from tests.support import killpoints
-from tests.support.killpoints import CHANGING
-from tests.support.worlds import differences, grow_quiet, make_space, sweep
+from tests.support.worlds import differences, grow_quiet, sweep
 from tests.unit.core_space import on_disk, put, read, write
 
 pytestmark = pytest.mark.skipif(not killpoints.available(), reason="needs ptrace(2) on x86-64")
-TTL = 4.0
-SEEN = {number for number, name in CHANGING.items() if name.rstrip("2").removesuffix("at") in {
-    "rename", "link", "unlink", "mkdir", "rmdir", "symlink", "mknod", "chmod", "fchmod", "chown", "fchown", "lchown",
-    "setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr", "utimens", "ftruncate",
-}}  # fmt: skip
-"""What others see of calls. Bytes are written into files that have no name, or in databases that are the host's own."""
-Snapshot = dict[bytes, tuple[object, ...]]
-
-
-class Clock:
-    """One for both hosts, also across fork(2)."""
-
-    def __init__(self) -> None:
-        self._page = mmap.mmap(-1, 8)
-        self.set(1000.0)
-
-    def __call__(self) -> float:
-        return float(struct.unpack("d", self._page[:8])[0])
-
-    def set(self, now: float) -> None:
-        self._page[:8] = struct.pack("d", now)
-
-
-class World:
-    """Two hosts over one tree; the first has the lease."""
-
-    def __init__(self, base: Path, clock: Clock) -> None:
-        self.base, self.clock = base, clock
-        base.mkdir()
-        clock.set(1000.0)
-        self.one = make_space(base / "one")
-        self.two = self._open("two")
-        self._leases = [
-            Lease(space, Host(name, "", TTL), lambda _old: None, clock=clock)
-            for name, space in (("one", self.one), ("two", self.two))
-        ]
-        for held, space in zip(self._leases, (self.one, self.two), strict=True):
-            lease.use(space.state_dir, held.host)
-        assert self._leases[0].step() and not self._leases[1].step()
-
-    def _open(self, name: str) -> Space:
-        state = self.base / name
-        state.mkdir()
-        return Space(self.one.record, state)
-
-    def take_over(self) -> None:
-        """The second host, while the first stands still."""
-        self.clock.set(self.clock() + 2 * TTL)
-        assert self._leases[1].step() and not lease.may_write(self.one)
-
-    def seen(self) -> Snapshot:
-        """All that another host can see."""
-        root = self.one.root
-        staged = b".fsd/staging/host-" + lease.host_id(self.one.state_dir).encode()
-        apart = {b".fsd/lease", b".fsd/trash/info", staged}
-        found: Snapshot = {}
-        waiting = [b""]
-        while waiting:
-            path = waiting.pop()
-            here = os.path.join(root, path)
-            st = os.lstat(here)
-            attributes = {
-                name: os.getxattr(here, name, follow_symlinks=False)
-                for name in os.listxattr(here, follow_symlinks=False)
-            }
-            if os.path.isdir(here):
-                found[path] = (st.st_mode, attributes)
-                below = [os.path.join(path, name) if path else name for name in os.listdir(here)]
-                waiting += [each for each in below if each not in apart and not each.endswith(b".json.new")]
-            else:
-                content = Path(os.fsdecode(here)).read_bytes()
-                found[path] = (st.st_mode, st.st_nlink, st.st_mtime_ns, content, attributes)
-        return found
-
-    def close(self) -> None:
-        for space in (self.one, self.two):
-            space.close()
-            lease.use(space.state_dir, None)
-        shutil.rmtree(self.base)
-
-
-class Stopped:
-    """Takes over in front of the call number `index` of the traced host, and looks before, after it, and at the end."""
-
-    def __init__(self, world: World, index: int) -> None:
-        self.world, self.call = world, ""
-        self.looks: list[Snapshot] = []
-        self._left = index
-
-    def __call__(self, regs: object) -> bool:
-        number = regs[killpoints._ORIG_RAX]  # type: ignore[index]
-        if number not in SEEN:
-            return False
-        if self._left == 0:
-            self.call = CHANGING[number]
-            self.world.take_over()
-        if self._left <= 0 and len(self.looks) < 2:
-            self.looks.append(self.world.seen())
-        self._left -= 1
-        return False
 
 
 def many(space: Space) -> None:
@@ -276,16 +169,6 @@ CASES: dict[str, tuple[Step, Step]] = {
 }
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    made = Clock()
-    monkeypatch.setattr(lease, "boottime", made)
-    # Whatever is there is quiet, so that labels are written as soon as it is seen.
-    monkeypatch.setattr(commit, "QUIET_S", -1e6)
-    monkeypatch.setattr(populate, "QUIET_S", -1e6)
-    yield made
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_the_call_it_was_stopped_at_is_the_last(tmp_path: Path, clock: Clock, name: str) -> None:
     prepare, operate = CASES[name]
@@ -309,7 +192,7 @@ def test_the_call_it_was_stopped_at_is_the_last(tmp_path: Path, clock: Clock, na
         calls.append(stopped.call)
         after = world.seen()
         before, wrote = stopped.looks[0], stopped.looks[-1] if len(stopped.looks) > 1 else after
-        assert _changed(wrote, after) == [], (name, index, calls, _changed(before, wrote))
+        assert changed(wrote, after) == [], (name, index, calls, changed(before, wrote))
         assert read(world.one, b"d2/old") == b"old 2"
         sweep(world.two)
         grow_quiet(world.two)
@@ -320,16 +203,12 @@ def test_the_call_it_was_stopped_at_is_the_last(tmp_path: Path, clock: Clock, na
     print(f"{name}: stopped at {len(calls)} calls")
 
 
-def _changed(before: Snapshot, after: Snapshot) -> list[bytes]:
-    return sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
-
-
 def test_a_host_that_follows_labels_nothing_in_its_sweep(tmp_path: Path, clock: Clock) -> None:
     world = World(tmp_path / "world", clock)
     many(world.one)
     fill(world.one)
     before = world.seen()
     sweep(world.two)
-    assert _changed(before, world.seen()) == []
+    assert changed(before, world.seen()) == []
     assert differences(world.two) == []
     world.close()

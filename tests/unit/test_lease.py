@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from fsd.core import handover, labels, lease, operations, partials, relabel, replay, restoring, tree, uploads
+from fsd.core import (
+    handover,
+    labels,
+    lease,
+    operations,
+    partials,
+    relabel,
+    replay,
+    restoring,
+    tree,
+    uploads,
+)
 from fsd.core.errors import Elsewhere
 from fsd.core.lease import Host, Lease, Record
 from fsd.core.locks import LockTable
@@ -346,22 +357,6 @@ def test_without_it_nothing_is_changed_labelled_or_settled(boxes: tuple[Box, Box
     with pytest.raises(Elsewhere):
         put(one.space, b"f", b"3")
     assert read(one.space, b"f") == b"1"
-
-
-def test_what_a_host_has_staged_is_not_swept_by_another(boxes: tuple[Box, Box, Clock]) -> None:
-    one, two, clock = boxes
-    one.lease.step()
-    two.lease.step()
-    staging = one.space.open_internal("staging")
-    try:
-        with open(os.open(b"0123456789abcdef", os.O_CREAT | os.O_WRONLY, dir_fd=staging), "wb") as file:
-            file.write(b"the only copy")
-        clock.now += TTL * 2
-        assert two.lease.step()
-        replay.replay(two.space)
-        assert os.listdir(b"/proc/self/fd/%d" % staging) == [b"0123456789abcdef"]
-    finally:
-        os.close(staging)
 
 
 def test_a_space_that_was_taken_over_says_no_etag_again_and_is_not_taken_for_restored(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fsd.core import index, intents, ownfiles, partials, replay, spare, trash, versions
+from fsd.core import bequest, index, intents, ownfiles, partials, replay, spare, trash, versions
 from fsd.core.checks.finding import JOBS_S, Suspect
 from fsd.core.places import internal
 from fsd.core.space import INTERNAL_PARTS
@@ -146,7 +146,9 @@ def _staging(space: Space, peers: Peers | None) -> Iterator[Suspect]:
     for name in names_in(space, "staging"):
         number = intents.number_of(name)
         if number is None:
-            if not name.startswith(b"host-"):  # of a host among several, which looks after it by itself
+            if not name.startswith(
+                (bequest.PREFIX, bequest.OLD_PREFIX)
+            ):  # of a host among several, which looks after it by itself
                 yield _foreign(space, "staging", name)
             continue
 
