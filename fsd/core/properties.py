@@ -287,9 +287,12 @@ def _write(place: Place, node_id: str, state: _State) -> None:
             place.require()
             os.setxattr(place.link, name, value, follow_symlinks=False)
     if not state.overflow:
-        if MORE in names:
+        # A host that stood still would remove the announcement of what the next one has put there: it stays, with an
+        # empty file, where there are several.
+        announced = MORE in names and lease.host_of(place.space.state_dir) is not None
+        if MORE in names and not announced:
             _remove(place, MORE)
-        store_overflow(place.space, node_id, {})
+        store_overflow(place.space, node_id, {}, announced=announced)
 
 
 def _remove(place: Place, name: str) -> None:
@@ -322,15 +325,17 @@ def _load(space: Space, node_id: str) -> dict[str, bytes]:
         raise ownfiles.Unusable(f"The properties in '.fsd/meta/{node_id}.json' are damaged.") from None
 
 
-def store_overflow(space: Space, node_id: str, overflow: Mapping[str, bytes]) -> None:
-    """Replace the overflow file atomically and durably; without content there is no file."""
+def store_overflow(
+    space: Space, node_id: str, overflow: Mapping[str, bytes], *, announced: bool = False
+) -> None:
+    """Replace the overflow file atomically and durably; without content there is no file, unless one is `announced`."""
     name = _file_name(node_id)
     with (
         internal(space, "meta") as meta,
         internal(space, "staging") as staging,
         intents.of(space).begin() as ticket,
     ):
-        if not overflow:
+        if not overflow and not announced:
             _drop_overflow(space, meta, name, staging, ticket.name)
             return
         texts = {clark: value.decode("utf-8", "surrogateescape") for clark, value in overflow.items()}
