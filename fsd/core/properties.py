@@ -271,7 +271,7 @@ def _write(place: Place, node_id: str, state: _State) -> None:
     """Make the node's properties those of `state`; the overflow file first, so that its announcement is true."""
     names = copying.list_attributes(place.link)
     if state.overflow:
-        store_overflow(place.space, node_id, state.overflow)
+        store_overflow(place.space, node_id, state.overflow, since=place.token)
     for name in names:
         if name.startswith(PROPERTY_PREFIX) and name != MORE and name not in state.attributes:
             _remove(place, name)
@@ -292,7 +292,7 @@ def _write(place: Place, node_id: str, state: _State) -> None:
         announced = MORE in names and lease.host_of(place.space.state_dir) is not None
         if MORE in names and not announced:
             _remove(place, MORE)
-        store_overflow(place.space, node_id, {}, announced=announced)
+        store_overflow(place.space, node_id, {}, announced=announced, since=place.token)
 
 
 def _remove(place: Place, name: str) -> None:
@@ -326,9 +326,15 @@ def _load(space: Space, node_id: str) -> dict[str, bytes]:
 
 
 def store_overflow(
-    space: Space, node_id: str, overflow: Mapping[str, bytes], *, announced: bool = False
+    space: Space,
+    node_id: str,
+    overflow: Mapping[str, bytes],
+    *,
+    announced: bool = False,
+    since: int | None = None,
 ) -> None:
-    """Replace the overflow file atomically and durably; without content there is no file, unless one is `announced`."""
+    """Replace the overflow file atomically and durably; without content there is no file, unless one is `announced`.
+    `since`: by which token it was read (see `lease.require`)."""
     name = _file_name(node_id)
     with (
         internal(space, "meta") as meta,
@@ -336,7 +342,7 @@ def store_overflow(
         intents.of(space).begin() as ticket,
     ):
         if not overflow and not announced:
-            _drop_overflow(space, meta, name, staging, ticket.name)
+            _drop_overflow(space, meta, name, staging, ticket.name, since)
             return
         texts = {clark: value.decode("utf-8", "surrogateescape") for clark, value in overflow.items()}
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -347,7 +353,7 @@ def store_overflow(
                     json.dump({"version": 1, "properties": texts}, file)
                     file.flush()
                     os.fsync(fd)
-                lease.require(space)
+                lease.require(space, since)
                 os.rename(ticket.name, name, src_dir_fd=staging, dst_dir_fd=meta)
             except BaseException:
                 os.unlink(ticket.name, dir_fd=staging)
@@ -355,14 +361,16 @@ def store_overflow(
         sync_directory(meta)
 
 
-def _drop_overflow(space: Space, meta: int, name: bytes, staging: int, aside: bytes) -> None:
+def _drop_overflow(
+    space: Space, meta: int, name: bytes, staging: int, aside: bytes, since: int | None
+) -> None:
     """By way of this host's own place, which another one that has taken over has taken away: it may have put another
     file there. A crash leaves it to the next sweep."""
-    lease.require(space)
+    lease.require(space, since)
     try:
         os.rename(name, aside, src_dir_fd=meta, dst_dir_fd=staging)
     except FileNotFoundError:
-        lease.require(space)
+        lease.require(space, since)
         return
     os.unlink(aside, dir_fd=staging)
 
