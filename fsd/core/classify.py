@@ -112,6 +112,8 @@ def content_rev(row: NodeRow, seen: Seen, *, same: bool = False) -> int:
         return rev + 1
     if row.ctime_ns == seen.ctime_ns or same:
         return rev
+    if row.flags & LABELLED and row.binding == seen.binding and (ours is None or ours.rev < row.rev):
+        return rev + 1  # a backup was put back over it, label and all, or so it may be
     explained = (
         (row.mode, row.uid, row.gid, row.nlink, row.xattrs)
         != (seen.mode, seen.uid, seen.gid, seen.nlink, seen.xattrs)

@@ -415,3 +415,23 @@ def test_a_save_by_rename_keeps_its_id_also_where_it_is_not_yet_taken_in(
     assert listed == told and told.id == mine and told.etag != before.etag
     reconcile(space, b"")
     assert (lookup(space, b"a").id, lookup(space, b"a").etag) == (told.id, told.etag)
+
+
+@pytest.mark.parametrize("unlabelled", [False, True])
+def test_a_backup_that_is_put_back_with_its_mode_is_no_change_of_the_mode_alone(
+    space: Space, tmp_path: Path, unlabelled: bool
+) -> None:
+    settle_old(space, root(space) / "a", "one")
+    shutil.copy2(root(space) / "a", tmp_path / "backup")
+    etags = [lookup(space, b"a").etag]
+    edit_unseen(root(space) / "a", "two")
+    reconcile(space, b"", [b"a"])
+    etags.append(lookup(space, b"a").etag)
+    if unlabelled:
+        os.removexattr(tmp_path / "backup", "user.fsd.id")
+        os.removexattr(root(space) / "a", "user.fsd.id")
+    (tmp_path / "backup").chmod(0o600)
+    shutil.copy2(tmp_path / "backup", root(space) / "a")
+    reconcile(space, b"", [b"a"])
+    etags.append(lookup(space, b"a").etag)
+    assert len(set(etags)) == 3
