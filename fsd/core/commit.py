@@ -165,7 +165,8 @@ class Commit:
             self._attach(verdict.row, seen, rev, rebound=verdict.rebound)
             return
         node_id, special = self._choose_id(seen, verdict, free)
-        rev = max(verdict.rev, self._rev_elsewhere(seen, node_id) + 1)
+        known = node_id == verdict.node_id  # and so is its rev
+        rev = verdict.rev if known else max(verdict.rev, self._rev_elsewhere(seen, node_id) + 1)
         self._insert(seen, node_id, rev, urgent=special or rev != verdict.rev, claiming=verdict.waits)
 
     def _rev_elsewhere(self, seen: Seen, node_id: bytes) -> int:

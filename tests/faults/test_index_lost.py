@@ -273,7 +273,7 @@ class _Shell:
         os.unlink(one)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [*range(8), 31, 116])
 @pytest.mark.parametrize("label", ["now", "lazy", "none"])
 def test_random_changes_and_an_index_that_is_lost(
     seed: int, label: str, monkeypatch: pytest.MonkeyPatch
